@@ -1,0 +1,140 @@
+"""The contract: what a learning system, a world and a node program are.
+
+Notation of every docstring in jaxfl: `n` nodes, `c` cohort members, `k` neighbour slots, `d` parameters of the flat
+model row, `m` numbers in a message, `N` samples. A `Vector` is `[d]`, `Rows` are `[n, d]`. Functions are pure and
+take their random key first. Units are seconds and bits unless a name says otherwise.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Tree = Any
+
+
+class InputError(ValueError):
+    """A bad argument. The message is one sentence: the argument, its value, what is allowed."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """An index view that cuts one shared data set into one shard a node, without copying or padding a sample.
+
+    Node `i` owns the samples `order[start[i] : start[i] + size[i]]`. `longest` is the static bound on `size`.
+    """
+
+    x: Tree  # inputs, leaves [N, ...]
+    y: Array  # targets [N, ...]
+    order: Array  # [N] int32, sample indices grouped by node
+    start: Array  # [n] int32
+    size: Array  # [n] int32
+    longest: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A padded neighbour table: in slot `s` node `i` hears node `nbr[i, s]` with mixing weight `weight[i, s]`.
+
+    Weight 0 means no edge (a padded slot points at `i` itself). The own weight is `1 - weight[i].sum()`. Where slot
+    `s` of every node points `shifts[s]` places further round a circle, `nbr[i, s] == (i + shifts[s]) % n`, `shifts`
+    says so and mixing needs no gather. `rev[i, s]` is the slot in which `nbr[i, s]` hears `i` (None where some edge
+    has no reverse).
+    """
+
+    nbr: Array  # [n, k] int32
+    weight: Array  # [n, k] float32
+    rev: Array | None = None  # [n, k] int32
+    shifts: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+
+
+class Cohort(NamedTuple):
+    """Who acts in a round. All fields `[c]`."""
+
+    ids: Array  # int32, distinct node ids
+    weight: Array  # float32, how much a member counts; 0 = absent
+    age: Array  # int32, server versions since the member's model was read (0 = fresh)
+    steps: Array | None = None  # int32, local steps a member runs (None = all of them)
+
+
+class Env(NamedTuple):
+    """What one round may look at. Arrays only."""
+
+    t: Array  # int32, the round
+    time: Array  # float32, simulated seconds at the start of the round
+    data: Tree  # Shards, or whatever the task reads
+    graph: Graph | None
+    cohort: Cohort
+    byz: Array  # [n] bool, the Byzantine nodes
+
+
+class State(NamedTuple):
+    """What persists between rounds: `shared` once, `nodes` and `mail` with leading axis `[n]`."""
+
+    shared: Tree = ()
+    nodes: Tree = ()
+    mail: Tree = ()  # memory of the network: error feedback, delay lines
+
+
+class Algorithm(NamedTuple):
+    """A system. `round` returns what it measured as a dict of scalars or `[n]` arrays."""
+
+    init: Callable  # (key, Env, Vector) -> State
+    round: Callable  # (key, Env, State) -> (State, dict)
+    read: Callable  # (State) -> what is evaluated: [d], [n, d] or a protocol's answer
+
+
+class Process(NamedTuple):
+    """One part of the world (topology, participation, clock): a state machine over arrays.
+
+    `arrays` are traced arguments of the compiled run, shared by all seeds; closing over large arrays instead would
+    bake them into the program.
+    """
+
+    init: Callable  # (key, arrays) -> S
+    step: Callable  # (key, arrays, S, t) -> (S, value)
+    arrays: Tree = ()
+
+
+class Scenario(NamedTuple):
+    """The world: churn, topology, participation, clock. It learns nothing."""
+
+    init: Callable  # (key, arrays) -> S
+    step: Callable  # (key, arrays, S, t) -> (S, (Graph | None, Cohort, time))
+    arrays: Tree
+    data: Tree
+    byz: Array  # [n] bool
+
+
+class Program(NamedTuple):
+    """One node of a protocol; `exchange.network.program` lifts it to an `Algorithm`."""
+
+    init: Callable  # (key, i, degree) -> s
+    step: Callable  # (key, s, inbox [k, m], live [k] bool, weight [k]) -> (s, outbox [m] or [k, m])
+    read: Callable  # (s) -> the node's answer
+
+
+def n_nodes(env: Env) -> int:
+    """Number of nodes of the world, static."""
+    return env.byz.shape[0]
+
+
+def stream(key: Array, purpose: str) -> Array:
+    """The key of one purpose, so that no two uses of a round's key ever share bits."""
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+
+
+def node_keys(key: Array, ids: Array) -> Array:
+    """One key a node id `[c]`: a node draws the same bits in any cohort slot and on any device."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
+
+
+def tile(x: Tree, n: int) -> Tree:
+    """Leaves `[...]` to `[n, ...]`."""
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (n, *jnp.shape(a))), x)
