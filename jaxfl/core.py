@@ -42,7 +42,8 @@ class Shards:
 class Graph:
     """A padded neighbour table: in slot `s` node `i` hears node `nbr[i, s]` with mixing weight `weight[i, s]`.
 
-    Weight 0 means no edge (a padded slot points at `i` itself). The own weight is `1 - weight[i].sum()`. Where slot
+    Weight 0 means no edge (a padded slot points at `i` itself). The own weight is `1 - weight[i].sum()` unless `own`
+    gives it (column-stochastic matrices, whose rows do not sum to one). Where slot
     `s` of every node points `shifts[s]` places further round a circle, `nbr[i, s] == (i + shifts[s]) % n`, `shifts`
     says so and mixing needs no gather. `rev[i, s]` is the slot in which `nbr[i, s]` hears `i` (None where some edge
     has no reverse).
@@ -52,6 +53,7 @@ class Graph:
     weight: Array  # [n, k] float32
     rev: Array | None = None  # [n, k] int32
     shifts: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    own: Array | None = None  # [n] float32
 
 
 class Cohort(NamedTuple):
@@ -112,17 +114,33 @@ class Scenario(NamedTuple):
     byz: Array  # [n] bool
 
 
-class Program(NamedTuple):
-    """One node of a protocol; `exchange.network.program` lifts it to an `Algorithm`."""
+class Metric(NamedTuple):
+    """What is evaluated between rounds: `measure(arrays, answer) -> dict of scalars`, `answer` as `Algorithm.read`."""
 
-    init: Callable  # (key, i, degree) -> s
-    step: Callable  # (key, s, inbox [k, m], live [k] bool, weight [k]) -> (s, outbox [m] or [k, m])
+    measure: Callable
+    arrays: Tree = ()
+
+
+class Program(NamedTuple):
+    """ONE node of a protocol; `programs.program.program` lifts it to an `Algorithm`.
+
+    An outbox is `[m]` (the same to all who listen) or `[k, m]` (one message a slot). In `step`, `weight` `[k]` is the
+    mixing weight of each message heard, 0 where none came, and `own` the node's own weight.
+    """
+
+    init: Callable  # (key, data, i) -> (s, outbox)
+    step: Callable  # (key, s, inbox [k, m], weight [k], own) -> (s, outbox)
     read: Callable  # (s) -> the node's answer
 
 
 def n_nodes(env: Env) -> int:
     """Number of nodes of the world, static."""
     return env.byz.shape[0]
+
+
+def own_weight(graph: Graph) -> Array:
+    """The weight `[n]` of each node's own message."""
+    return 1.0 - graph.weight.sum(1) if graph.own is None else graph.own
 
 
 def stream(key: Array, purpose: str) -> Array:
@@ -136,5 +154,5 @@ def node_keys(key: Array, ids: Array) -> Array:
 
 
 def tile(x: Tree, n: int) -> Tree:
-    """Leaves `[...]` to `[n, ...]`."""
+    """Leaves `[...]` repeated to `[n, ...]`."""
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (n, *jnp.shape(a))), x)

@@ -1,0 +1,105 @@
+"""The bound: W1 and W3 written by hand in plain JAX, as fast as we know how. Nothing of jaxfl is used.
+
+Both are one jitted scan over rounds. W1 scans over the clients of a device and accumulates the mean, so nothing is
+stacked; W3 keeps a stacked tree of layers, takes the step under vmap and mixes a ring by its two borders. Both spread
+nodes over all devices with shard_map.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+AXIS = "nodes"
+
+
+def mesh():
+    """All devices in a row."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def init(key):
+    """An MLP 784-64-10 as a dict of layers."""
+    a, b = jax.random.split(key)
+    return {
+        "w1": jax.random.normal(a, (784, 64)) / 28,
+        "b1": jnp.zeros(64),
+        "w2": jax.random.normal(b, (64, 10)) / 8,
+        "b2": jnp.zeros(10),
+    }
+
+
+def loss(p, x, y):
+    """Mean cross-entropy of a batch."""
+    logits = jax.nn.relu(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
+    return (jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, y[:, None], 1)[:, 0]).mean()
+
+
+def _sgd(p, x, y, lr):
+    return jax.tree.map(lambda p, g: p - lr * g, p, jax.grad(loss)(p, x, y))
+
+
+def fedavg(x, y, *, clients, samples, cohort, steps, batch, lr, rounds):
+    """W1: `run(params, t, x, y) -> params` after `rounds` rounds of FedAvg with `cohort` of `clients` clients."""
+
+    def client(p, key, i, x, y):
+        index = i * samples + jax.random.randint(key, (steps, batch), 0, samples)
+        return jax.lax.scan(lambda p, j: (_sgd(p, x[j], y[j], lr), None), p, index)[0]
+
+    def share(ids, keys, p, x, y):
+        def add(total, one):
+            new = client(p, one[1], one[0], x, y)
+            return jax.tree.map(lambda s, a, b: s + (a - b) / cohort, total, new, p), None
+
+        return jax.lax.psum(jax.lax.scan(add, jax.tree.map(jnp.zeros_like, p), (ids, keys))[0], AXIS)
+
+    spread = jax.shard_map(
+        share, mesh=mesh(), in_specs=(P(AXIS), P(AXIS), P(), P(), P()), out_specs=P(), check_vma=False
+    )
+
+    def run(p, t, x, y):
+        def one(p, t):
+            key = jax.random.fold_in(jax.random.key(0), t)
+            ids = jax.random.permutation(key, clients)[:cohort]
+            keys = jax.vmap(partial(jax.random.fold_in, key))(ids)
+            return jax.tree.map(jnp.add, p, spread(ids, keys, p, x, y)), None
+
+        return jax.lax.scan(one, p, t + jnp.arange(rounds))[0]
+
+    return jax.jit(run, donate_argnums=0)
+
+
+def ring_gossip(x, y, *, nodes, samples, batch, lr, rounds):
+    """W3: `run(stacked params, t, x, y)` after `rounds` rounds of one local step and ring mixing with weights 1/3."""
+    devices = jax.device_count()
+    ahead = [((r + 1) % devices, r) for r in range(devices)]
+    behind = [(r, (r + 1) % devices) for r in range(devices)]
+
+    def step(p, key, i, x, y):
+        j = i * samples + jax.random.randint(key, (batch,), 0, samples)
+        return _sgd(p, x[j], y[j], lr)
+
+    def share(p, keys, ids, x, y):
+        p = jax.vmap(step, (0, 0, 0, None, None))(p, keys, ids, x, y)
+
+        def mix(a):
+            left, right = jax.lax.ppermute(a[-1:], AXIS, behind), jax.lax.ppermute(a[:1], AXIS, ahead)
+            wide = jnp.concatenate([left, a, right])
+            return (wide[1:-1] + wide[:-2] + wide[2:]) / 3
+
+        return jax.tree.map(mix, p)
+
+    rows = P(AXIS)
+    spread = jax.shard_map(share, mesh=mesh(), in_specs=(rows, rows, rows, P(), P()), out_specs=rows, check_vma=False)
+
+    def run(p, t, x, y):
+        def one(p, t):
+            key, ids = jax.random.fold_in(jax.random.key(0), t), jnp.arange(nodes)
+            keys = jax.vmap(partial(jax.random.fold_in, key))(ids)
+            return spread(p, keys, ids, x, y), None
+
+        return jax.lax.scan(one, p, t + jnp.arange(rounds))[0]
+
+    return jax.jit(run, donate_argnums=0)

@@ -1,0 +1,27 @@
+"""Centralized SGD, a reference line: one model trained on the union of all shards."""
+
+import optax
+
+from jaxfl.core import Algorithm, Array, State
+from jaxfl.learn.local import check_rate, local_sgd
+from jaxfl.learn.partition import pooled
+from jaxfl.learn.task import Task
+
+
+def centralized(
+    task: Task,
+    *,
+    lr: float | Array = 0.1,
+    steps: int = 10,
+    epochs: int | None = None,
+    batch: int | None = 16,
+) -> Algorithm:
+    """`steps` (or `epochs`) of SGD a round on the pooled data. Nothing is communicated."""
+    check_rate("lr", lr)
+    learn = local_sgd(task, optax.sgd(lr), steps=None if epochs else steps, epochs=epochs, batch=batch)
+
+    def round(key, env, s):
+        x, log = learn(key, pooled(env.data), 0, s.shared)
+        return State(x), {"loss": log["loss"], "gradients": log["gradients"]}
+
+    return Algorithm(lambda key, env, x: State(x), round, read=lambda s: s.shared)

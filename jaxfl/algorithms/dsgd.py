@@ -1,0 +1,73 @@
+"""D-SGD, DFedAvg and DFedAvgM: the workhorse of decentralized learning.
+
+Every node trains on its own data, then averages with its neighbours (adapt, then combine):
+
+    y_i <- local training from x_i on the data of node i,      x_i <- sum_j w_ij y_j.
+
+One step a round is D-SGD (Lian et al., NeurIPS 2017, https://arxiv.org/abs/1705.09056, in its adapt-then-combine
+order), several are DFedAvg, with local heavy-ball momentum DFedAvgM (Sun, Li, Wang; IEEE TPAMI 2023;
+https://arxiv.org/abs/2104.11375). Momentum starts anew every round, as in the paper.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from jaxfl.core import Algorithm, Array, InputError, State, n_nodes, tile
+from jaxfl.exchange.network import Network
+from jaxfl.learn.local import check_rate, local_sgd, train_log
+from jaxfl.learn.task import Task
+from jaxfl.mapping import at
+
+
+def gossip_training(
+    task: Task,
+    net: Network = Network(),
+    *,
+    local: optax.GradientTransformation,
+    steps: int = 1,
+    epochs: int | None = None,
+    batch: int | None = 16,
+) -> Algorithm:
+    """Local training with any optax optimizer, then one gossip phase. Logs `loss`, `gradients`, bits.
+
+    `epochs` replaces `steps` where given; `batch` None is the whole shard.
+
+    Raises:
+        InputError: without a graph, or if the cohort is not all nodes in order.
+    """
+    learn = local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch)
+
+    def init(key, env, x):
+        check_gossip(env)
+        return State((), tile(x, n_nodes(env)), net.init(env, x))
+
+    def round(key, env, s):
+        y, log = at(jnp.arange(n_nodes(env)), learn)(key, env, s.nodes, steps=env.cohort.steps)  # [n, d]
+        x, mail, cost = net.gossip(key, env, s.mail, y)  # [n, d]
+        return State((), x, mail), train_log(log, env.cohort.weight) | cost
+
+    return Algorithm(init, round, read=lambda s: s.nodes)
+
+
+def check_gossip(env) -> None:
+    """Raise `InputError` unless there is a graph and the cohort is every node."""
+    if env.graph is None:
+        raise InputError("topology is None, but gossip needs a graph.")
+    if env.cohort.ids.shape[0] != n_nodes(env):
+        raise InputError(
+            f"cohort has {env.cohort.ids.shape[0]} members, but in gossip all {n_nodes(env)} nodes take part."
+        )
+
+
+def dsgd(task: Task, net: Network = Network(), *, lr: float | Array = 0.1, **kw) -> Algorithm:
+    """D-SGD with rate `lr`; `kw` as in `gossip_training`."""
+    check_rate("lr", lr)
+    return gossip_training(task, net, local=optax.sgd(lr), **kw)
+
+
+def dfedavgm(
+    task: Task, net: Network = Network(), *, lr: float | Array = 0.1, momentum: float | Array = 0.9, steps=5, **kw
+) -> Algorithm:
+    """DFedAvgM: several local heavy-ball steps; `kw` as in `gossip_training`."""
+    check_rate("lr", lr)
+    return gossip_training(task, net, local=optax.sgd(lr, momentum=momentum), steps=steps, **kw)

@@ -1,0 +1,84 @@
+"""FedOpt, the workhorse of federated learning, and its adaptive servers FedAdagrad, FedAdam, FedYogi.
+
+Adaptive Federated Optimization; Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan; ICLR 2021;
+https://arxiv.org/abs/2003.00295 (card 091). With the cohort `S` of a round,
+
+    y_i <- local training from x on the data of node i,  i in S
+    Delta <- sum_S p_i (y_i - x) / sum_S p_i,      x <- ServerOpt(x, -Delta)
+
+and for the adaptive servers, elementwise,
+
+    m <- b1 m + (1 - b1) Delta,   v <- (Adagrad | Adam | Yogi)(v, Delta^2),   x <- x + lr_s m / (sqrt(v) + tau).
+
+As in Algorithm 2 of the paper, moments are not bias-corrected and v starts at tau^2 (the authors' TensorFlow code,
+on Keras optimizers, corrects and starts at 0). `p_i` is the cohort's weight.
+"""
+
+from collections.abc import Callable
+
+import optax
+
+from jaxfl.core import Algorithm, Array, State
+from jaxfl.exchange.network import Network
+from jaxfl.learn.local import check_rate, displacement, local_sgd, train_log
+from jaxfl.learn.server import adagrad_moment, adam_moment, scale_by_moments, yogi_moment
+from jaxfl.learn.task import Task
+from jaxfl.mapping import at
+
+
+def fedopt(
+    task: Task,
+    net: Network = Network(),
+    *,
+    local: optax.GradientTransformation,
+    server: optax.GradientTransformation | None = None,
+    steps: int = 10,
+    epochs: int | None = None,
+    batch: int | None = 16,
+) -> Algorithm:
+    """FedOpt with any optax optimizer at the clients (`local`) and the server (None: `x <- x + Delta`).
+
+    `epochs` replaces `steps` where given; `batch` None is the whole shard. Logs `loss`, `gradients`, bits.
+    """
+    learn = displacement(local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch))
+    tx = optax.sgd(1.0) if server is None else server
+
+    def init(key, env, x):
+        return State((x, tx.init(x)), (), net.init(env, x))
+
+    def round(key, env, s):
+        (x, opt), c = s.shared, env.cohort
+        move, log = at(c.ids, learn)(key, env, x, steps=c.steps)  # [c, d]
+        delta, mail, cost = net.aggregate(key, env, s.mail, move)  # [d]
+        u, opt = tx.update(-delta, opt, x)
+        return State((x + u, opt), (), mail), train_log(log, c.weight) | net.broadcast(env, x) | cost
+
+    return Algorithm(init, round, read=lambda s: s.shared[0])
+
+
+def _adaptive(second: Callable, task, net, lr, server_lr, b1, tau, kw) -> Algorithm:
+    check_rate("lr", lr)
+    check_rate("server_lr", server_lr)
+    server = optax.chain(scale_by_moments(second, b1, tau), optax.scale_by_learning_rate(server_lr))
+    return fedopt(task, net, local=optax.sgd(lr), server=server, **kw)
+
+
+def fedadagrad(
+    task: Task, net: Network = Network(), *, lr: float | Array = 0.1, server_lr=0.1, b1=0.0, tau=1e-3, **kw
+) -> Algorithm:
+    """Server Adagrad: `v <- v + Delta^2`. `lr` is the clients' rate; `kw` as in `fedopt`."""
+    return _adaptive(adagrad_moment(), task, net, lr, server_lr, b1, tau, kw)
+
+
+def fedadam(
+    task: Task, net: Network = Network(), *, lr: float | Array = 0.1, server_lr=0.01, b1=0.9, b2=0.99, tau=1e-3, **kw
+) -> Algorithm:
+    """Server Adam: `v <- b2 v + (1 - b2) Delta^2`. `lr` is the clients' rate; `kw` as in `fedopt`."""
+    return _adaptive(adam_moment(b2), task, net, lr, server_lr, b1, tau, kw)
+
+
+def fedyogi(
+    task: Task, net: Network = Network(), *, lr: float | Array = 0.1, server_lr=0.01, b1=0.9, b2=0.99, tau=1e-3, **kw
+) -> Algorithm:
+    """Server Yogi: `v <- v - (1 - b2) Delta^2 sign(v - Delta^2)`. `lr` is the clients' rate; `kw` as in `fedopt`."""
+    return _adaptive(yogi_moment(b2), task, net, lr, server_lr, b1, tau, kw)

@@ -1,0 +1,28 @@
+"""Local-only training, a reference line: every node trains on its own data and nobody talks."""
+
+import jax.numpy as jnp
+import optax
+
+from jaxfl.core import Algorithm, Array, State, n_nodes, tile
+from jaxfl.learn.local import check_rate, local_sgd, train_log
+from jaxfl.learn.task import Task
+from jaxfl.mapping import at
+
+
+def local_only(
+    task: Task,
+    *,
+    lr: float | Array = 0.1,
+    steps: int = 10,
+    epochs: int | None = None,
+    batch: int | None = 16,
+) -> Algorithm:
+    """`steps` (or `epochs`) of SGD a round at every node. Nothing is communicated."""
+    check_rate("lr", lr)
+    learn = local_sgd(task, optax.sgd(lr), steps=None if epochs else steps, epochs=epochs, batch=batch)
+
+    def round(key, env, s):
+        x, log = at(jnp.arange(n_nodes(env)), learn)(key, env, s.nodes)
+        return State((), x), train_log(log)
+
+    return Algorithm(lambda key, env, x: State((), tile(x, n_nodes(env))), round, read=lambda s: s.nodes)

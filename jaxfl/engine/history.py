@@ -1,0 +1,93 @@
+"""What a run recorded: a tidy table of one row a seed and round, and a JSON-lines log written as it goes."""
+
+import contextlib
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxfl.core import InputError
+
+TOTALS = ("up_bits", "down_bits", "gradients")
+
+
+class Recorder:
+    """Collects the logs of a run on the host, chunk by chunk, and writes each to `log.jsonl` as it comes."""
+
+    def __init__(self, seeds: list[int], log: Path | None):
+        self.seeds, self.log = seeds, log
+        self.rows: list[dict[str, Any]] = []
+        self.nodes: dict[str, list[np.ndarray]] = {}
+
+    def add(self, start: int, logs: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> None:
+        """Add the rounds after round `start`.
+
+        Args:
+            start: rounds finished before the chunk.
+            logs: leaves `[s, rounds]` (table columns) or `[s, rounds, n]` (kept apart, by node).
+            scores: what was evaluated after the last of them, leaves `[s]`.
+        """
+        flat = {name: a for name, a in logs.items() if a.ndim == 2}
+        for name in logs.keys() - flat.keys():
+            self.nodes.setdefault(name, []).append(logs[name])
+        count = next(iter(logs.values())).shape[1] if logs else 1
+        fresh = []
+        for i, seed in enumerate(self.seeds):
+            for r in range(count):
+                row = {"seed": seed, "round": start + r + bool(logs)} | {k: float(a[i, r]) for k, a in flat.items()}
+                if r == count - 1:
+                    row |= {k: float(a[i]) for k, a in scores.items()}
+                fresh.append(row)
+        self.rows += fresh
+        if self.log is not None:
+            append(self.log, "".join(json.dumps(_finite(row)) + "\n" for row in fresh))
+
+    def go_on(self, t: int) -> None:
+        """Take up the log of a run that was cut off: rows after round `t` are dropped from the file too."""
+        self.rows = _read_rows(self.log, t)
+        whole = self.log.with_suffix(".part")
+        append(whole, "".join(json.dumps(_finite(row)) + "\n" for row in self.rows))
+        whole.replace(self.log)
+
+    def frame(self):
+        """All rows as a pandas frame sorted by seed and round, with running totals of bits and gradients in float64."""
+        import pandas as pd
+
+        table = pd.DataFrame(self.rows).sort_values(["seed", "round"], kind="stable").reset_index(drop=True)
+        for name in TOTALS:
+            if name in table:
+                table[f"total_{name}"] = table[name].fillna(0.0).groupby(table["seed"]).cumsum()
+        return table
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+
+
+def _read_rows(path: Path, last: int) -> list[dict[str, Any]]:
+    """The rows of a log up to and with round `last`; a line cut off by a crash is passed over."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if row["round"] <= last:
+                rows.append({k: float("nan") if v is None else v for k, v in row.items()})
+    return rows
+
+
+def append(path: Path, text: str) -> None:
+    """Append to a file; a full disk gets a sentence and leaves what was written."""
+    try:
+        with path.open("a") as file:
+            file.write(text)
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def disk_error(path: Path, error: OSError) -> Exception:
+    """An `InputError` for a full disk, the error itself otherwise."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"out: the disk of {path} is full; what was written before is kept.")
+    return error

@@ -1,0 +1,34 @@
+"""A progress bar with rounds, the newest score and the time left."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def bar(rounds: int, done: int, show: bool | None) -> Iterator[Callable]:
+    """Yields `advance(t, scores)`; `show=None` draws only on a terminal."""
+    if not (sys.stderr.isatty() if show is None else show):
+        yield lambda t, scores: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.fields[score]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("rounds", total=rounds, completed=done, score="")
+
+        def advance(t: int, scores: dict) -> None:
+            shown = [f"{k} {np.nanmean(v):.3f}" for k, v in list(scores.items()) if k in ("accuracy", "loss")]
+            progress.update(task, completed=t, score="  ".join(shown[:1]))
+
+        yield advance

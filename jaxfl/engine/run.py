@@ -1,0 +1,226 @@
+"""The engine: scanned chunks of rounds, several seeds in one program, evaluation, log, checkpoints."""
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxfl.core import Algorithm, Array, Env, InputError, Metric, Scenario, State, Tree
+from jaxfl.engine import checkpoint, keys
+from jaxfl.engine.history import Recorder
+from jaxfl.engine.place import keep_place, node_mesh, place, place_state
+from jaxfl.engine.progress import bar
+from jaxfl.mapping import block_of
+
+SEED_BYTES = 2**21  # on a CPU, seeds whose whole state is smaller than this advance side by side, larger ones in turn
+
+
+class Result(NamedTuple):
+    """What `run` returns; with `seeds` every array of `state` has a leading seed axis."""
+
+    history: Any  # pandas frame, one row a seed and round
+    nodes: dict[str, np.ndarray]  # what was logged by node, [s, rounds, n]
+    state: State
+    carry: Tree  # give it to `run(carry=...)` to go on
+
+
+def build(algorithm: Algorithm | Callable[..., Algorithm], hyper: dict) -> Algorithm:
+    """An `Algorithm` as it is, a factory called with the traced `hyper`."""
+    return algorithm(**hyper) if callable(algorithm) else algorithm
+
+
+def _first(algorithm, scenario, draw, x, key, hyper, arrays, data, byz):
+    world = scenario[0](keys.init_key(key, "world"), arrays)
+    _, (graph, cohort, time) = scenario[1](keys.round_key(key, jnp.int32(0), "world"), arrays, world, jnp.int32(0))
+    x = x if draw is None else draw(keys.model_key(key))
+    env = Env(jnp.int32(0), time, data, graph, cohort, byz)
+    return world, build(algorithm, hyper).init(keys.init_key(key, "algorithm"), env, x)
+
+
+def _rounds(algorithm, step, count, t, carry, key, hyper, arrays, data, byz):
+    algorithm = build(algorithm, hyper)
+
+    def body(carry, t):
+        world, state = carry
+        world, (graph, cohort, time) = step(keys.round_key(key, t, "world"), arrays, world, t)
+        env = Env(t, time, data, graph, cohort, byz)
+        state, log = algorithm.round(keys.round_key(key, t, "algorithm"), env, state)
+        return (world, keep_place(state)), {"time": time} | log
+
+    return jax.lax.scan(body, carry, t + jnp.arange(count))
+
+
+def _over_seeds(f: Callable, together: int | None, *rows: Tree):
+    """`f` over a leading seed axis in blocks of `together` seeds; None: there is no such axis."""
+    if together is None:
+        return f(*rows)
+    return jax.lax.map(lambda row: f(*row), rows, batch_size=together)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "scenario", "draw", "together"))
+def _start(algorithm, scenario, draw, together, x, key, *rest):
+    return _over_seeds(lambda k: _first(algorithm, scenario, draw, x, k, *rest), together, key)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "step", "count", "together", "block"), donate_argnames=("carry",))
+def _chunk(algorithm, step, count, together, block, t, carry, key, *rest):
+    with block_of(block):
+        return _over_seeds(lambda c, k: _rounds(algorithm, step, count, t, c, k, *rest), together, carry, key)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "measure", "together", "block"))
+def _evaluate(algorithm, measure, together, block, state, hyper, arrays):
+    def one(state):
+        answer = build(algorithm, hyper).read(state)
+        scores = measure(arrays, answer)
+        if jnp.issubdtype(jnp.asarray(answer).dtype, jnp.floating):
+            rows = answer.reshape(-1, answer.shape[-1]) if answer.ndim else answer[None, None]
+            scores = {"diverged": (~jnp.isfinite(rows).all(1)).sum()} | scores
+        return scores
+
+    with block_of(block):
+        return _over_seeds(one, together, state)
+
+
+def _side_by_side(carry: Tree, seeds: int) -> int:
+    """How many seeds advance at once: all on an accelerator, on a CPU as many as stay in cache."""
+    if jax.default_backend() != "cpu":
+        return seeds
+    return max(1, SEED_BYTES * seeds // max(1, sum(a.nbytes for a in jax.tree.leaves(carry))))
+
+
+def _by_seed(tree: Tree, seeds: int | None) -> dict[str, np.ndarray]:
+    """To the host, with a leading seed axis in any case."""
+    got = jax.device_get(tree)
+    return got if seeds is not None else {name: np.asarray(a)[None] for name, a in got.items()}
+
+
+def rollout(
+    algorithm: Algorithm | Callable[..., Algorithm],
+    scenario: Scenario,
+    model: Array,
+    rounds: int,
+    *,
+    seed: int = 0,
+    hyper: dict | None = None,
+) -> tuple[State, dict]:
+    """A whole simulation as a pure function: final state and logs `[rounds, ...]`.
+
+    It may be differentiated, vmapped and jitted, with respect to `model` `[d]`, `hyper`, or arrays inside `scenario`
+    (mixing weights, data). It computes what `run` computes.
+    """
+    key, hyper = keys.run_key(seed), hyper or {}
+    world = scenario.arrays, scenario.data, scenario.byz
+    carry = _first(algorithm, scenario[:2], None, model, key, hyper, *world)
+    (_, state), logs = _rounds(algorithm, scenario.step, rounds, jnp.int32(0), carry, key, hyper, *world)
+    return state, logs
+
+
+def run(
+    algorithm: Algorithm | Callable[..., Algorithm],
+    scenario: Scenario,
+    model: Array | Callable[[Array], Array],
+    rounds: int,
+    *,
+    seed: int = 0,
+    seeds: int | None = None,
+    hyper: dict | None = None,
+    every: int | None = None,
+    evaluate: Metric | None = None,
+    out: str | Path | None = None,
+    checkpoints: bool = False,
+    resume: bool = False,
+    carry: Tree = None,
+    mesh: Mesh | None = None,
+    block: int | None = None,
+    seed_block: int | None = None,
+    progress: bool | None = None,
+) -> Result:
+    """Run `rounds` rounds.
+
+    Args:
+        algorithm: an `Algorithm`, or a factory of one called with `hyper`.
+        scenario: the world and the data.
+        model: the first model `[d]`, or a function of a key that draws it (`task.init`): another one each seed.
+        rounds: rounds in all, counted from the start also when resuming.
+        seed: the first seed.
+        seeds: run seeds `seed, seed + 1, ...` in one program; None is one seed without a seed axis.
+        hyper: numbers the factory takes. They are traced: other values compile nothing.
+        every: rounds between evaluations, log lines and checkpoints (None: a tenth of `rounds`).
+        evaluate: what is measured at the start and after every chunk.
+        out: folder for `log.jsonl` and checkpoints; made if absent.
+        checkpoints: save after every chunk to `out`.
+        resume: go on from the newest checkpoint in `out`.
+        carry: go on from the `carry` of an earlier result.
+        mesh: devices over which nodes are sharded; None takes all there are, or as many as divide the nodes.
+        block: nodes mapped at once on a device (None: chosen by bytes).
+        seed_block: seeds advanced side by side (None: chosen by bytes).
+        progress: show a bar (None: on a terminal).
+
+    Raises:
+        InputError: for an argument out of range, a log that exists, a damaged or foreign checkpoint.
+    """
+    every = every or max(1, rounds // 10)
+    folder = None if out is None else Path(out)
+    for name, value in (("rounds", rounds), ("every", every), ("seeds", seeds), ("seed_block", seed_block)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, but must be a whole number of at least 1.")
+    if (checkpoints or resume) and folder is None:
+        raise InputError("out is None, but checkpoints and resume need a folder.")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "log.jsonl").exists() and not resume:
+            raise InputError(f"out: {folder} holds a run already; choose another folder or resume it.")
+
+    n = scenario.byz.shape[0]
+    if mesh is None and jax.device_count() > 1:
+        mesh = node_mesh(max(k for k in range(1, jax.device_count() + 1) if n % k == 0))
+    hyper = {name: jnp.asarray(v, jnp.float32) for name, v in (hyper or {}).items()}
+    names = [seed] if seeds is None else list(range(seed, seed + seeds))
+    key = keys.run_key(seed) if seeds is None else jax.vmap(jax.random.key)(jnp.array(names))
+    fixed = key, hyper, scenario.arrays, scenario.data, scenario.byz
+    draw, x = (model, None) if callable(model) else (None, jnp.asarray(model))
+
+    with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+        if mesh is not None:
+            fixed = place(mesh, fixed)
+        t = 0
+        if carry is not None:
+            t, carry = carry
+            carry = jax.tree.map(jnp.copy, carry)
+        else:
+            carry = _start(algorithm, scenario[:2], draw, seeds, x, *fixed)
+            if mesh is not None:
+                carry = place(mesh, carry[0]), place_state(mesh, carry[1], seeds is not None)
+        together = None if seeds is None else min(seeds, seed_block or _side_by_side(carry, seeds))
+        recorder = Recorder(names, None if folder is None else folder / "log.jsonl")
+        if resume:
+            t, carry = checkpoint.load(folder, carry)
+            recorder.go_on(t)
+
+        def scores():
+            if evaluate is None:
+                return {}
+            got = _evaluate(algorithm, evaluate.measure, together, block, carry[1], hyper, evaluate.arrays)
+            return _by_seed(got, seeds)
+
+        if t == 0:
+            recorder.add(0, {}, scores())
+        with bar(rounds, t, progress) as advance:
+            while t < rounds:
+                count = min(every, rounds - t)
+                carry, logs = _chunk(algorithm, scenario.step, count, together, block, jnp.int32(t), carry, *fixed)
+                logs, measured = _by_seed(logs, seeds), scores()
+                recorder.add(t, logs, measured)
+                t += count
+                if checkpoints:
+                    checkpoint.save(folder, t, carry)
+                advance(t, measured)
+    nodes = {name: np.concatenate(parts, 1) for name, parts in recorder.nodes.items()}
+    return Result(recorder.frame(), nodes, carry[1], (t, carry))

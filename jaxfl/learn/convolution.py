@@ -1,0 +1,108 @@
+"""Convolution as one matmul, and pooling whose gradient is elementwise.
+
+On a CPU XLA runs a convolution inside a loop, and a convolution with a kernel per node (which becomes a grouped one),
+about ten times slower than the same sum written as shifted copies and a matmul ("im2col": Chellapilla, Puri and
+Simard, 2006). A simulator has little else than loops over clients and per-node kernels, so its models use this form.
+The patches cost `k * k` times the memory of the input while a gradient is taken. Images are `[b, h, w, channels]`.
+"""
+
+import jax.numpy as jnp
+
+from jaxfl.core import Array, InputError
+
+
+def _pads(length: int, kernel: int, stride: int, padding: str) -> tuple[int, int]:
+    if padding == "VALID":
+        return 0, 0
+    total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
+    return total // 2, total - total // 2
+
+
+def patches(x: Array, kernel: int, stride: int = 1, padding: str = "SAME") -> Array:
+    """Every `kernel` x `kernel` window of the images, as a vector ordered (row, column, channel).
+
+    Args:
+        x: `[b, h, w, channels]`.
+        kernel: side of the square window.
+        stride: pixels between windows, in both directions.
+        padding: "SAME" (zeros, `ceil(h / stride)` windows a column) or "VALID" (windows inside the image only).
+
+    Returns:
+        `[b, h', w', kernel * kernel * channels]`.
+
+    Raises:
+        InputError: `x` is not of rank 4 or smaller than the window, `kernel` or `stride` is below 1, or another
+            `padding`.
+    """
+    if padding not in ("SAME", "VALID"):
+        raise InputError(f"padding is {padding!r}, allowed are 'SAME' and 'VALID'.")
+    if kernel < 1 or stride < 1:
+        raise InputError(f"kernel is {kernel} and stride is {stride}, both must be at least 1.")
+    if x.ndim != 4:
+        raise InputError(f"x has shape {x.shape}, images must be [b, h, w, channels].")
+    high, wide = (_pads(n, kernel, stride, padding) for n in x.shape[1:3])
+    rows, columns = ((n + sum(p) - kernel) // stride + 1 for n, p in zip(x.shape[1:3], (high, wide), strict=True))
+    if rows < 1 or columns < 1:
+        raise InputError(f"x has shape {x.shape}, smaller than the {kernel} x {kernel} window with VALID padding.")
+    x = jnp.pad(x, ((0, 0), high, wide, (0, 0)))
+
+    def shifted(i: int, j: int) -> Array:
+        return x[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
+
+    return jnp.concatenate([shifted(i, j) for i in range(kernel) for j in range(kernel)], axis=-1)
+
+
+def conv(x: Array, kernel: Array, stride: int = 1, padding: str = "SAME") -> Array:
+    """2-D convolution (cross-correlation, as in every deep-learning library) without bias.
+
+    Args:
+        x: `[b, h, w, channels]`.
+        kernel: `[k, k, channels, features]`, the layout of `flax.nnx.Conv`.
+        stride: as in `patches`.
+        padding: as in `patches`.
+
+    Returns:
+        `[b, h', w', features]`, equal to `lax.conv_general_dilated` up to rounding.
+
+    Raises:
+        InputError: as `patches`, or `kernel` is not square or has other channels than `x`.
+    """
+    if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != x.shape[-1]:
+        raise InputError(f"kernel has shape {kernel.shape}, must be [k, k, {x.shape[-1]}, features] for this x.")
+    return patches(x, kernel.shape[0], stride, padding) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _quarters(x: Array) -> list[Array]:
+    """The pixels of each 2 x 2 window as four images `[b, h // 2, w // 2, channels]`, an odd last line dropped."""
+    if x.ndim != 4 or min(x.shape[1:3]) < 2:
+        raise InputError(f"x has shape {x.shape}, pooling needs [b, h, w, channels] with h and w at least 2.")
+    b, h, w, channels = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, channels)
+    return [x[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
+
+
+def max_pool(x: Array) -> Array:
+    """Largest pixel of each 2 x 2 window, stride 2: `[b, h, w, channels]` to `[b, h // 2, w // 2, channels]`.
+
+    Equal pixels (usual after a ReLU) send their gradient to the first, as `lax.reduce_window` does; its gradient, a
+    select-and-scatter, takes twice the time of a whole small network on a CPU. NaN wins.
+
+    Raises:
+        InputError: `x` is not of rank 4 or an image is smaller than the window.
+    """
+
+    def larger(a: Array, b: Array) -> Array:
+        return jnp.where((a >= b) | (a != a), a, b)
+
+    a, b, c, d = _quarters(x)
+    return larger(larger(a, b), larger(c, d))
+
+
+def avg_pool(x: Array) -> Array:
+    """Mean of each 2 x 2 window, stride 2: `[b, h, w, channels]` to `[b, h // 2, w // 2, channels]`.
+
+    Raises:
+        InputError: `x` is not of rank 4 or an image is smaller than the window.
+    """
+    a, b, c, d = _quarters(x)
+    return (a + b + c + d) / 4

@@ -1,0 +1,65 @@
+"""Hooks of local training: optax transformations that correct a mini-batch gradient.
+
+`local_sgd` hands every transformation the extra arguments `value` (the loss), `grad_fn` (the gradient of the same
+mini-batch at other parameters), `anchor` (the model the node started from), `key`, and the named vectors of the
+algorithm (`control`, `direction`, ...), all as parameter trees. Chain a hook before an optimizer:
+`optax.chain(prox(0.1), optax.sgd(0.05))`. Gradient clipping and weight decay are optax's own.
+"""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from jaxfl.core import Array
+
+Hook = optax.GradientTransformationExtraArgs
+
+
+def stateless(f: Callable) -> Hook:
+    """Turn `f(gradient, params, **extra) -> gradient` into an optax transformation."""
+    return optax.GradientTransformationExtraArgs(
+        optax.init_empty_state, lambda g, state, params=None, **extra: (f(g, params, **extra), state)
+    )
+
+
+def prox(mu: float | Array) -> Hook:
+    """The proximal term: gradient of `mu / 2 * |p - anchor|^2` added (FedProx, Li et al., MLSys 2020)."""
+    return stateless(lambda g, p, *, anchor, **_: jax.tree.map(lambda g, p, a: g + mu * (p - a), g, p, anchor))
+
+
+def sam(rho: float | Array) -> Hook:
+    """Sharpness-aware minimisation: the gradient at `p + rho * g / |g|`, same mini-batch (Foret et al., ICLR 2021)."""
+
+    def ascend(g, p, *, grad_fn, **_):
+        scale = rho / (optax.tree.norm(g) + 1e-12)
+        return grad_fn(jax.tree.map(lambda p, g: p + scale * g, p, g))
+
+    return stateless(ascend)
+
+
+def drift(scale: float | Array = 1.0) -> Hook:
+    """Control variates: `g - scale * (control - shared_control)` (SCAFFOLD, Karimireddy et al., ICML 2020)."""
+    return stateless(
+        lambda g, p, *, control, shared_control, **_: jax.tree.map(
+            lambda g, c, s: g - scale * (c - s), g, control, shared_control
+        )
+    )
+
+
+def blend(beta: float | Array) -> Hook:
+    """Global momentum in every local step: `beta * g + (1 - beta) * direction` (FedAvg-M, Cheng et al., ICLR 2024)."""
+    return stateless(lambda g, p, *, direction, **_: jax.tree.map(lambda g, m: beta * g + (1 - beta) * m, g, direction))
+
+
+def storm(beta: float | Array) -> Hook:
+    """Variance-reduced global momentum: `g + (1 - beta) * (direction - gradient at previous)`, same mini-batch.
+
+    The `-VR` methods of Cheng et al. (ICLR 2024), after STORM (Cutkosky and Orabona, NeurIPS 2019).
+    """
+
+    def correct(g, p, *, grad_fn, direction, previous, **_):
+        old = grad_fn(previous)
+        return jax.tree.map(lambda g, m, o: g + (1 - beta) * (m - o), g, direction, old)
+
+    return stateless(correct)

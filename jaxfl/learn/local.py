@@ -1,0 +1,186 @@
+"""Local training: the only way a node touches its data.
+
+`local_sgd` returns `learn(key, data, i, x, *, steps=None, **vectors) -> (y, log)` of ONE node; `mapping.at` lifts it
+to a cohort. It speaks optax: the optimizer may be a chain with the hooks of `learn.hooks`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfl.core import Array, InputError, Shards
+from jaxfl.learn.task import Task
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Raise `InputError` if a learning rate known now is not above 0 (traced values and schedules pass)."""
+    if isinstance(value, int | float) and not value > 0:
+        raise InputError(f"{name} is {value}, but must be above 0.")
+
+
+def _check_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise InputError(f"{name} is {value}, but must be a whole number of at least 1.")
+
+
+def epoch_batches(key: Array, data: Shards, i: Array, epochs: int, batch: int) -> tuple[Array, Array]:
+    """Shuffled mini-batches of shard `i`: sample indices and a mask, both `[epochs * ceil(longest / batch), batch]`.
+
+    Every epoch visits each sample once; the mask is 0 on the padding of a shard shorter than the longest.
+    """
+    count = -(-data.longest // batch)
+    place = jnp.arange(count * batch)
+    inside = place < data.size[i]
+
+    def shuffle(key):
+        rank = jnp.where(inside, jax.random.uniform(key, place.shape), 2.0)
+        return jnp.argsort(rank)
+
+    order = jax.vmap(shuffle)(jax.random.split(key, epochs))
+    mask = jnp.broadcast_to(inside, order.shape)
+    index = data.order[data.start[i] + jnp.where(mask, order, 0)]
+    return index.reshape(epochs * count, batch), mask.reshape(epochs * count, batch).astype(jnp.float32)
+
+
+def drawn_batches(key: Array, data: Shards, i: Array, steps: int, batch: int) -> Array:
+    """Sample indices `[steps, batch]` of shard `i`, drawn with replacement."""
+    return data.order[data.start[i] + jax.random.randint(key, (steps, batch), 0, data.size[i])]
+
+
+def whole_shard(data: Shards, i: Array, steps: int) -> tuple[Array, Array]:
+    """All samples of shard `i` in every step: indices and mask `[steps, longest]`."""
+    place = jnp.arange(data.longest)
+    inside = place < data.size[i]
+    index = data.order[data.start[i] + jnp.where(inside, place, 0)]
+    both = index, inside.astype(jnp.float32)
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (steps, *a.shape)), both)
+
+
+def _batches(key, data, i, steps, epochs, batch):
+    """Indices, masks (None where every batch is full) of all local steps."""
+    if batch is None:
+        return whole_shard(data, i, steps if epochs is None else epochs)
+    if epochs is not None:
+        return epoch_batches(key, data, i, epochs, batch)
+    return drawn_batches(key, data, i, steps, batch), None
+
+
+def batch_loss(task: Task, data: Shards, index: Array, mask: Array | None) -> Callable:
+    """Mean loss of one mini-batch as a function of the parameter tree."""
+    x, y = jax.tree.map(lambda a: a[index], data.x), data.y[index]
+    if mask is None:
+        return lambda p: task.loss(p, x, y).mean()
+    return lambda p: (task.loss(p, x, y) * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+
+
+def local_sgd(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    keep_gradient: bool = False,
+) -> Callable:
+    """Several optimizer steps from the received model on the node's own data.
+
+    Args:
+        task: what is learned.
+        optimizer: an optax transformation, with hooks chained before it. Its state starts anew every round.
+        steps: number of steps, each on a batch drawn with replacement.
+        epochs: instead of `steps`, passes over the shuffled shard; a shard shorter than the longest runs fewer steps.
+        batch: samples a step; None is the whole shard.
+        keep_gradient: also log `gradient` `[d]`, the mean over steps of the raw mini-batch gradient.
+
+    Returns:
+        `learn(key, data, i, x, *, steps=None, **vectors) -> (y [d], log)`. Its `steps` bounds how many steps this
+        node runs this round, the rest are masked. `vectors` `[d]` reach the hooks as trees. `log` holds `loss` (mean
+        over the steps run), `steps` and `gradients` (mini-batch gradients evaluated).
+
+    Raises:
+        InputError: unless exactly one of `steps` and `epochs` is given, or for a count below 1.
+    """
+    if (steps is None) == (epochs is None):
+        raise InputError(f"steps is {steps} and epochs is {epochs}, but exactly one of them must be given.")
+    for name, value in (("steps", steps), ("epochs", epochs), ("batch", batch)):
+        _check_positive(name, value)
+    tx = optax.with_extra_args_support(optimizer)
+    most = steps
+    uneven = epochs is not None and batch is not None
+
+    def learn(key, data, i, x, *, steps: Array | None = None, **vectors):
+        anchor = task.unravel(x)
+        extra = {name: task.unravel(v) for name, v in vectors.items()}
+        draw, noise = jax.random.split(key)
+        index, mask = _batches(draw, data, i, most, epochs, batch)
+
+        def step(carry, now):
+            (p, opt, kept), (k, index, mask) = carry, now
+            loss = batch_loss(task, data, index, mask)
+            points = []  # where the hooks ask for further gradients: counted while tracing
+
+            def grad_fn(q):
+                points.append(q)
+                return jax.grad(loss)(q)
+
+            value, g = jax.value_and_grad(loss)(p)
+            u, new = tx.update(
+                g, opt, p, value=value, grad_fn=grad_fn, anchor=anchor, key=jax.random.fold_in(noise, k), **extra
+            )
+            more = jax.tree.map(jnp.add, kept, g) if keep_gradient else ()
+            live = jnp.float32(1)
+            if uneven or steps is not None:
+                run = jnp.bool_(True) if steps is None else k < steps
+                if uneven:
+                    run &= mask.sum() > 0
+                keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(run, a, b), new, old)
+                u, new, more = keep(u, optax.tree.zeros_like(u)), keep(new, opt), keep(more, kept)
+                live = run.astype(jnp.float32)
+            log = jnp.stack([value * live, live, live * (1 + len(points))])
+            return (optax.apply_updates(p, u), new, more), log
+
+        carry = anchor, tx.init(anchor), optax.tree.zeros_like(anchor) if keep_gradient else ()
+        (p, _, kept), logs = jax.lax.scan(step, carry, (jnp.arange(index.shape[0]), index, mask))
+        loss, ran, gradients = logs.sum(0)
+        log = {"loss": loss / jnp.maximum(ran, 1), "steps": ran, "gradients": gradients}
+        if keep_gradient:
+            log["gradient"] = task.ravel(kept) / jnp.maximum(ran, 1)
+        return task.ravel(p), log
+
+    return learn
+
+
+def displacement(learn: Callable) -> Callable:
+    """`learn` with `y - x` for `y`: the subtraction happens while the node's row is in cache."""
+
+    def move(key, data, i, x, **named):
+        y, log = learn(key, data, i, x, **named)
+        return y - x, log
+
+    return move
+
+
+def train_log(log: dict, weight: Array | None = None) -> dict:
+    """Scalars of a round from the logs `[c]` of its members: mean `loss`, sum of `gradients`, absent members left out.
+
+    `weight` `[c]` is 0 for the absent; None: all are present.
+    """
+    live = jnp.ones_like(log["loss"]) if weight is None else (weight > 0).astype(jnp.float32)
+    loss = jnp.where(live > 0, log["loss"], 0.0).sum() / jnp.maximum(live.sum(), 1)
+    return {"loss": loss, "gradients": (live * log["gradients"]).sum()}
+
+
+def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
+    """The mini-batch gradient itself: `(key, data, i, x) -> (g [d], log)`; `batch=None` is the whole shard."""
+    _check_positive("batch", batch)
+
+    def learn(key, data, i, x):
+        index, mask = _batches(key, data, i, 1, None, batch)
+        index, mask = jax.tree.map(lambda a: a[0], (index, mask))
+        value, g = jax.value_and_grad(batch_loss(task, data, index, mask))(task.unravel(x))
+        return task.ravel(g), {"loss": value, "steps": jnp.float32(1), "gradients": jnp.float32(1)}
+
+    return learn

@@ -1,0 +1,371 @@
+"""What is learned: a task is a loss of one model, and the way between that model and its flat row `[d]`.
+
+Models travel as rows and are trained as trees. `unravel` is a split and reshapes, `ravel` one concatenation, both of
+static shape, so a local loop pays for them once. Flax is imported only by the constructors that take a flax module.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxfl.core import Array, InputError, Tree
+
+
+class Task(NamedTuple):
+    """One learning problem. `loss`, `predict` and `correct` see one model, as a tree, and a batch of `b` examples."""
+
+    init: Callable[[Array], Array]  # (key) -> [d] float32, a fresh model row
+    loss: Callable[[Tree, Tree, Array], Array]  # (params, x [b, ...], y [b, ...]) -> [b]
+    predict: Callable[[Tree, Tree], Array] | None  # (params, x [b, ...]) -> [b, ...], logits or predictions
+    correct: Callable[[Array, Array], Array] | None  # (prediction, y) -> [b] in [0, 1]; None where there is no accuracy
+    unravel: Callable[[Array], Tree]  # (row [d]) -> params
+    ravel: Callable[[Tree], Array]  # (params) -> [d]
+    dim: int  # d
+
+
+class Layer(NamedTuple):
+    """The place of one parameter array in the row: `row[start:stop].reshape(shape)`."""
+
+    path: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+
+def from_functions(
+    init_params: Callable[[Array], Tree],
+    loss: Callable[[Tree, Tree, Array], Array],
+    predict: Callable[[Tree, Tree], Array] | None = None,
+    correct: Callable[[Array, Array], Array] | None = None,
+) -> Task:
+    """A task from plain functions of a parameter tree.
+
+    Args:
+        init_params: `(key) -> params`, any pytree of floating arrays; traced, so it computes nothing yet.
+        loss: `(params, x [b, ...], y [b, ...]) -> [b]`, one loss an example.
+        predict: `(params, x) -> [b, ...]`.
+        correct: `(prediction, y) -> [b]`, each in [0, 1].
+
+    Raises:
+        InputError: there is no parameter, or one is not floating; while tracing, `row` is not `[d]`, `params` is not
+            the model's tree, or `loss` does not return `[b]`; `correct` is given without `predict`.
+    """
+    if correct is not None and predict is None:
+        raise InputError("correct is given but predict is None, accuracy needs a prediction.")
+    leaves, structure = jax.tree.flatten(jax.eval_shape(init_params, jax.random.key(0)))
+    if not leaves or any(not jnp.issubdtype(a.dtype, jnp.floating) for a in leaves):
+        raise InputError(f"init_params gives leaves {[str(a.dtype) for a in leaves]}, allowed are one or more floats.")
+    shapes = [a.shape for a in leaves]
+    sizes = [math.prod(shape) for shape in shapes]
+    dim = sum(sizes)
+
+    def unravel(row: Array) -> Tree:
+        if row.shape != (dim,):
+            raise InputError(f"row has shape {row.shape}, a row of this task is ({dim},).")
+        # the transpose of split is one concatenation; that of a slice for each layer would be a sum of padded rows
+        parts = jax.lax.split(row, sizes)
+        return structure.unflatten([part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)])
+
+    def ravel(params: Tree) -> Array:
+        given, other = jax.tree.flatten(params)
+        if other != structure or [jnp.shape(a) for a in given] != shapes:
+            raise InputError(f"params has the structure {other}, the tree of this task is {structure} of {shapes}.")
+        return jnp.concatenate([jnp.ravel(a) for a in given])
+
+    def init(key: Array) -> Array:
+        return ravel(init_params(key)).astype(jnp.float32)
+
+    def one_each(params: Tree, x: Tree, y: Array) -> Array:
+        out = loss(params, x, y)
+        if out.shape != y.shape[:1]:
+            raise InputError(f"loss returned shape {out.shape} for {y.shape[0]} examples, must be one number each.")
+        return out
+
+    return Task(init, one_each, predict, correct, unravel, ravel, dim)
+
+
+def _functional(module: Any, sample_x: Tree) -> tuple[Callable[[Array], Tree], Callable[[Tree, Tree], Array], Array]:
+    """`(key) -> params`, `(params, x) -> output` and the abstract output of a flax module."""
+    from flax import linen, nnx
+
+    if isinstance(module, linen.Module):
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), sample_x)
+        extra = sorted(set(jax.eval_shape(module.init, jax.random.key(0), one)) - {"params"})
+
+        def init(key: Array) -> Tree:
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), one)
+            return module.init(key, zeros)["params"]
+
+        def apply(params: Tree, x: Tree) -> Array:
+            out: Any = module.apply({"params": params}, x)
+            return out
+
+    elif callable(module) and not isinstance(module, nnx.Module):
+        graph, _, rest = nnx.split(nnx.eval_shape(lambda: module(rngs=nnx.Rngs(0))), nnx.Param, ...)
+        extra = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]
+
+        def init(key: Array) -> Tree:
+            return nnx.to_pure_dict(nnx.state(module(rngs=nnx.Rngs(key)), nnx.Param))
+
+        def apply(params: Tree, x: Tree) -> Array:
+            model: Any = nnx.merge(graph, params)
+            return model(x)
+
+    else:
+        raise InputError(
+            f"module is {type(module).__name__}, must be a flax.linen module or a function of `rngs` that returns a "
+            "flax.nnx module, such as functools.partial(MLP, (784, 64, 10))."
+        )
+    if extra:
+        raise InputError(
+            f"module has variables that are not parameters ({', '.join(extra)}), allowed is a model of parameters "
+            "only: GroupNorm or LayerNorm for BatchNorm, and no Dropout."
+        )
+    return init, apply, jax.eval_shape(apply, jax.eval_shape(init, jax.random.key(0)), sample_x)
+
+
+def _check_labels(logits: Array, y: Array) -> None:
+    if y.shape != logits.shape[:-1] or not jnp.issubdtype(y.dtype, jnp.integer):
+        raise InputError(
+            f"y is {y.dtype}{list(y.shape)}, labels for logits {logits.shape} are integers {logits.shape[:-1]}."
+        )
+
+
+def _cross_entropy(logits: Array, y: Array) -> Array:
+    """Cross-entropy of labels `[b, ...]` under logits `[b, ..., classes]`, mean over all but the first axis: `[b]`."""
+    _check_labels(logits, y)
+    # a negative label would count from the last class; past the last it is NaN
+    y = jnp.where(y < 0, logits.shape[-1], y.astype(jnp.int32))
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    return each.reshape(y.shape[0], -1).mean(axis=1)
+
+
+def _hits(logits: Array, y: Array) -> Array:
+    _check_labels(logits, y)
+    return (logits.argmax(-1) == y).astype(jnp.float32).reshape(y.shape[0], -1).mean(axis=1)
+
+
+def classification(module: Any, sample_x: Tree, classes: int | None = None) -> Task:
+    """Softmax cross-entropy in nats of a flax module that maps `x [b, ...]` to logits `[b, classes]`.
+
+    Args:
+        module: a flax.linen module, or a function of `rngs` that returns a flax.nnx module
+            (`functools.partial(MLP, (784, 64, 10))`).
+        sample_x: a batch of inputs `[b, ...]`, or its `jax.ShapeDtypeStruct`; only shape and type are read.
+        classes: where given, the number of logits the module must have.
+
+    Labels are integers `[b]`; a label out of range (-1 for unknown) makes the loss NaN.
+
+    Raises:
+        InputError: `module` is neither, or has variables other than parameters (batch statistics, dropout keys), or its
+            output is not `[b, classes]`; while tracing, labels of another shape or type.
+    """
+    init, apply, logits = _functional(module, sample_x)
+    if len(logits.shape) != 2 or classes not in (None, logits.shape[-1]):
+        raise InputError(f"module gives logits {logits.shape}, must be [b, {classes or 'classes'}].")
+    return from_functions(init, lambda p, x, y: _cross_entropy(apply(p, x), y), apply, _hits)
+
+
+def language_model(module: Any, sample_x: Tree) -> Task:
+    """Next-token cross-entropy in nats a token: `x [b, length]` integers, `y [b, length]` the tokens that follow.
+
+    Loss and accuracy of an example are means over its tokens. `module` maps `x` to logits `[b, length, vocabulary]`;
+    arguments and errors are those of `classification`.
+
+    Raises:
+        InputError: as `classification`, for an output that is not `[b, length, vocabulary]`.
+    """
+    init, apply, logits = _functional(module, sample_x)
+    if logits.shape[:-1] != sample_x.shape or len(logits.shape) != 3:
+        raise InputError(
+            f"module gives logits {logits.shape} for tokens {sample_x.shape}, must be [b, length, vocabulary]."
+        )
+    return from_functions(init, lambda p, x, y: _cross_entropy(apply(p, x), y), apply, _hits)
+
+
+def _half_square(prediction: Array, y: Array) -> Array:
+    """Half the squared error of each example. A last axis of 1 in the prediction may be missing from the target."""
+    if prediction.shape == (*y.shape, 1):
+        prediction = prediction[..., 0]
+    if prediction.shape != y.shape:
+        raise InputError(f"y has shape {y.shape}, targets must have the shape of the predictions, {prediction.shape}.")
+    return 0.5 * ((prediction - y) ** 2).reshape(y.shape[0], -1).sum(axis=1)
+
+
+def regression(module: Any, sample_x: Tree) -> Task:
+    """Half the squared error, summed over outputs, of a flax module that maps `x [b, ...]` to the shape of `y`.
+
+    An output `[b, 1]` also serves targets `[b]`. Arguments are those of `classification`; there is no accuracy.
+
+    Raises:
+        InputError: as `classification`; while tracing, targets of another shape than the predictions.
+    """
+    init, apply, _ = _functional(module, sample_x)
+    return from_functions(init, lambda p, x, y: _half_square(apply(p, x), y), apply)
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise InputError(f"{name} is {value}, must be at least {least}.")
+
+
+def logistic_regression(features: int, classes: int, l2: float = 0.0) -> Task:
+    """Softmax regression from zeros: cross-entropy in nats plus `l2 / 2` times the squared norm of the whole row.
+
+    The penalty includes the bias, so the loss is `l2`-strongly convex. Inputs `[b, ...]` are flattened to `features`.
+
+    Raises:
+        InputError: `features` below 1, `classes` below 2 or `l2` negative; while tracing, inputs of another size.
+    """
+    _at_least("features", features, 1)
+    _at_least("classes", classes, 2)
+    _at_least("l2", l2, 0)
+
+    def init(key: Array) -> Tree:
+        return {"bias": jnp.zeros(classes), "kernel": jnp.zeros((features, classes))}
+
+    def predict(params: Tree, x: Array) -> Array:
+        return _flat(x, features) @ params["kernel"] + params["bias"]
+
+    def loss(params: Tree, x: Array, y: Array) -> Array:
+        penalty = sum((a**2).sum() for a in jax.tree.leaves(params)) if l2 else 0.0
+        return _cross_entropy(predict(params, x), y) + 0.5 * l2 * penalty
+
+    return from_functions(init, loss, predict, _hits)
+
+
+def linear_regression(features: int, bias: bool = False) -> Task:
+    """Least squares from zeros, `0.5 * (x . w - y)^2`, with an intercept where `bias`; `x [b, features]`, `y [b]`.
+
+    Raises:
+        InputError: `features` below 1; while tracing, inputs of another size or targets that are not `[b]`.
+    """
+    _at_least("features", features, 1)
+
+    def init(key: Array) -> Tree:
+        return {"kernel": jnp.zeros(features)} | ({"bias": jnp.zeros(())} if bias else {})
+
+    def predict(params: Tree, x: Array) -> Array:
+        return _flat(x, features) @ params["kernel"] + params.get("bias", 0.0)
+
+    return from_functions(init, lambda p, x, y: _half_square(predict(p, x), y), predict)
+
+
+def _flat(x: Array, features: int) -> Array:
+    if math.prod(x.shape[1:]) != features:
+        raise InputError(f"x has shape {x.shape}, this task takes {features} features an example.")
+    return x.reshape(x.shape[0], features)
+
+
+def quadratic(d: int) -> Task:
+    """`0.5 (p - b)^T A (p - b)` from zeros, with curvature and centre as data: `x = A [b, d, d]`, `y = b [b, d]`.
+
+    A node whose one sample is `(A_i, b_i)` has this objective exactly (gradient `A_i (p - b_i)` for a symmetric `A_i`),
+    which gives closed-form optima for tests of drift, mixing and asynchrony. The parameters are one bare array `[d]`.
+
+    Raises:
+        InputError: `d` below 1; while tracing, `x` or `y` of another shape.
+    """
+    _at_least("d", d, 1)
+
+    def loss(p: Array, x: Array, y: Array) -> Array:
+        if x.shape[1:] != (d, d) or y.shape[1:] != (d,):
+            raise InputError(f"x has shape {x.shape} and y {y.shape}, must be [b, {d}, {d}] and [b, {d}].")
+        e = p - y
+        return 0.5 * jnp.einsum("bi,bij,bj->b", e, x, e)
+
+    return from_functions(lambda key: jnp.zeros(d), loss)
+
+
+def quadratic_noise(d: int, sigma: float) -> Task:
+    """`quadratic(d)` with noise in the data: `x = (A [b, d, d], xi [b, d])` adds `sigma * xi` to the gradient.
+
+    A node with many samples of one `(A_i, b_i)` and standard normal `xi` of mean zero has stochastic gradients of
+    variance `sigma^2` a coordinate, and (if its `xi` sum to zero exactly) an unchanged objective.
+
+    Raises:
+        InputError: `d` below 1 or `sigma` negative; while tracing, `x` or `y` of another shape.
+    """
+    _at_least("sigma", sigma, 0)
+    clean = quadratic(d)
+
+    def loss(p: Array, x: tuple[Array, Array], y: Array) -> Array:
+        curvature, xi = x
+        if xi.shape != y.shape:
+            raise InputError(f"the noise in x has shape {xi.shape}, must be that of y, {y.shape}.")
+        return clean.loss(p, curvature, y) + sigma * (xi @ p)
+
+    return from_functions(lambda key: jnp.zeros(d), loss)
+
+
+def mean_loss(task: Task, row: Array, x: Tree, y: Array) -> Array:
+    """Mean loss `[]` of the model `row [d]` over the examples `x [b, ...]`, `y [b, ...]`."""
+    return task.loss(task.unravel(row), x, y).mean()
+
+
+def scores(task: Task, row: Array, x: Tree, y: Array, batch: int | None = None) -> dict[str, Array]:
+    """Mean `loss` and, where the task has one, `accuracy` of the model `row [d]` over `N` examples.
+
+    Args:
+        task: the task.
+        row: `[d]`.
+        x: leaves `[N, ...]`.
+        y: `[N, ...]`.
+        batch: examples evaluated at a time, which bounds the memory of activations (None: all at once).
+
+    Raises:
+        InputError: no example, or `batch` below 1.
+    """
+    count = y.shape[0]
+    _at_least("the number of examples", count, 1)
+    size = count if batch is None else min(batch, count)
+    _at_least("batch", size, 1)
+    params = task.unravel(row)
+
+    def each(x: Tree, y: Array) -> dict[str, Array]:
+        out = {"loss": task.loss(params, x, y)}
+        if task.correct is not None and task.predict is not None:
+            out["accuracy"] = task.correct(task.predict(params, x), y)
+        return out
+
+    def part(start: Array | int, length: int) -> dict[str, Array]:
+        return each(*jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length), (x, y)))
+
+    chunks, rest = divmod(count, size)
+    if chunks == 1 and not rest:
+        return jax.tree.map(jnp.mean, each(x, y))
+    total = jax.tree.map(jnp.sum, jax.lax.map(lambda i: part(i * size, size), jnp.arange(chunks)))
+    if rest:
+        total = jax.tree.map(lambda a, b: a + b.sum(), total, part(count - rest, rest))
+    return jax.tree.map(lambda a: a / count, total)
+
+
+def layers(task: Task) -> list[Layer]:
+    """The layer map of the row, in its order: path ("conv1/kernel"), start, stop and shape of each parameter array."""
+
+    def places() -> Iterator[Layer]:
+        start = 0
+        tree = jax.eval_shape(task.unravel, jax.ShapeDtypeStruct((task.dim,), jnp.float32))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            stop = start + math.prod(leaf.shape)
+            yield Layer(jax.tree_util.keystr(path, simple=True, separator="/"), start, stop, leaf.shape)
+            start = stop
+
+    return list(places())
+
+
+def mask(task: Task, predicate: Callable[[str], bool]) -> Array:
+    """The part of a row `[d]` bool whose layer paths satisfy `predicate`: what is shared, frozen or personal.
+
+    Raises:
+        InputError: no layer satisfies `predicate`.
+    """
+    chosen = [(bool(predicate(layer.path)), layer.stop - layer.start) for layer in layers(task)]
+    if not any(yes for yes, _ in chosen):
+        raise InputError(f"predicate matches no layer, the paths are {[layer.path for layer in layers(task)]}.")
+    return jnp.asarray(np.repeat([yes for yes, _ in chosen], [size for _, size in chosen]))

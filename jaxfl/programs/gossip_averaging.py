@@ -1,0 +1,28 @@
+"""Gossip averaging.
+
+Fast linear iterations for distributed averaging; Xiao, Boyd; Systems & Control Letters 2004. Node i holds a value and
+
+    x_i <- w_ii x_i + sum_j w_ij x_j.
+
+With a symmetric doubly stochastic W the distance to consensus shrinks per round by the second largest eigenvalue
+modulus, and the mean never moves.
+"""
+
+import jax.numpy as jnp
+
+from jaxfl.core import Algorithm, Program
+from jaxfl.exchange.network import Network
+from jaxfl.exchange.program import program
+
+
+def gossip_averaging(net: Network = Network()) -> Algorithm:
+    """Average the values `[n, m]` that the scenario carries as `data`; the answer is each node's estimate `[n, m]`."""
+
+    def init(key, data, i):
+        return data[i], data[i]
+
+    def step(key, x, inbox, weight, own):
+        x = own * x + jnp.tensordot(weight, inbox, 1)
+        return x, x
+
+    return program(Program(init, step, read=lambda x: x), net)

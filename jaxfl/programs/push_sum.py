@@ -1,0 +1,29 @@
+"""Push-sum.
+
+Gossip-Based Computation of Aggregate Information; Kempe, Dobra, Gehrke; FOCS 2003. On a directed graph each node
+splits its sum s_i and weight w_i over itself and those who hear it, and estimates the average by their ratio:
+
+    s_i <- sum_j a_ij s_j,   w_i <- sum_j a_ij w_j,   estimate s_i / w_i,     columns of A sum to one.
+
+The total of s and of w never changes. Give the scenario a graph with `world.mixing.push_weights`.
+"""
+
+import jax.numpy as jnp
+
+from jaxfl.core import Algorithm, Program
+from jaxfl.exchange.network import Network
+from jaxfl.exchange.program import program
+
+
+def push_sum(net: Network = Network()) -> Algorithm:
+    """Average the values `[n, m]` that the scenario carries as `data`; the answer is each node's estimate `[n, m]`."""
+
+    def init(key, data, i):
+        mass = jnp.append(data[i], 1.0)
+        return mass, mass
+
+    def step(key, mass, inbox, weight, own):
+        mass = own * mass + jnp.tensordot(weight, inbox, 1)
+        return mass, mass
+
+    return program(Program(init, step, read=lambda mass: mass[:-1] / mass[-1]), net)

@@ -1,0 +1,42 @@
+"""Small worlds that several test files share."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfl.core import Shards
+from jaxfl.learn import partition, synthetic, task
+from jaxfl.learn.data import digits
+from jaxfl.world import cohort, graph, mixing
+from jaxfl.world.scenario import scenario
+
+
+def one_sample_each(x, y) -> Shards:
+    """Node `i` owns sample `i`."""
+    n = len(y)
+    place = jnp.arange(n, dtype=jnp.int32)
+    return Shards(jnp.asarray(x), jnp.asarray(y), place, place, jnp.ones(n, jnp.int32), 1)
+
+
+def quadratics(n=8, d=3, seed=0, **kw):
+    """Heterogeneous quadratics, their task and their shards."""
+    q = synthetic.gaussian_quadratics(n, d, seed=seed, **kw)
+    return q, task.quadratic(d), one_sample_each(q.A, q.b)
+
+
+def ring(n):
+    return mixing.metropolis(graph.ring(n))
+
+
+def digits_world(n=12, c=None, topology=None, seed=0, **kw):
+    """Digits cut by Dirichlet(0.5), a softmax regression and a world for it."""
+    shards = partition.dirichlet(digits(), n, 0.5, seed=seed, min_size=4)
+    who = None if c is None else cohort.uniform(n, c, weight=shards.size)
+    return task.logistic_regression(64, 10), scenario(shards, topology=topology, cohort=who, **kw)
+
+
+def same(a, b):
+    """Whether two trees are equal bit for bit."""
+    import jax
+
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(u), np.asarray(v), equal_nan=True) for u, v in pairs)
