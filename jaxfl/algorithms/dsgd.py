@@ -33,7 +33,7 @@ def gossip_training(
     `epochs` replaces `steps` where given; `batch` None is the whole shard.
 
     Raises:
-        InputError: without a graph, or if the cohort is not all nodes in order.
+        InputError: without a graph, or if the cohort is not all nodes.
     """
     learn = local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch)
 
@@ -50,9 +50,7 @@ def gossip_training(
 
 
 def check_gossip(env) -> None:
-    """Raise `InputError` unless there is a graph and the cohort is every node."""
-    if env.graph is None:
-        raise InputError("topology is None, but gossip needs a graph.")
+    """Raise `InputError` unless the cohort is every node."""
     if env.cohort.ids.shape[0] != n_nodes(env):
         raise InputError(
             f"cohort has {env.cohort.ids.shape[0]} members, but in gossip all {n_nodes(env)} nodes take part."

@@ -1,35 +1,49 @@
 """Checkpoints of a run with orbax: written whole or not at all, read back bit for bit."""
 
+import shutil
+import zlib
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from jaxfl.core import InputError, Tree
+from jaxfl.engine.history import disk_error
+
+KEEP = 2
 
 
-def _manager(folder: Path):
-    import orbax.checkpoint as ocp
+def _rounds(folder: Path) -> list[int]:
+    """The rounds checkpointed under `folder`, oldest first; a write that was cut off has no plain number as name."""
+    return sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(folder.resolve() / "checkpoints", options=options)
+
+def _digest(leaves: list) -> np.ndarray:
+    """A checksum of all leaves; 0 where this process does not hold them whole."""
+    total = 0
+    for a in leaves:
+        if getattr(a, "is_fully_addressable", True):
+            total = zlib.crc32(np.ascontiguousarray(a).view(np.uint8).data, total)
+    return np.uint32(total) if total else np.uint32(0)
 
 
 def save(folder: Path, t: int, carry: Tree) -> None:
-    """Write `carry` after round `t` under `folder/checkpoints`; the two newest are kept."""
+    """Write `carry` after round `t` under `folder/checkpoints`; the two newest are kept.
+
+    Raises:
+        InputError: the disk is full. Earlier checkpoints are kept.
+    """
     import orbax.checkpoint as ocp
 
-    leaves = {str(i): a for i, a in enumerate(jax.tree.leaves(carry))}
-    with _manager(folder) as manager:
-        manager.save(t, args=ocp.args.StandardSave(leaves))
-
-
-def latest(folder: Path) -> int | None:
-    """The newest checkpointed round, None without one."""
-    if not (folder / "checkpoints").is_dir():
-        return None
-    with _manager(folder) as manager:
-        return manager.latest_step()
+    leaves = jax.tree.leaves(carry)
+    path = folder.resolve() / "checkpoints" / str(t)
+    try:
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(path, {"digest": _digest(leaves)} | {str(i): a for i, a in enumerate(leaves)}, force=True)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    for old in _rounds(folder)[:-KEEP]:
+        shutil.rmtree(folder / "checkpoints" / str(old))
 
 
 def load(folder: Path, like: Tree) -> tuple[int, Tree]:
@@ -40,24 +54,31 @@ def load(folder: Path, like: Tree) -> tuple[int, Tree]:
     """
     import orbax.checkpoint as ocp
 
-    t = latest(folder)
-    if t is None:
+    saved = _rounds(folder)
+    if not saved:
         raise InputError(f"resume: {folder} holds no checkpoint to go on from.")
+    t = saved[-1]
+    path = folder.resolve() / "checkpoints" / str(t)
+    damaged = f"resume: the checkpoint of round {t} in {folder} is damaged"
     leaves, structure = jax.tree.flatten(like)
     want = {str(i): jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for i, a in enumerate(leaves)}
-    with _manager(folder) as manager:
+    want["digest"] = jax.ShapeDtypeStruct((), np.uint32)
+    with ocp.StandardCheckpointer() as reader:
         try:
-            found = manager.item_metadata(t)
-            have = {name: (tuple(a.shape), np.dtype(a.dtype)) for name, a in found.items()}
+            metadata = reader.metadata(path).item_metadata
+            have = {name: (tuple(metadata[name].shape), np.dtype(metadata[name].dtype)) for name in metadata}
         except Exception as error:
-            raise InputError(f"resume: the checkpoint of round {t} in {folder} is damaged: {_first(error)}.") from error
+            raise InputError(f"{damaged}: {_first(error)}.") from error
         if have != {name: (a.shape, np.dtype(a.dtype)) for name, a in want.items()}:
             raise InputError(f"resume: the checkpoint in {folder} is of another run: its arrays have other shapes.")
         try:
-            read = manager.restore(t, args=ocp.args.StandardRestore(want))
+            read = reader.restore(path, want)
         except Exception as error:
-            raise InputError(f"resume: the checkpoint of round {t} in {folder} is damaged: {_first(error)}.") from error
-    return t, jax.tree.unflatten(structure, [read[str(i)] for i in range(len(leaves))])
+            raise InputError(f"{damaged}: {_first(error)}.") from error
+    leaves = [read[str(i)] for i in range(len(leaves))]
+    if read["digest"] != _digest(leaves):
+        raise InputError(f"{damaged}: its numbers do not add up to their checksum.")
+    return t, jax.tree.unflatten(structure, leaves)
 
 
 def _first(error: Exception) -> str:

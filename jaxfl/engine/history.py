@@ -46,6 +46,8 @@ class Recorder:
 
     def go_on(self, t: int) -> None:
         """Take up the log of a run that was cut off: rows after round `t` are dropped from the file too."""
+        if self.log is None:
+            return
         self.rows = _read_rows(self.log, t)
         whole = self.log.with_suffix(".part")
         append(whole, "".join(json.dumps(_finite(row)) + "\n" for row in self.rows))

@@ -12,7 +12,7 @@ def run_key(seed: int) -> Array:
     """The key of one run. Raises `InputError` under a key type whose vmap does not draw independent numbers."""
     key = jax.random.key(seed)
     if "fry" not in str(key.dtype):
-        raise InputError(f"jax_default_prng_impl is {jax.config.jax_default_prng_impl}, but must be threefry2x32.")
+        raise InputError(f"jax_default_prng_impl gives keys {key.dtype}, but must be threefry2x32.")
     return key
 
 

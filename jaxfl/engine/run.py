@@ -166,11 +166,11 @@ def run(
     Raises:
         InputError: for an argument out of range, a log that exists, a damaged or foreign checkpoint.
     """
-    every = every or max(1, rounds // 10)
     folder = None if out is None else Path(out)
     for name, value in (("rounds", rounds), ("every", every), ("seeds", seeds), ("seed_block", seed_block)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}, but must be a whole number of at least 1.")
+    every = max(1, rounds // 10) if every is None else every
     if (checkpoints or resume) and folder is None:
         raise InputError("out is None, but checkpoints and resume need a folder.")
     if folder is not None:
@@ -200,7 +200,7 @@ def run(
                 carry = place(mesh, carry[0]), place_state(mesh, carry[1], seeds is not None)
         together = None if seeds is None else min(seeds, seed_block or _side_by_side(carry, seeds))
         recorder = Recorder(names, None if folder is None else folder / "log.jsonl")
-        if resume:
+        if resume and folder is not None:
             t, carry = checkpoint.load(folder, carry)
             recorder.go_on(t)
 
@@ -219,7 +219,7 @@ def run(
                 logs, measured = _by_seed(logs, seeds), scores()
                 recorder.add(t, logs, measured)
                 t += count
-                if checkpoints:
+                if checkpoints and folder is not None:
                     checkpoint.save(folder, t, carry)
                 advance(t, measured)
     nodes = {name: np.concatenate(parts, 1) for name, parts in recorder.nodes.items()}

@@ -21,4 +21,9 @@ def plain() -> Codec:
 
 def half() -> Codec:
     """Every number rounded to a 16-bit bfloat."""
-    return Codec(optax.stateless(lambda u, _: u.astype(jnp.bfloat16).astype(u.dtype)), lambda m: 16.0 * m)
+
+    def round_off(message, params):
+        del params
+        return jnp.asarray(message, jnp.bfloat16).astype(jnp.float32)
+
+    return Codec(optax.stateless(round_off), lambda m: 16.0 * m)

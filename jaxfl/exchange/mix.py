@@ -20,22 +20,22 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
     if k == 0:
         return own
     first = own_weight(graph)[:, None] * own
-    if graph.shifts is not None and k * DENSE_RATIO < 8 * n:
-        return first + _by_shifts(graph, sent)
+    if graph.shifts is not None and 8 * k < n:
+        return first + _by_shifts(graph.weight, graph.shifts, sent)
     if n <= DENSE_RATIO * k:
         return first + _by_matmul(graph, sent)
     return first + _by_slots(graph, sent)
 
 
-def _by_shifts(graph: Graph, sent: Array) -> Array:
-    n = graph.nbr.shape[0]
+def _by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array) -> Array:
+    n = sent.shape[0]
     devices = node_shards()
-    near = [s if 2 * s <= n else s - n for s in graph.shifts]
+    near = [s if 2 * s <= n else s - n for s in shifts]
     if devices > 1 and n % devices == 0 and max(map(abs, near)) <= n // devices:
-        return _by_halo(graph.weight, sent, near, devices)
-    total = 0.0
-    for slot, shift in enumerate(graph.shifts):
-        total = total + graph.weight[:, slot, None] * jnp.roll(sent, -shift, axis=0)
+        return _by_halo(weight, sent, near, devices)
+    total = jnp.zeros_like(sent)
+    for slot, shift in enumerate(shifts):
+        total = total + weight[:, slot, None] * jnp.roll(sent, -shift, axis=0)
     return total
 
 
@@ -53,7 +53,7 @@ def _by_halo(weight: Array, sent: Array, shifts: list[int], devices: int) -> Arr
             ring = [(r, (r + 1) % devices) for r in range(devices)]
             parts.insert(0, jax.lax.ppermute(sent[size - behind :], AXIS, ring))
         wide = jnp.concatenate(parts)
-        total = 0.0
+        total = jnp.zeros_like(sent)
         for slot, shift in enumerate(shifts):
             total = total + weight[:, slot, None] * jax.lax.dynamic_slice_in_dim(wide, behind + shift, size)
         return total

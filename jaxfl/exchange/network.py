@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, Env, Graph, Tree, n_nodes, node_keys, own_weight, stream, tile
+from jaxfl.core import Array, Env, Graph, InputError, Tree, n_nodes, node_keys, own_weight, stream, tile
 from jaxfl.exchange import rules
 from jaxfl.exchange.codecs import Codec, plain
 from jaxfl.exchange.mix import mix
@@ -64,13 +64,14 @@ class Network(NamedTuple):
 
     def gossip(self, key: Array, env: Env, mail: Tree, messages: Array):
         """Every node combines its own message with those of its neighbours: `([n, m], mail, cost)`."""
-        bits = self.repeats * (env.graph.weight > 0).sum() * self.codec.bits(messages.shape[1])
+        g = _graph(env)
+        bits = self.repeats * (g.weight > 0).sum() * self.codec.bits(messages.shape[1])
         cost = {"up_bits": bits, "down_bits": bits}
         if self.repeats == 1:
-            return *self._gossip_once(key, env.graph, mail, messages), cost
+            return *self._gossip_once(key, g, mail, messages), cost
 
         def again(carry, r):
-            return self._gossip_once(jax.random.fold_in(key, r), env.graph, carry[1], carry[0]), None
+            return self._gossip_once(jax.random.fold_in(key, r), g, carry[1], carry[0]), None
 
         (messages, mail), _ = jax.lax.scan(again, (messages, mail), jnp.arange(self.repeats))
         return messages, mail, cost
@@ -89,11 +90,19 @@ class Network(NamedTuple):
         return map_nodes(receive, sent, (messages, own_weight(g), g.nbr, g.weight), bytes_each=row_bytes), mail
 
     def deliver(self, env: Env, outbox: Array):
-        """Messages in the neighbours' inboxes: `(inbox [n, k, m], cost)`.
+        """Messages in the neighbours' inboxes: `(inbox [n, k, m], the graph they came along, cost)`.
 
         `outbox` is `[n, m]` (one message for all who listen) or `[n, k, m]` (one a slot, delivered along `graph.rev`).
         """
-        g = env.graph
+        g = _graph(env)
         bits = (g.weight > 0).sum() * self.codec.bits(outbox.shape[-1])
+        if outbox.ndim == 3 and g.rev is None:
+            raise InputError("outbox has one message a slot, but the graph has an edge without a reverse.")
         inbox = outbox[g.nbr] if outbox.ndim == 2 else outbox[g.nbr, g.rev]
-        return inbox, {"up_bits": bits, "down_bits": bits}
+        return inbox, g, {"up_bits": bits, "down_bits": bits}
+
+
+def _graph(env: Env) -> Graph:
+    if env.graph is None:
+        raise InputError("topology is None, but gossip needs a graph.")
+    return env.graph

@@ -20,8 +20,8 @@ def program(p: Program, net: Network = Network()) -> Algorithm:
 
     def round(key, env, s):
         state, outbox = s.nodes
-        inbox, cost = net.deliver(env, outbox)
-        rows = keys_of(key, env), state, inbox, env.graph.weight, own_weight(env.graph)
+        inbox, graph, cost = net.deliver(env, outbox)
+        rows = keys_of(key, env), state, inbox, graph.weight, own_weight(graph)
         return State((), map_nodes(lambda _, row: p.step(*row), (), rows)), cost
 
     def read(s):

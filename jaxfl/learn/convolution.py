@@ -46,10 +46,10 @@ def patches(x: Array, kernel: int, stride: int = 1, padding: str = "SAME") -> Ar
         raise InputError(f"x has shape {x.shape}, smaller than the {kernel} x {kernel} window with VALID padding.")
     x = jnp.pad(x, ((0, 0), high, wide, (0, 0)))
 
-    def shifted(i: int, j: int) -> Array:
-        return x[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
-
-    return jnp.concatenate([shifted(i, j) for i in range(kernel) for j in range(kernel)], axis=-1)
+    # columns first, then rows: 2 k slices compile faster than k * k, and a gradient adds 2 k terms
+    right, down = (columns - 1) * stride + 1, (rows - 1) * stride + 1
+    x = jnp.concatenate([x[:, :, j : j + right : stride] for j in range(kernel)], axis=-1)
+    return jnp.concatenate([x[:, i : i + down : stride] for i in range(kernel)], axis=-1)
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, padding: str = "SAME") -> Array:

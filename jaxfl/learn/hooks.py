@@ -18,9 +18,11 @@ Hook = optax.GradientTransformationExtraArgs
 
 def stateless(f: Callable) -> Hook:
     """Turn `f(gradient, params, **extra) -> gradient` into an optax transformation."""
-    return optax.GradientTransformationExtraArgs(
-        optax.init_empty_state, lambda g, state, params=None, **extra: (f(g, params, **extra), state)
-    )
+
+    def update(updates, state, params=None, **extra):
+        return f(updates, params, **extra), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def prox(mu: float | Array) -> Hook:

@@ -27,10 +27,10 @@ def scale_by_moments(second: Callable, b1: float | Array, tau: float | Array) ->
     def init(params):
         return MomentsState(optax.tree.zeros_like(params), jax.tree.map(lambda p: jnp.full_like(p, tau**2), params))
 
-    def update(g, state, params=None):
+    def update(updates, state, params=None):
         del params
-        m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.m, g)
-        v = jax.tree.map(lambda v, g: second(v, g * g), state.v, g)
+        m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.m, updates)
+        v = jax.tree.map(lambda v, g: second(v, g * g), state.v, updates)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + tau), m, v), MomentsState(m, v)
 
     return optax.GradientTransformation(init, update)
