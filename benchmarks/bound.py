@@ -41,7 +41,7 @@ def _sgd(p, x, y, lr):
     return jax.tree.map(lambda p, g: p - lr * g, p, jax.grad(loss)(p, x, y))
 
 
-def fedavg(x, y, *, clients, samples, cohort, steps, batch, lr, rounds):
+def fedavg(*, clients, samples, cohort, steps, batch, lr, rounds):
     """W1: `run(params, t, x, y) -> params` after `rounds` rounds of FedAvg with `cohort` of `clients` clients."""
 
     def client(p, key, i, x, y):
@@ -71,7 +71,7 @@ def fedavg(x, y, *, clients, samples, cohort, steps, batch, lr, rounds):
     return jax.jit(run, donate_argnums=0)
 
 
-def ring_gossip(x, y, *, nodes, samples, batch, lr, rounds):
+def ring_gossip(*, nodes, samples, batch, lr, rounds):
     """W3: `run(stacked params, t, x, y)` after `rounds` rounds of one local step and ring mixing with weights 1/3."""
     devices = jax.device_count()
     ahead = [((r + 1) % devices, r) for r in range(devices)]

@@ -1,8 +1,8 @@
 """Convolution as one matmul, and pooling whose gradient is elementwise.
 
-On a CPU XLA runs a convolution inside a loop, and a convolution with a kernel per node (which becomes a grouped one),
-about ten times slower than the same sum written as shifted copies and a matmul ("im2col": Chellapilla, Puri and
-Simard, 2006). A simulator has little else than loops over clients and per-node kernels, so its models use this form.
+On a CPU XLA runs a convolution inside a loop (`scan`, `map`) about ten times slower than the same sum written as
+shifted copies and a matmul ("im2col": Chellapilla, Puri and Simard, 2006), and a kernel per node makes it a grouped
+convolution. A simulator is loops over clients and steps with a kernel per node, so its models use this form.
 The patches cost `k * k` times the memory of the input while a gradient is taken. Images are `[b, h, w, channels]`.
 """
 
@@ -84,8 +84,8 @@ def _quarters(x: Array) -> list[Array]:
 def max_pool(x: Array) -> Array:
     """Largest pixel of each 2 x 2 window, stride 2: `[b, h, w, channels]` to `[b, h // 2, w // 2, channels]`.
 
-    Equal pixels (usual after a ReLU) send their gradient to the first, as `lax.reduce_window` does; its gradient, a
-    select-and-scatter, takes twice the time of a whole small network on a CPU. NaN wins.
+    Equal pixels (usual after a ReLU) send their gradient to the first, as `lax.reduce_window` does, whose gradient, a
+    select-and-scatter, doubles the time of a small network on a CPU. NaN wins.
 
     Raises:
         InputError: `x` is not of rank 4 or an image is smaller than the window.
