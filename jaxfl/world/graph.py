@@ -1,0 +1,291 @@
+"""Communication graphs, built once on the host as the neighbour tables of `core.Graph`.
+
+Every generator returns weights of 0 and 1 (1 = edge); a padded slot points at the node itself, with `rev` 0.
+`mixing` turns a graph into mixing weights. The own weight is implicit, so no graph here has a self-loop.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfl.core import Graph, InputError
+
+
+def _count(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or int(value) != value or value < least:
+        raise InputError(f"{name} = {value}: an integer of at least {least} is needed.")
+    return int(value)
+
+
+def _probability(p: float) -> float:
+    if not 0 <= p <= 1:
+        raise InputError(f"p = {p}: a probability between 0 and 1 is needed.")
+    return float(p)
+
+
+def from_edges(n: int, listeners: Sequence | np.ndarray, sources: Sequence | np.ndarray, both: bool = False) -> Graph:
+    """The graph in which node `listeners[e]` hears node `sources[e]`; slots are in ascending order of the source.
+
+    Args:
+        n: number of nodes.
+        listeners: `[edges]` node ids.
+        sources: `[edges]` node ids. Repeated edges count once, self-loops are dropped.
+        both: add the reverse of every edge.
+
+    Raises:
+        InputError: lengths differ, or an id lies outside 0..n-1.
+    """
+    n = _count("n", n, 1)
+    i, j = (np.asarray(a, np.int64).reshape(-1) for a in (listeners, sources))
+    if i.size != j.size:
+        raise InputError(f"listeners and sources have {i.size} and {j.size} entries, and need equally many.")
+    if i.size and (min(i.min(), j.min()) < 0 or max(i.max(), j.max()) >= n):
+        raise InputError(f"an edge names node {max(i.max(), j.max())} or {min(i.min(), j.min())}, outside 0..{n - 1}.")
+    if both:
+        i, j = np.concatenate([i, j]), np.concatenate([j, i])
+    code = np.unique((i * n + j)[i != j])  # sorted by listener, then source
+    i, j = np.divmod(code, n)
+    degree = np.bincount(i, minlength=n)
+    slot = np.arange(code.size) - (np.cumsum(degree) - degree)[i]
+    k = max(int(degree.max()), 1)
+    nbr = np.repeat(np.arange(n, dtype=np.int32)[:, None], k, axis=1)
+    weight, rev = np.zeros((n, k), np.float32), np.zeros((n, k), np.int32)
+    nbr[i, slot], weight[i, slot] = j, 1
+    at = np.searchsorted(code, j * n + i)
+    symmetric = bool(np.all(code[np.minimum(at, code.size - 1)] == j * n + i))
+    if symmetric:
+        rev[i, slot] = slot[at]
+    return Graph(jnp.asarray(nbr), jnp.asarray(weight), rev=jnp.asarray(rev) if symmetric else None)
+
+
+def circulant(n: int, shifts: Sequence[int]) -> Graph:
+    """Node `i` hears `(i + shift) % n` for every shift, in the order given.
+
+    Raises:
+        InputError: a shift is repeated or lies outside 1..n-1.
+    """
+    n, shifts = _count("n", n, 1), tuple(int(s) for s in shifts)
+    if not shifts:
+        return from_edges(n, [], [])
+    if len(set(shifts)) < len(shifts) or min(shifts) < 1 or max(shifts) >= n:
+        raise InputError(f"shifts = {shifts}: distinct shifts between 1 and {n - 1} are needed.")
+    slot = {s: at for at, s in enumerate(shifts)}
+    nbr = (np.arange(n)[:, None] + np.array(shifts)) % n
+    rev = None
+    if all(n - s in slot for s in shifts):
+        rev = jnp.broadcast_to(jnp.array([slot[n - s] for s in shifts], jnp.int32), nbr.shape)
+    return Graph(jnp.asarray(nbr, jnp.int32), jnp.ones(nbr.shape, jnp.float32), rev=rev, shifts=shifts)
+
+
+def ring(n: int) -> Graph:
+    """A circle: node `i` hears `i + 1` and `i - 1` (one edge for n = 2, none for n = 1)."""
+    n = _count("n", n, 1)
+    return circulant(n, sorted({1 % n, -1 % n} - {0}))
+
+
+def exponential(n: int) -> Graph:
+    """The static exponential graph: node `i` hears `i + 1, i + 2, i + 4, ...` below a full turn. Directed.
+
+    Ying et al., Exponential graph is provably efficient for decentralized deep training, NeurIPS 2021.
+    """
+    n = _count("n", n, 1)
+    return circulant(n, [2**j for j in range((n - 1).bit_length())])
+
+
+def complete(n: int) -> Graph:
+    """Everyone hears everyone: `n - 1` slots, so `n` squared memory."""
+    n = _count("n", n, 1)
+    return circulant(n, range(1, n))
+
+
+def _lattice(rows: int, cols: int, wrap: bool) -> Graph:
+    rows, cols = _count("rows", rows, 1), _count("cols", cols, 1)
+    ids = np.arange(rows * cols).reshape(rows, cols)
+    if wrap:
+        pairs = [(ids, np.roll(ids, -1, 0)), (ids, np.roll(ids, -1, 1))]
+    else:
+        pairs = [(ids[:-1], ids[1:]), (ids[:, :-1], ids[:, 1:])]
+    i, j = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
+    return from_edges(rows * cols, i, j, both=True)
+
+
+def torus(rows: int, cols: int) -> Graph:
+    """A grid whose borders meet: node `r * cols + c` hears its four neighbours."""
+    return _lattice(rows, cols, wrap=True)
+
+
+def grid(rows: int, cols: int) -> Graph:
+    """A grid with borders: node `r * cols + c` hears two to four neighbours."""
+    return _lattice(rows, cols, wrap=False)
+
+
+def hypercube(n: int) -> Graph:
+    """Node `i` hears the nodes whose number differs from `i` in one bit; slot `s` is bit `s`.
+
+    Raises:
+        InputError: `n` is not a power of two.
+    """
+    n = _count("n", n, 1)
+    if n & (n - 1):
+        raise InputError(f"n = {n}: a hypercube needs a power of two.")
+    if n == 1:
+        return from_edges(1, [], [])
+    nbr = np.arange(n)[:, None] ^ (1 << np.arange(n.bit_length() - 1))
+    rev = np.broadcast_to(np.arange(nbr.shape[1]), nbr.shape)
+    return Graph(jnp.asarray(nbr, jnp.int32), jnp.ones(nbr.shape, jnp.float32), rev=jnp.asarray(rev, jnp.int32))
+
+
+def star(n: int) -> Graph:
+    """Node 0 and every other node hear each other; the table has `n - 1` slots."""
+    n = _count("n", n, 1)
+    return from_edges(n, np.zeros(n - 1), np.arange(1, n), both=True)
+
+
+def random_regular(n: int, degree: int, seed: int) -> Graph:
+    """A random graph in which every node has `degree` neighbours.
+
+    Raises:
+        InputError: `degree` is outside 0..n-1 or `degree * n` is odd.
+    """
+    n, degree = _count("n", n, 1), _count("degree", degree, 0)
+    if degree >= n or degree * n % 2:
+        raise InputError(f"degree = {degree}, n = {n}: the degree must be below n and degree * n even.")
+    import networkx as nx
+
+    return _labelled(nx.random_regular_graph(degree, n, seed=seed), n)
+
+
+def erdos_renyi(n: int, p: float, seed: int) -> Graph:
+    """Every pair of nodes is an edge independently with probability `p`; may be disconnected."""
+    n, p = _count("n", n, 1), _probability(p)
+    import networkx as nx
+
+    return _labelled(nx.fast_gnp_random_graph(n, p, seed=seed), n)
+
+
+def barabasi_albert(n: int, m: int, seed: int) -> Graph:
+    """Scale-free: nodes join one by one and attach to `m` earlier ones, drawn in proportion to their degree."""
+    n, m = _count("n", n, 2), _count("m", m, 1)
+    if m >= n:
+        raise InputError(f"m = {m}: a node can attach to fewer than n = {n} nodes.")
+    import networkx as nx
+
+    return _labelled(nx.barabasi_albert_graph(n, m, seed=seed), n)
+
+
+def watts_strogatz(n: int, k: int, p: float, seed: int) -> Graph:
+    """Small world: a ring of `k` (even) nearest neighbours, each edge rewired with probability `p`."""
+    n, k, p = _count("n", n, 3), _count("k", k, 2), _probability(p)
+    if k >= n or k % 2:
+        raise InputError(f"k = {k}: an even number below n = {n} is needed.")
+    import networkx as nx
+
+    return _labelled(nx.watts_strogatz_graph(n, k, p, seed=seed), n)
+
+
+def random_geometric(n: int, radius: float, seed: int) -> Graph:
+    """Nodes at random places of the unit square; those within `radius` hear each other. May be disconnected."""
+    n = _count("n", n, 1)
+    if not radius > 0 or not math.isfinite(radius):
+        raise InputError(f"radius = {radius}: a positive length is needed (the square has side 1).")
+    import networkx as nx
+
+    return _labelled(nx.random_geometric_graph(n, radius, seed=seed), n)
+
+
+def caveman(groups: int, size: int) -> Graph:
+    """Connected caveman graph: cliques in a circle, one edge of each turned to the clique before it.
+
+    Watts, Networks, dynamics, and the small-world phenomenon, 1999. `size` is at least 3: turning the only edge of
+    a pair would cut it apart.
+    """
+    groups, size = _count("groups", groups, 2), _count("size", size, 3)
+    import networkx as nx
+
+    return _labelled(nx.connected_caveman_graph(groups, size), groups * size)
+
+
+def two_level(groups: int, size: int) -> Graph:
+    """Complete groups whose heads (nodes `0, size, 2 * size, ...`) form a ring."""
+    groups, size = _count("groups", groups, 1), _count("size", size, 1)
+    heads = size * np.arange(groups)
+    a, b = np.triu_indices(size, 1)
+    i = np.concatenate([(heads[:, None] + a).reshape(-1), heads])
+    j = np.concatenate([(heads[:, None] + b).reshape(-1), np.roll(heads, -1)])
+    return from_edges(groups * size, i, j, both=True)
+
+
+def _labelled(g: Any, n: int) -> Graph:
+    """A networkx graph whose labels are the node numbers 0..n-1, in whatever order it holds them."""
+    edges = np.array(g.edges, np.int64).reshape(-1, 2)
+    return from_edges(n, edges[:, 0], edges[:, 1], both=True)
+
+
+def from_networkx(g: Any) -> Graph:
+    """Any networkx graph; node `i` is the i-th of `g.nodes`, and an arc u -> v means that v hears u.
+
+    Weights are ignored, parallel edges count once, self-loops are dropped.
+
+    Raises:
+        InputError: the graph has no nodes.
+    """
+    index = {name: i for i, name in enumerate(g.nodes)}
+    if not index:
+        raise InputError("g has no nodes: a graph needs at least one.")
+    edges = np.array([(index[e[0]], index[e[1]]) for e in g.edges], np.int64).reshape(-1, 2)
+    return from_edges(len(index), edges[:, 1], edges[:, 0], both=not g.is_directed())
+
+
+def to_networkx(graph: Graph) -> Any:
+    """The networkx graph of the edges with a weight: arc j -> i where `i` hears `j`, attribute `weight`.
+
+    A `networkx.Graph` where every edge has a reverse of the same weight, else a `networkx.DiGraph`.
+    """
+    import networkx as nx
+
+    i, j, w = edges(graph)
+    arc = {(a, b): v for a, b, v in zip(j.tolist(), i.tolist(), w.tolist(), strict=True)}
+    symmetric = all(arc.get((b, a)) == v for (a, b), v in arc.items())
+    g: Any = nx.Graph() if symmetric else nx.DiGraph()
+    g.add_nodes_from(range(graph.nbr.shape[0]))
+    g.add_weighted_edges_from((a, b, v) for (a, b), v in arc.items())
+    return g
+
+
+def edges(graph: Graph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The live edges as host arrays (listener `[e]`, source `[e]`, weight `[e]` float64)."""
+    weight = np.asarray(graph.weight, np.float64)
+    i, s = np.nonzero(weight)
+    return i, np.asarray(graph.nbr)[i, s].astype(np.int64), weight[i, s]
+
+
+def degrees(graph: Graph) -> np.ndarray:
+    """How many nodes each node hears, `[n]` int."""
+    return np.count_nonzero(np.asarray(graph.weight), axis=1)
+
+
+def require_symmetric(graph: Graph) -> Graph:
+    """The graph, or an InputError naming an edge without a reverse."""
+    i, j, _ = edges(graph)
+    n = graph.nbr.shape[0]
+    alone = np.flatnonzero(~np.isin(j * n + i, i * n + j))
+    if alone.size:
+        a, b = i[alone[0]], j[alone[0]]
+        raise InputError(f"graph is directed (node {a} hears {b}, but {b} not {a}): an undirected graph is needed.")
+    return graph
+
+
+def require_connected(graph: Graph) -> Graph:
+    """The graph, or an InputError with its number of (strongly connected) components where that is not one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = graph.nbr.shape[0]
+    i, j, w = edges(graph)
+    parts, _ = connected_components(coo_array((np.ones_like(w), (j, i)), shape=(n, n)), connection="strong")
+    if parts > 1:
+        raise InputError(f"a disconnected graph where consensus is promised: {n} nodes in {parts} components.")
+    return graph

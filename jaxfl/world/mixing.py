@@ -1,0 +1,233 @@
+"""Mixing weights of a graph, and what they promise: stochasticity, the spectral gap.
+
+Every weighting maps a `Graph` to the same `Graph` with other weights, on the host, in float64 and stored as float32.
+The matrix of a graph is `W[i, j]` = how much `i` hears `j`, with the own weights on the diagonal.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfl.core import Graph, InputError
+from jaxfl.world.graph import degrees, edges, from_edges, require_connected, require_symmetric
+
+TOLERANCE = 1e-6  # of a row or column sum: weights are stored in float32
+DENSE = 2000  # nodes up to which spectra come from a dense matrix
+
+
+def _weigh(graph: Graph, weight: np.ndarray) -> Graph:
+    live = np.asarray(graph.weight) != 0
+    return dataclasses.replace(graph, weight=jnp.asarray(np.where(live, weight, 0), jnp.float32), own=None)
+
+
+def _own(graph: Graph) -> np.ndarray:
+    return np.asarray(1 - np.asarray(graph.weight, np.float64).sum(1) if graph.own is None else graph.own, np.float64)
+
+
+def metropolis(graph: Graph) -> Graph:
+    """Metropolis-Hastings weights `1 / (1 + max(deg_i, deg_j))`: symmetric, doubly stochastic on any graph.
+
+    Xiao, Boyd and Kim, Distributed average consensus with least-mean-square deviation, 2007.
+
+    Raises:
+        InputError: the graph is directed.
+    """
+    degree = degrees(require_symmetric(graph))
+    return _weigh(graph, 1 / (1 + np.maximum(degree[:, None], degree[np.asarray(graph.nbr)])))
+
+
+def uniform(graph: Graph) -> Graph:
+    """A node and all it hears count the same, `1 / (1 + deg_i)`: row stochastic, doubly so on regular graphs."""
+    return _weigh(graph, 1 / (1 + degrees(graph)[:, None]))
+
+
+def max_degree(graph: Graph) -> Graph:
+    """One weight for every edge, `1 / (1 + the largest degree)`: symmetric on undirected graphs."""
+    return _weigh(graph, np.full(graph.weight.shape, 1 / (1 + degrees(graph).max())))
+
+
+def optimal_constant(graph: Graph) -> Graph:
+    """The one weight for every edge that mixes fastest, `2 / (l_max + l_2)` of the Laplacian's eigenvalues.
+
+    Xiao and Boyd, Fast linear iterations for distributed averaging, Systems and Control Letters 2004. The own weight
+    of a node of high degree may come out negative (a star's hub), which `check` refuses.
+
+    Raises:
+        InputError: the graph is directed or disconnected.
+    """
+    require_connected(require_symmetric(graph))
+    n = graph.nbr.shape[0]
+    if n == 1:
+        return graph
+    # I - Laplacian is the matrix of the graph with weights 1; its extremes away from consensus are 1 - l_2, 1 - l_max.
+    low, high = _extremes(_weigh(graph, np.ones(graph.weight.shape)))
+    return _weigh(graph, np.full(graph.weight.shape, 2 / (2 - low - high)))
+
+
+def lazy(graph: Graph, own: float = 0.5) -> Graph:
+    """Keep `own` of oneself and mix the rest: `own * I + (1 - own) * W`.
+
+    Raises:
+        InputError: `own` is outside 0..1, or the graph is not row stochastic.
+    """
+    if not 0 <= own <= 1:
+        raise InputError(f"own = {own}: a share between 0 and 1 is needed.")
+    check(graph)
+    mixed = _weigh(graph, (1 - own) * np.asarray(graph.weight, np.float64))
+    return mixed if graph.own is None else dataclasses.replace(mixed, own=own + (1 - own) * graph.own)
+
+
+def from_matrix(w: Any) -> Graph:
+    """The graph of a row stochastic matrix `[n, n]`, `w[i, j]` = how much `i` hears `j`.
+
+    Raises:
+        InputError: not square, not finite, a negative entry, or a row that does not sum to one.
+    """
+    w = np.asarray(w, np.float64)
+    if w.ndim != 2 or w.shape[0] != w.shape[1] or not w.size:
+        raise InputError(f"w has shape {list(w.shape)}: a square matrix [n, n] is needed.")
+    if not np.isfinite(w).all() or w.min() < 0:
+        row = int(np.argmax(~np.isfinite(w).all(1) | (w < 0).any(1)))
+        raise InputError(f"w has a negative or non-finite entry in row {row}: weights of at least 0 are needed.")
+    _refuse("row", "sums to", np.abs(w.sum(1) - 1), w.sum(1), "1")
+    i, j = np.nonzero(w)
+    graph = from_edges(len(w), i, j)
+    return _weigh(graph, np.take_along_axis(w, np.asarray(graph.nbr), axis=1))
+
+
+def push_weights(graph: Graph) -> Graph:
+    """Column stochastic weights for push-sum: node `j` splits evenly over itself and all who hear it.
+
+    Rows need not sum to one, so `own` is given. Traceable, for graphs that change by the round. Kempe, Dobra and
+    Gehrke, Gossip-based computation of aggregate information, FOCS 2003.
+    """
+    live = graph.weight != 0
+    heard_by = jnp.zeros(graph.nbr.shape[0], jnp.float32).at[graph.nbr].add(live.astype(jnp.float32))
+    share = 1 / (1 + heard_by)
+    return dataclasses.replace(graph, weight=jnp.where(live, share[graph.nbr], 0), own=share)
+
+
+def _sparse(graph: Graph) -> Any:
+    from scipy.sparse import coo_array, diags_array
+
+    n = graph.nbr.shape[0]
+    i, j, w = edges(graph)
+    return (coo_array((w, (i, j)), shape=(n, n)) + diags_array(_own(graph))).tocsr()
+
+
+def matrix(graph: Graph) -> np.ndarray:
+    """The matrix `[n, n]` float64, own weights on the diagonal (on weights of 0 and 1: identity minus Laplacian)."""
+    return _sparse(graph).toarray()
+
+
+def _refuse(what: str, does: str, off: np.ndarray, value: np.ndarray, allowed: str) -> None:
+    worst = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
+    if not off[worst] <= TOLERANCE:
+        raise InputError(f"{what} {worst} of the mixing matrix {does} {value[worst]:.7g}: {allowed} is needed.")
+
+
+def check(
+    graph: Graph, symmetric: bool = False, rows: bool = True, doubly: bool = False, connected: bool = False
+) -> Graph:
+    """The graph, or an InputError with the worst offending row.
+
+    Args:
+        graph: weighted graph.
+        symmetric: `W[i, j] == W[j, i]`.
+        rows: no negative weight, the own weight included, and rows sum to one (by construction where `own` is None).
+        doubly: columns sum to one (with `rows=False`: a push matrix).
+        connected: every node reaches every other.
+    """
+    weight = np.asarray(graph.weight, np.float64)
+    if rows:
+        _refuse("row", "has the weight", -weight.min(1), weight.min(1), "at least 0")
+        _refuse("row", "hears others with", weight.sum(1) - 1, weight.sum(1), "at most 1")
+        own = _own(graph)
+        _refuse("row", "keeps the own weight", -own, own, "at least 0")
+        _refuse("row", "sums to", np.abs(own + weight.sum(1) - 1), own + weight.sum(1), "1")
+    if symmetric:
+        w = _sparse(graph)
+        gap = abs(w - w.T).max(axis=1).toarray().reshape(-1)
+        _refuse("row", "differs from its column by", gap, gap, "a symmetric matrix")
+    if doubly:
+        sums = np.asarray(_sparse(graph).sum(axis=0)).reshape(-1)
+        _refuse("column", "sums to", np.abs(sums - 1), sums, "1")
+    return require_connected(graph) if connected else graph
+
+
+def second_eigenvalue(graph: Graph) -> float:
+    """The factor by which one mixing step shrinks disagreement, from the matrix `W` of the graph.
+
+    Symmetric `W`: the second largest modulus of an eigenvalue. Doubly stochastic but not symmetric: the second
+    largest singular value, the norm of `W - 11'/n` (a bound for every single step). Otherwise: the modulus of the
+    second eigenvalue, the asymptotic rate towards a weighted mean (of push-sum, for column stochastic `W`). Dense up
+    to 2,000 nodes, iterative above.
+    """
+    n = graph.nbr.shape[0]
+    if n == 1:
+        return 0.0
+    w = _sparse(graph)
+    if abs(w - w.T).max() <= TOLERANCE:
+        low, high = _extremes(graph)
+        return float(max(abs(low), abs(high)))
+    doubly = max(np.abs(np.asarray(w.sum(axis=axis)) - 1).max() for axis in (0, 1)) <= TOLERANCE
+    if n <= DENSE:
+        away = w.toarray() - 1 / n
+        return float(np.linalg.norm(away, 2) if doubly else np.abs(np.linalg.eigvals(away)).max())
+    linalg, how = _linalg(), {"k": 1, "which": "LM", "return_eigenvectors": False}
+    how["v0"] = np.random.default_rng(0).standard_normal(n)
+    if doubly:  # (W - J)'(W - J) = W'(W - J), J = 11'/n
+        return float(np.sqrt(linalg.eigsh(_operator(lambda x: w.T @ (w @ x - x.mean()), n), **how)[0]))
+    return float(np.abs(linalg.eigs(_operator(lambda x: w @ x - x.mean(), n), **how)[0]))
+
+
+def _operator(product: Callable, n: int) -> Any:
+    return _linalg().LinearOperator((n, n), matvec=lambda x: product(x.reshape(-1)), dtype=np.float64)
+
+
+def _linalg() -> Any:
+    import scipy.sparse.linalg
+
+    return scipy.sparse.linalg
+
+
+def _extremes(graph: Graph) -> tuple[float, float]:
+    """Smallest and largest eigenvalue of a symmetric `W` on the space orthogonal to consensus, n > 1."""
+    n = graph.nbr.shape[0]
+    w = _sparse(graph)
+    if n <= DENSE:
+        values = np.linalg.eigvalsh(w.toarray())
+        values = np.delete(values, np.argmin(np.abs(values - 1)))  # consensus itself
+        return float(values[0]), float(values[-1])
+    linalg, start = _linalg(), np.random.default_rng(0).standard_normal(n)
+    bound = float(abs(w).sum(axis=1).max())
+    ends = []
+    # Consensus is moved from 1 to the other end of the spectrum, far from what is sought.
+    for which, far in (("SA", bound), ("LA", -bound)):
+        away = _operator(lambda x, far=far: w @ x + (far - 1) * x.mean(), n)
+        try:
+            found = linalg.eigsh(
+                away, k=1, which=which, v0=start, ncv=32, maxiter=200, tol=1e-8, return_eigenvectors=False
+            )
+            ends.append(float(found[0]))
+        except linalg.ArpackNoConvergence:
+            ends.append(_by_factors(w, which, start, bound))
+    return ends[0], ends[1]
+
+
+def _by_factors(w: Any, which: str, start: np.ndarray, bound: float) -> float:
+    """An end of the spectrum by shift-invert: poor expanders defeat Lanczos, but factorise with little fill."""
+    eigsh = _linalg().eigsh
+    if which == "LA":  # consensus, eigenvalue 1, comes along and is the larger of the two
+        return float(eigsh(w, k=2, sigma=1 + 1e-7, v0=start, return_eigenvectors=False).min())
+    rough = eigsh(w, k=1, sigma=-bound * (1 + 1e-7), v0=start, tol=1e-4, return_eigenvectors=False)[0]
+    below = float(rough) - 0.01 * bound
+    return float(eigsh(w, k=1, sigma=below, v0=start, tol=1e-7, return_eigenvectors=False)[0])
+
+
+def spectral_gap(graph: Graph) -> float:
+    """`1 - second_eigenvalue(graph)`: 1 on a complete graph, 0 where consensus is never reached."""
+    return 1 - second_eigenvalue(graph)

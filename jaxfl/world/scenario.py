@@ -1,0 +1,97 @@
+"""The world of a run, composed of its parts."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfl.core import Array, Cohort, Graph, InputError, Process, Scenario, Shards, Tree, stream
+from jaxfl.world.cohort import everyone
+from jaxfl.world.topology import as_process
+
+
+def byzantine(n: int, byz: Any = None) -> Array:
+    """The Byzantine nodes `[n]` bool: none, the first `byz` nodes, or a given mask.
+
+    Raises:
+        InputError: a number outside 0..n, or a mask that is not `[n]` bool.
+    """
+    given = np.asarray(0 if byz is None else byz)
+    if given.ndim == 0 and np.issubdtype(given.dtype, np.integer) and 0 <= given <= n:
+        return jnp.arange(n) < int(given)
+    if given.shape != (n,) or given.dtype != bool:
+        raise InputError(f"byz = {byz}: None, a number from 0 to n = {n}, or a mask [{n}] of bool is needed.")
+    return jnp.asarray(given)
+
+
+def scenario(
+    data: Tree,
+    *,
+    nodes: int | None = None,
+    topology: Graph | Process | None = None,
+    cohort: Process | None = None,
+    byz: Any = None,
+    round_seconds: float = 1.0,
+) -> Scenario:
+    """A world in which every round takes equally long and its parts ignore each other.
+
+    Args:
+        data: `Shards`, or whatever the task reads.
+        nodes: number of nodes; by default one a shard, and needed where `data` is not `Shards`.
+        topology: a weighted graph (the same in every round), a process that yields one, or None.
+        cohort: a process that yields a `Cohort`; by default everyone, weighted by the number of samples.
+        byz: see `byzantine`.
+        round_seconds: simulated seconds of a round; round `t` starts at `t * round_seconds`.
+
+    Raises:
+        InputError: a node has no sample, the sizes of the parts disagree, or a bad number.
+    """
+    sizes = np.asarray(data.size) if isinstance(data, Shards) else None
+    if sizes is not None and sizes.size and sizes.min() == 0:
+        raise InputError(f"data: node {int(np.argmin(sizes))} has no sample, and every shard needs at least one.")
+    n = nodes if sizes is None or nodes is not None else len(sizes)
+    if n is None:
+        raise InputError("nodes = None: the number of nodes is needed where data is not Shards.")
+    if n < 1:
+        raise InputError(f"nodes = {n}: at least one node is needed.")
+    if sizes is not None and n != len(sizes):
+        raise InputError(f"nodes = {nodes}: data has {len(sizes)} shards, and one a node is needed.")
+    if not (math.isfinite(round_seconds) and round_seconds >= 0):
+        raise InputError(f"round_seconds = {round_seconds}: a finite time of at least 0 is needed.")
+    where = Process(_nothing, lambda key, arrays, s, t: (s, None)) if topology is None else as_process(topology)
+    who = everyone(n, sizes) if cohort is None else cohort
+    graph, members = _value(where), _value(who)
+    if graph is not None and graph.nbr.shape[0] != n:
+        raise InputError(f"topology has {graph.nbr.shape[0]} nodes: as many as the world, {n}, are needed.")
+    base = who.arrays.get("weight") if isinstance(who.arrays, dict) else None
+    if not isinstance(members, Cohort) or members.ids.shape[0] > n or (base is not None and base.shape != (n,)):
+        raise InputError(f"cohort is not drawn from {n} nodes: a process that yields a Cohort of them is needed.")
+
+    def init(key: Array, arrays: dict) -> tuple[Any, Any]:
+        return (
+            where.init(stream(key, "topology"), arrays["topology"]),
+            who.init(stream(key, "cohort"), arrays["cohort"]),
+        )
+
+    def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, tuple]:
+        at_where, graph = where.step(stream(key, "topology"), arrays["topology"], s[0], t)
+        at_who, members = who.step(stream(key, "cohort"), arrays["cohort"], s[1], t)
+        return (at_where, at_who), (graph, members, t * arrays["seconds"])
+
+    arrays = {"topology": where.arrays, "cohort": who.arrays, "seconds": jnp.float32(round_seconds)}
+    return Scenario(init, step, arrays, data, byzantine(n, byz))
+
+
+def _nothing(key: Array, arrays: Tree) -> tuple:
+    return ()
+
+
+def _value(process: Process) -> Any:
+    """Shapes of what a process yields, without running it."""
+
+    def first(key: Array, arrays: Tree) -> Any:
+        return process.step(key, arrays, process.init(key, arrays), jnp.int32(0))[1]
+
+    return jax.eval_shape(first, jax.random.key(0), process.arrays)

@@ -1,0 +1,57 @@
+"""How much a member of a cohort works: processes that wrap one of `world.cohort` and set `Cohort.steps`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfl.core import Array, Cohort, InputError, Process, stream
+
+
+def _share(name: str, value: Any) -> Array:
+    if np.shape(value) != () or not 0 <= value <= 1:
+        raise InputError(f"{name} = {value}: a number from 0 to 1 is needed.")
+    return jnp.float32(value)
+
+
+def straggling(members: Process, fraction: float, epochs: int, steps: int = 1, *, drop: float = 0.0) -> Process:
+    """Some members of each cohort are too slow: a straggler ends after a uniform 1 to `epochs - 1` epochs.
+
+    Of `p` members present `round((1 - fraction) * p)`, drawn uniformly, run all `epochs`; the others are stragglers.
+    Section 5.2 of FedProx (Li et al., MLSys 2020, https://arxiv.org/abs/1812.06127) and its code. Who straggles and
+    for how long depends on the key alone, not on `drop`, so systems that keep partial work and systems that do not
+    can be compared on the same cohorts. `fraction` and `drop` are traced: other values
+    (`process.arrays | {"drop": jnp.float32(1)}`) compile nothing.
+
+    Args:
+        members: who takes part; says nothing about steps.
+        fraction: share of stragglers among the members, 0 to 1.
+        epochs: epochs of a full member, at least 2.
+        steps: local steps of one epoch, at least 1. Where shards are of unequal size it is that of the longest,
+            `ceil(longest / batch)`: `local_sgd` then ends every shard at the same epoch.
+        drop: 1 takes stragglers' weight away (FedAvg waits for nobody), 0 keeps it; between, the weight is scaled
+            by `1 - drop`.
+
+    Raises:
+        InputError: a number out of range, or `members` already sets steps.
+    """
+    for name, value, least in (("epochs", epochs, 2), ("steps", steps, 1)):
+        if not isinstance(value, int | np.integer) or value < least:
+            raise InputError(f"{name} = {value}: a whole number of at least {least} is needed.")
+    arrays = {"members": members.arrays, "fraction": _share("fraction", fraction), "drop": _share("drop", drop)}
+
+    def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, Cohort]:
+        s, c = members.step(key, arrays["members"], s, t)
+        if c.steps is not None:
+            raise InputError("members sets Cohort.steps, but straggling does that: give a cohort without steps.")
+        who, how_long = jax.random.split(stream(key, "stragglers"))
+        present = c.weight > 0
+        place = jnp.where(present, jax.random.uniform(who, c.weight.shape), 2.0)
+        rank = jnp.argsort(jnp.argsort(place))  # the absent last
+        slow = rank >= jnp.round((1 - arrays["fraction"]) * present.sum())
+        part = jax.random.randint(how_long, c.weight.shape, 1, epochs)
+        weight = c.weight * jnp.where(slow, 1 - arrays["drop"], 1)
+        return s, c._replace(weight=weight, steps=steps * jnp.where(slow, part, epochs).astype(jnp.int32))
+
+    return Process(lambda key, arrays: members.init(key, arrays["members"]), step, arrays)
