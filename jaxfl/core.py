@@ -133,6 +133,29 @@ class Program(NamedTuple):
     read: Callable  # (s) -> the node's answer
 
 
+def canonical(f: Callable) -> Callable:
+    """The one function with this code and these closed-over values, if they can be hashed.
+
+    The compiled run is keyed by the identity of functions; two worlds of the same make then share one program.
+    """
+    try:
+        return _known.setdefault((f.__code__, tuple(c.cell_contents for c in f.__closure__ or ())), f)
+    except TypeError:
+        return f
+
+
+_known: dict = {}
+
+
+def _nothing(key: Array, arrays: Tree) -> tuple:
+    return ()
+
+
+def process(step: Callable, arrays: Tree = (), init: Callable = _nothing) -> Process:
+    """A `Process`, without state unless `init` is given. `step` should close over nothing but numbers and functions."""
+    return Process(canonical(init), canonical(step), arrays)
+
+
 def n_nodes(env: Env) -> int:
     """Number of nodes of the world, static."""
     return env.byz.shape[0]

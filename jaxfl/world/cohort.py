@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Cohort, InputError, Process, stream
+from jaxfl.core import Array, Cohort, InputError, Process, process, stream
 
 OVERFLOW = 1e-6  # probability a round that a Poisson cohort does not fit its capacity
 
@@ -83,7 +83,7 @@ def everyone(n: int, weight: Any = None) -> Process:
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Cohort]:
         return s, _cohort(jnp.arange(n, dtype=jnp.int32), arrays["weight"])
 
-    return Process(lambda key, arrays: (), step, {"weight": base_weight(n, weight)})
+    return process(step, {"weight": base_weight(n, weight)})
 
 
 def uniform(n: int, c: int, weight: Any = None) -> Process:
@@ -98,7 +98,7 @@ def uniform(n: int, c: int, weight: Any = None) -> Process:
         ids = subset(stream(key, "uniform cohort"), n, c)
         return s, _cohort(ids, arrays["weight"][ids])
 
-    return Process(lambda key, arrays: (), step, {"weight": base})
+    return process(step, {"weight": base})
 
 
 def poisson(n: int, p: float, capacity: int | None = None, weight: Any = None) -> Process:
@@ -135,7 +135,7 @@ def poisson(n: int, p: float, capacity: int | None = None, weight: Any = None) -
         live = jax.random.permutation(which, c) < count
         return s, _cohort(ids, jnp.where(live, arrays["weight"][ids], 0))
 
-    return Process(lambda key, arrays: (), step, {"weight": base, "below": jnp.asarray(below[:c], jnp.float32)})
+    return process(step, {"weight": base, "below": jnp.asarray(below[:c], jnp.float32)})
 
 
 def importance(n: int, c: int, p: Any, weight: Any = None) -> Process:
@@ -170,7 +170,7 @@ def importance(n: int, c: int, p: Any, weight: Any = None) -> Process:
         inside = -jnp.expm1(-arrays["p"][ids] * tau)
         return s, _cohort(ids, arrays["weight"][ids] * c / (n * inside))
 
-    return Process(lambda key, arrays: (), step, {"weight": base, "p": jnp.asarray(prefer / prefer.sum(), jnp.float32)})
+    return process(step, {"weight": base, "p": jnp.asarray(prefer / prefer.sum(), jnp.float32)})
 
 
 def cyclic(n: int, c: int, weight: Any = None) -> Process:
@@ -186,7 +186,7 @@ def cyclic(n: int, c: int, weight: Any = None) -> Process:
         return (start + c) % n, _cohort(ids, arrays["weight"][ids])
 
     # The place is carried, as t * c would overflow in a long run.
-    return Process(lambda key, arrays: jnp.zeros((), jnp.int32), step, {"weight": base})
+    return process(step, {"weight": base}, lambda key, arrays: jnp.zeros((), jnp.int32))
 
 
 def availability(n: int, stay_on: Any, stay_off: Any) -> Process:
@@ -214,7 +214,7 @@ def availability(n: int, stay_on: Any, stay_off: Any) -> Process:
         s = jnp.where(s, u < arrays["stay_on"], u >= arrays["stay_off"])
         return s, s
 
-    return Process(init, step, {"stay_on": on, "stay_off": off})
+    return process(step, {"stay_on": on, "stay_off": off}, init)
 
 
 def markov(n: int, c: int, stay_on: Any, stay_off: Any, weight: Any = None) -> Process:
@@ -227,11 +227,12 @@ def markov(n: int, c: int, stay_on: Any, stay_off: Any, weight: Any = None) -> P
         InputError: `c` is outside 1..n, bad probabilities or bad base weights.
     """
     base, c, chain = base_weight(n, weight), _members(c, n), availability(n, stay_on, stay_off)
+    walk = chain.step
 
     def step(key: Array, arrays: dict, s: Array, t: Array) -> tuple[Array, Cohort]:
-        s, on = chain.step(key, arrays, s, t)
+        s, on = walk(key, arrays, s, t)
         place = jax.random.uniform(stream(key, "markov cohort"), (n,))
         ids = jnp.sort(jax.lax.top_k(jnp.where(on, place, place - 1), c)[1])
         return s, _cohort(ids, jnp.where(on[ids], arrays["weight"][ids], 0))
 
-    return Process(chain.init, step, {"weight": base, **chain.arrays})
+    return process(step, {"weight": base, **chain.arrays}, chain.init)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Cohort, Graph, InputError, Process, Scenario, Shards, Tree, stream
+from jaxfl.core import Array, Cohort, Graph, InputError, Process, Scenario, Shards, Tree, canonical, process, stream
 from jaxfl.world.cohort import everyone
 from jaxfl.world.topology import as_process
 
@@ -60,7 +60,7 @@ def scenario(
         raise InputError(f"nodes = {nodes}: data has {len(sizes)} shards, and one a node is needed.")
     if not (math.isfinite(round_seconds) and round_seconds >= 0):
         raise InputError(f"round_seconds = {round_seconds}: a finite time of at least 0 is needed.")
-    where = Process(_nothing, lambda key, arrays, s, t: (s, None)) if topology is None else as_process(topology)
+    where = process(lambda key, arrays, s, t: (s, None)) if topology is None else as_process(topology)
     who = everyone(n, sizes) if cohort is None else cohort
     graph, members = _value(where), _value(who)
     if graph is not None and graph.nbr.shape[0] != n:
@@ -69,23 +69,19 @@ def scenario(
     if not isinstance(members, Cohort) or members.ids.shape[0] > n or (base is not None and base.shape != (n,)):
         raise InputError(f"cohort is not drawn from {n} nodes: a process that yields a Cohort of them is needed.")
 
+    (first_where, next_where, _), (first_who, next_who, _) = where, who
+
     def init(key: Array, arrays: dict) -> tuple[Any, Any]:
-        return (
-            where.init(stream(key, "topology"), arrays["topology"]),
-            who.init(stream(key, "cohort"), arrays["cohort"]),
-        )
+        at_where = first_where(stream(key, "topology"), arrays["topology"])
+        return at_where, first_who(stream(key, "cohort"), arrays["cohort"])
 
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, tuple]:
-        at_where, graph = where.step(stream(key, "topology"), arrays["topology"], s[0], t)
-        at_who, members = who.step(stream(key, "cohort"), arrays["cohort"], s[1], t)
+        at_where, graph = next_where(stream(key, "topology"), arrays["topology"], s[0], t)
+        at_who, members = next_who(stream(key, "cohort"), arrays["cohort"], s[1], t)
         return (at_where, at_who), (graph, members, t * arrays["seconds"])
 
     arrays = {"topology": where.arrays, "cohort": who.arrays, "seconds": jnp.float32(round_seconds)}
-    return Scenario(init, step, arrays, data, byzantine(n, byz))
-
-
-def _nothing(key: Array, arrays: Tree) -> tuple:
-    return ()
+    return Scenario(canonical(init), canonical(step), arrays, data, byzantine(n, byz))
 
 
 def _value(process: Process) -> Any:

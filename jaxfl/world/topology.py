@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxfl.core import Array, Graph, InputError, Process, own_weight, stream
+from jaxfl.core import Array, Graph, InputError, Process, own_weight, process, stream
 from jaxfl.world.cohort import subset
 
 
@@ -28,7 +28,7 @@ def _sources(n: int, k: int) -> int:
 
 def static(graph: Graph) -> Process:
     """The same graph in every round, its weights as they are."""
-    return Process(lambda key, arrays: (), lambda key, arrays, s, t: (s, arrays), graph)
+    return process(lambda key, arrays, s, t: (s, arrays), graph)
 
 
 def as_process(topology: Graph | Process) -> Process:
@@ -49,7 +49,7 @@ def one_peer_exponential(n: int) -> Process:
         nbr = (jnp.arange(n, dtype=jnp.int32) + arrays[t % arrays.size]) % n
         return s, Graph(nbr[:, None], jnp.full((n, 1), 0.5, jnp.float32))
 
-    return Process(lambda key, arrays: (), step, shifts)
+    return process(step, shifts)
 
 
 def random_matching(n: int) -> Process:
@@ -64,7 +64,7 @@ def random_matching(n: int) -> Process:
         weight = jnp.where(nbr == jnp.arange(n)[:, None], 0.0, 0.5)
         return s, Graph(nbr, weight, rev=jnp.zeros((n, 1), jnp.int32))
 
-    return Process(lambda key, arrays: (), step)
+    return process(step)
 
 
 def random_k_out(n: int, k: int) -> Process:
@@ -87,7 +87,7 @@ def random_k_out(n: int, k: int) -> Process:
         nbr = jnp.zeros((n, k), jnp.int32).at[order].set(heard)
         return s, Graph(nbr, jnp.full((n, k), 1 / (1 + k), jnp.float32))
 
-    return Process(lambda key, arrays: (), step)
+    return process(step)
 
 
 def random_k_local(n: int, k: int) -> Process:
@@ -114,7 +114,7 @@ def random_k_local(n: int, k: int) -> Process:
         nbr = chosen + (chosen >= jnp.arange(n, dtype=jnp.int32)[:, None])
         return s, Graph(nbr, jnp.full((n, k), 1 / (1 + k), jnp.float32))
 
-    return Process(lambda key, arrays: (), step)
+    return process(step)
 
 
 def _keep(graph: Graph, live: Array) -> Graph:
@@ -136,10 +136,10 @@ def edge_drop(topology: Graph | Process, p: float) -> Process:
     """
     if not 0 <= p <= 1:
         raise InputError(f"p = {p}: a probability between 0 and 1 is needed.")
-    inner = as_process(topology)
+    start, walk, below = as_process(topology)
 
     def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, Graph]:
-        s, graph = inner.step(stream(key, "below edge drop"), arrays["inner"], s, t)
+        s, graph = walk(stream(key, "below edge drop"), arrays["inner"], s, t)
         mine = jnp.broadcast_to(jnp.arange(graph.nbr.shape[0], dtype=jnp.int32)[:, None], graph.nbr.shape)
         base = stream(key, "edge drop")
 
@@ -149,24 +149,25 @@ def edge_drop(topology: Graph | Process, p: float) -> Process:
         u = jax.vmap(jax.vmap(draw))(jnp.minimum(mine, graph.nbr), jnp.maximum(mine, graph.nbr))
         return s, _keep(graph, u >= arrays["p"])
 
-    arrays = {"inner": inner.arrays, "p": jnp.float32(p)}
-    return Process(lambda key, arrays: inner.init(key, arrays["inner"]), step, arrays)
+    arrays = {"inner": below, "p": jnp.float32(p)}
+    return process(step, arrays, lambda key, arrays: start(key, arrays["inner"]))
 
 
 def asleep(topology: Graph | Process, awake: Process) -> Process:
     """Only edges between two nodes that are awake carry weight; `awake` yields `[n]` bool (`cohort.availability`)."""
-    inner = as_process(topology)
+    start, walk, inner = as_process(topology)
+    wake_first, wake, others = awake
 
     def init(key: Array, arrays: dict) -> tuple[Any, Any]:
-        below = inner.init(stream(key, "below sleep"), arrays["inner"])
-        return below, awake.init(stream(key, "sleep"), arrays["awake"])
+        below = start(stream(key, "below sleep"), arrays["inner"])
+        return below, wake_first(stream(key, "sleep"), arrays["awake"])
 
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Graph]:
-        below, graph = inner.step(stream(key, "below sleep"), arrays["inner"], s[0], t)
-        above, on = awake.step(stream(key, "sleep"), arrays["awake"], s[1], t)
+        below, graph = walk(stream(key, "below sleep"), arrays["inner"], s[0], t)
+        above, on = wake(stream(key, "sleep"), arrays["awake"], s[1], t)
         return (below, above), _keep(graph, on[:, None] & on[graph.nbr])
 
-    return Process(init, step, {"inner": inner.arrays, "awake": awake.arrays})
+    return process(step, {"inner": inner, "awake": others}, init)
 
 
 def _widen(graph: Graph, k: int) -> Graph:
@@ -199,4 +200,4 @@ def union_period(graphs: Sequence[Graph]) -> Process:
     def step(key: Array, arrays: Graph, s: tuple, t: Array) -> tuple[tuple, Graph]:
         return s, jax.tree.map(lambda a: a[t % a.shape[0]], arrays)
 
-    return Process(lambda key, arrays: (), step, stacked)
+    return process(step, stacked)
