@@ -1,0 +1,197 @@
+"""The options of a run: what the command line shows, the TOML file that keeps them, and what can be checked at once.
+
+Nothing here needs JAX, so help texts and typing errors are quick; `build` makes a world of the options.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import UseAppendAction, arg
+
+DATA = ("mnist5k", "digits", "fashion", "shakespeare", "topics", "synthetic")
+TEXT = ("shakespeare", "topics")
+KEYED = (*TEXT, "synthetic")  # data sets whose samples have a natural key
+PARTITIONS = ("dirichlet", "iid", "pathological", "lognormal", "power", "natural")
+MODELS = ("mlp", "cnn", "lenet", "resnet", "logistic", "transformer")
+MIXINGS = ("metropolis", "uniform", "lazy", "max_degree", "optimal")
+STATIC = ("ring", "torus", "grid", "hypercube", "exponential", "complete", "star", "regular", "erdos_renyi")
+STATIC += ("barabasi_albert", "watts_strogatz", "geometric", "caveman", "two_level")
+VARYING = ("one_peer", "matching", "el_oracle", "el_local")
+DEGREE = ("regular", "erdos_renyi", "barabasi_albert", "watts_strogatz", "geometric", "el_oracle", "el_local")
+
+
+def _among(names: Sequence[str], default: str) -> Any:
+    return arg(metavar="NAME", help_behavior_hint=f"[{', '.join(names)}] (default: {default})")
+
+
+def _maybe(metavar: str, default: str) -> Any:
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything a run needs beside the names of its systems."""
+
+    nodes: int = 1000
+    """Nodes of the world; with a natural partition at most so many, those with the most samples."""
+    data: Annotated[str, _among(DATA, "mnist5k")] = "mnist5k"
+    """Data set."""
+    data_folder: Annotated[str | None, _maybe("PATH", "where it is installed")] = None
+    """Folder or archive with the files of fashion or shakespeare."""
+    partition: Annotated[str | None, _among(PARTITIONS, "natural where samples have a key, else dirichlet")] = None
+    """How samples are dealt to nodes."""
+    alpha: float = 0.3
+    """Concentration of the dirichlet partition; small is heterogeneous."""
+    labels_per_node: int = 2
+    """Slices of one label a node gets in the pathological partition."""
+    model: Annotated[str | None, _among(MODELS, "mlp, transformer for text, logistic for synthetic")] = None
+    """Model of every node."""
+    hidden: int = 16
+    """Hidden units of the mlp, width of the transformer."""
+    topology: Annotated[str, _among(STATIC + VARYING, "exponential")] = "exponential"
+    """Who hears whom in gossip systems; one_peer, matching, el_oracle and el_local change every round."""
+    degree: int = 8
+    """Neighbours a node has on average in topologies that leave it open; size of a group in caveman and two_level."""
+    mixing: Annotated[str | None, _among(MIXINGS, "metropolis, uniform on directed graphs")] = None
+    """Mixing weights of a topology that does not change."""
+    cohort: Annotated[int | None, _maybe("INT", "a tenth of the nodes")] = None
+    """Clients that take part in a round of a federated system."""
+    rounds: int = 40
+    """Rounds."""
+    every: Annotated[int | None, _maybe("INT", "a tenth of the rounds")] = None
+    """Rounds between evaluations."""
+    test_samples: int = 500
+    """Test samples on which every node's model is evaluated, at most, evenly spaced over the test set."""
+    lr: float = 0.1
+    """Learning rate of local steps."""
+    steps: int = 3
+    """Local steps a round."""
+    batch: int = 4
+    """Samples of a local step; 0 is the node's whole shard."""
+    seeds: int = 3
+    """Runs with seeds seed, seed + 1, ..., in one program."""
+    seed: int = 0
+    """First seed, and seed of data, partition and topology."""
+    options: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="[SYSTEM.]KEY=VALUE")] = ()
+    """Option of the systems that have it, or of one: --set mu=0.01 --set dfedsam.rho=0.05."""
+    devices: Annotated[int | None, _maybe("INT", "one a CPU core; all accelerators")] = None
+    """Devices over which nodes are spread."""
+    out: Annotated[str | None, _maybe("PATH", "runs/COMMAND-SYSTEMS-TIME")] = None
+    """Folder for results; must be new or empty."""
+    checkpoints: bool = False
+    """Save the state after every evaluation."""
+
+
+def _error(message: str) -> Exception:
+    """An `InputError`, whose module imports JAX."""
+    from jaxfl.core import InputError
+
+    return InputError(message)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> Exception:
+    """The `InputError` for a name that is not among the `known`: it says the nearest ones."""
+    near = difflib.get_close_matches(name, known := list(known), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known) or 'none'}."
+    return _error(f"{what} {name!r} is unknown: {hint}")
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """TOML of strings, numbers, bools and lists of strings; None is left out. Raises `InputError` for other types."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, int | float):
+            return repr(value)
+        if isinstance(value, str):
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(map(text, value))}]"
+        raise _error(f"{value!r} cannot be written as TOML: strings, numbers, bools and lists can.")
+
+    return "".join(f"{name} = {text(value)}\n" for name, value in values.items() if value is not None)
+
+
+def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup) -> str:
+    """The text of `config.toml`: the setup as it was given, and as a comment what defaults stood for.
+
+    The run folder is left out, as a second run goes to another.
+    """
+    given, full = dataclasses.asdict(setup) | {"out": None}, dataclasses.asdict(filled)
+    stood = {name: full[name] for name, value in given.items() if value is None and name != "out"}
+    comment = "".join(f"# {line}\n" for line in dump(stood).splitlines())
+    return dump({"command": command, "systems": list(systems)} | given) + comment
+
+
+def load(path: str | Path) -> tuple[list[str], Setup]:
+    """Systems and setup of a `config.toml`.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown key (with the nearest ones) or a value of another type.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _error(f"config: {path} cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _error(f"config: {path} is not a TOML file ({error}).") from error
+    hints = typing.get_type_hints(Setup) | {"command": str, "systems": tuple[str, ...]}
+    for name, value in values.items():
+        if name not in hints:
+            raise unknown(f"config: key of {path}", name, hints)
+        if not _fits(value, hints[name]):
+            raise _error(f"config: {name} in {path} is {value!r}, which is of another type than that option.")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    values.pop("command", None)
+    return list(values.pop("systems", ())), Setup(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
+
+
+def check(setup: Setup) -> None:
+    """Raise `InputError` for an unknown name or a number out of range, as far as that needs no data."""
+    known = {"data": DATA, "partition": PARTITIONS, "model": MODELS, "topology": STATIC + VARYING, "mixing": MIXINGS}
+    for name, names in known.items():
+        value = getattr(setup, name)
+        if value is not None and value not in names:
+            raise unknown(name, value, names)
+    least = dict.fromkeys(("nodes", "rounds", "every", "test_samples", "steps", "seeds", "hidden", "degree"), 1)
+    least |= {"cohort": 1, "labels_per_node": 1, "devices": 1, "batch": 0, "seed": 0}
+    for name, low in least.items():
+        value = getattr(setup, name)
+        if value is not None and value < low:
+            raise _error(f"{name} is {value}, but must be a whole number of at least {low}.")
+    for name in ("lr", "alpha"):
+        value = getattr(setup, name)
+        if not 0 < value < math.inf:
+            raise _error(f"{name} is {value}, but must be finite and above 0.")
+    if setup.seed + setup.seeds > 2**31:
+        raise _error(f"seed is {setup.seed}, but the last of {setup.seeds} seeds must be below 2^31.")
+    if setup.cohort is not None and setup.cohort > setup.nodes:
+        raise _error(f"cohort is {setup.cohort}, but can be at most the number of nodes, {setup.nodes}.")
+    if setup.topology in DEGREE and setup.degree >= setup.nodes:
+        raise _error(f"degree is {setup.degree}, but must be below the number of nodes, {setup.nodes}.")
+    text, model = setup.data in TEXT, setup.model
+    if model is not None and text != (model == "transformer"):
+        fit = "transformer" if text else ", ".join(m for m in MODELS if m != "transformer")
+        raise _error(f"model is {model}, but data {setup.data} needs {fit}.")
+    if setup.partition == "natural" and setup.data not in KEYED:
+        raise _error(f"partition is natural, but data {setup.data} has no natural key: {', '.join(KEYED)} have.")
+    if text and setup.partition in ("dirichlet", "pathological"):
+        raise _error(f"partition is {setup.partition}, but data {setup.data} has no one label a sample.")
