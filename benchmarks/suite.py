@@ -51,8 +51,8 @@ def even_shards(x, y, n, m):
 
     from jaxfl.core import Shards
 
-    start = jnp.arange(n, dtype=jnp.int32) * m
-    return Shards(jnp.asarray(x), jnp.asarray(y), jnp.arange(len(y), dtype=jnp.int32), start, jnp.full_like(start, m), m)
+    order, start = jnp.arange(len(y), dtype=jnp.int32), jnp.arange(n, dtype=jnp.int32) * m
+    return Shards(jnp.asarray(x), jnp.asarray(y), order, start, jnp.full_like(start, m), m)
 
 
 def mlp():
@@ -258,8 +258,8 @@ def render(rows: list[dict], machine: dict) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python benchmarks/suite.py`; what each workload is stands at the top of that file. The bound is",
-        "`benchmarks/bound.py`, the same work written by hand in plain JAX (W8: the same federation with 1,000 clients).",
+        "Written by `python benchmarks/suite.py`; what each workload is stands at the top of that file. The bound",
+        "is `benchmarks/bound.py`, the same work by hand in plain JAX (W8: the same federation with 1,000 clients).",
         "",
         "| workload | nodes | ms a round | bound, ms | ratio (lowest, highest turn) | compile, CPU s | peak MB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -276,7 +276,7 @@ def render(rows: list[dict], machine: dict) -> str:
             f"{r['peak_mb']:,.0f}" + (f" ({r['run_mb']:.0f} by the run)" if "run_mb" in r else ""),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Compile is the CPU time of the first block of rounds, compilation and 20 or more rounds included.", ""]
+    lines += ["", "Compile is the CPU time of the first block of rounds, compilation and its rounds included.", ""]
     lines += ["Machine and versions: " + ", ".join(f"{k} {v}" for k, v in machine.items()) + "."]
     return "\n".join(lines) + "\n"
 

@@ -6,6 +6,7 @@ take their random key first. Units are seconds and bits unless a name says other
 """
 
 import dataclasses
+import operator
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +20,21 @@ Tree = Any
 
 class InputError(ValueError):
     """A bad argument. The message is one sentence: the argument, its value, what is allowed."""
+
+
+def require(name: str, value: Any, *, above=None, least=None, below=None, most=None) -> None:
+    """Raise `InputError` if a Python number is outside its range; traced values, schedules and None pass."""
+    if not isinstance(value, int | float):
+        return
+    bounds = (
+        (above, "above", operator.gt),
+        (least, "at least", operator.ge),
+        (below, "below", operator.lt),
+        (most, "at most", operator.le),
+    )
+    asked = [(word, bound, holds(value, bound)) for bound, word, holds in bounds if bound is not None]
+    if not all(holds for *_, holds in asked):
+        raise InputError(f"{name} is {value}, but must be {' and '.join(f'{w} {b}' for w, b, _ in asked)}.")
 
 
 @jax.tree_util.register_dataclass

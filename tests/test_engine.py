@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from common import digits_world, quadratics, ring, same
+
 from jaxfl.algorithms.dsgd import dsgd
 from jaxfl.algorithms.fedavg import fedavg
 from jaxfl.algorithms.scaffold import scaffold
@@ -66,10 +66,11 @@ def test_going_on_from_a_carry_or_a_checkpoint_changes_no_bit(which, request, tm
 
 
 def test_a_client_trains_alike_in_any_cohort_slot_and_block():
+    import optax
+
     from jaxfl.core import Env
     from jaxfl.learn.local import local_sgd
     from jaxfl.mapping import at, block_of
-    import optax
 
     task, world = digits_world(n=12)
     learn = local_sgd(task, optax.sgd(0.1), steps=3, batch=4)
@@ -149,7 +150,9 @@ def test_history_counts_bits_seconds_and_gradients_exactly():
 def test_diverged_nodes_are_counted():
     _, task, data = quadratics(n=4, d=3)
     world = scenario(data, topology=ring(4))
-    result = run(dsgd(task, lr=1e20, steps=3, batch=1), world, jnp.ones(3), 2, every=1, evaluate=Metric(lambda a, x: {}))
+    result = run(
+        dsgd(task, lr=1e20, steps=3, batch=1), world, jnp.ones(3), 2, every=1, evaluate=Metric(lambda a, x: {})
+    )
     assert list(result.history["diverged"]) == [0, 4, 4]
 
 

@@ -7,10 +7,19 @@ import optax
 import pytest
 from common import one_sample_each, quadratics
 
-from jaxfl.core import Env, InputError, Shards
+from jaxfl.algorithms.centralized import centralized
+from jaxfl.algorithms.dfedsam import dfedsam, dfedsam_mgs
+from jaxfl.algorithms.dsgd import dfedavgm, dsgd
+from jaxfl.algorithms.fedavg import fedavg
+from jaxfl.algorithms.fedopt import fedadagrad, fedadam, fedyogi
+from jaxfl.algorithms.fedprox import fedprox
+from jaxfl.algorithms.gradient_tracking import gradient_tracking
+from jaxfl.algorithms.local_only import local_only
+from jaxfl.algorithms.momentum_fl import fedavg_m
+from jaxfl.algorithms.scaffold import scaffold
+from jaxfl.core import Env, InputError, Shards, require
 from jaxfl.learn import hooks, task
 from jaxfl.learn.local import (
-    check_rate,
     displacement,
     drawn_batches,
     epoch_batches,
@@ -175,8 +184,38 @@ def test_bad_counts(kw, words):
         local_sgd(task.quadratic(2), optax.sgd(0.1), **kw)
 
 
-def test_bad_rates():
+def test_ranges_are_said_in_one_sentence():
     for value in (0.0, -1, float("nan")):
-        with pytest.raises(InputError, match="lr is"):
-            check_rate("lr", value)
-    check_rate("lr", jnp.float32(0.1))
+        with pytest.raises(InputError, match=r"lr is .*, but must be above 0"):
+            require("lr", value, above=0)
+    with pytest.raises(InputError, match=r"m is 1.0, but must be at least 0 and below 1\."):
+        require("m", 1.0, least=0, below=1)
+    with pytest.raises(InputError, match="b is 2, but must be at most 1"):
+        require("b", 2, most=1)
+    for passes in (jnp.float32(-1), None, 0.5):
+        require("lr", passes, above=0, most=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "kw", "words"),
+    [
+        (fedavg, {"lr": 0}, "lr is 0"),
+        (fedavg, {"server_momentum": 1.0}, "server_momentum is 1"),
+        (fedprox, {"mu": -0.1}, "mu is -0.1"),
+        (fedadam, {"server_lr": 0.0}, "server_lr is 0"),
+        (fedyogi, {"b1": 1.0}, "b1 is 1"),
+        (fedadagrad, {"tau": 0.0}, "tau is 0"),
+        (scaffold, {"server_rate": 0}, "server_rate is 0"),
+        (fedavg_m, {"beta": 0.0}, "beta is 0"),
+        (dsgd, {"lr": -1}, "lr is -1"),
+        (dfedavgm, {"momentum": 1.0}, "momentum is 1"),
+        (dfedsam, {"rho": -1.0}, "rho is -1"),
+        (dfedsam_mgs, {"gossip_steps": 0}, "gossip_steps is 0"),
+        (gradient_tracking, {"lr": 0.0}, "lr is 0"),
+        (centralized, {"lr": 0.0}, "lr is 0"),
+        (local_only, {"lr": 0.0}, "lr is 0"),
+    ],
+)
+def test_every_system_refuses_numbers_out_of_range(make, kw, words):
+    with pytest.raises(InputError, match=words):
+        make(task.quadratic(2), **kw)

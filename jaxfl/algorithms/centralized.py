@@ -2,8 +2,8 @@
 
 import optax
 
-from jaxfl.core import Algorithm, Array, State
-from jaxfl.learn.local import check_rate, local_sgd
+from jaxfl.core import Algorithm, Array, State, require
+from jaxfl.learn.local import local_sgd
 from jaxfl.learn.partition import pooled
 from jaxfl.learn.task import Task
 
@@ -17,7 +17,7 @@ def centralized(
     batch: int | None = 16,
 ) -> Algorithm:
     """`steps` (or `epochs`) of SGD a round on the pooled data. Nothing is communicated."""
-    check_rate("lr", lr)
+    require("lr", lr, above=0)
     learn = local_sgd(task, optax.sgd(lr), steps=None if epochs else steps, epochs=epochs, batch=batch)
 
     def round(key, env, s):

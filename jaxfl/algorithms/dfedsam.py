@@ -11,10 +11,9 @@ rho = 0 is DFedAvg. The Q gossip steps of MGS are Q messages on every link, and 
 import optax
 
 from jaxfl.algorithms.dsgd import gossip_training
-from jaxfl.core import Algorithm, Array
+from jaxfl.core import Algorithm, Array, require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import sam
-from jaxfl.learn.local import check_rate
 from jaxfl.learn.task import Task
 
 
@@ -22,10 +21,12 @@ def dfedsam(
     task: Task, net: Network = Network(), *, lr: float | Array = 0.1, rho: float | Array = 0.05, steps: int = 5, **kw
 ) -> Algorithm:
     """DFedSAM with rate `lr` and radius `rho`; `kw` as in `gossip_training`."""
-    check_rate("lr", lr)
+    require("lr", lr, above=0)
+    require("rho", rho, least=0)
     return gossip_training(task, net, local=optax.chain(sam(rho), optax.sgd(lr)), steps=steps, **kw)
 
 
 def dfedsam_mgs(task: Task, net: Network = Network(), *, gossip_steps: int = 4, **kw) -> Algorithm:
     """DFedSAM with `gossip_steps` exchanges a round; `kw` as in `dfedsam`."""
+    require("gossip_steps", gossip_steps, least=1)
     return dfedsam(task, net._replace(repeats=gossip_steps), **kw)

@@ -12,9 +12,9 @@ https://arxiv.org/abs/2104.11375). Momentum starts anew every round, as in the p
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, InputError, State, n_nodes, tile
+from jaxfl.core import Algorithm, Array, InputError, State, n_nodes, require, tile
 from jaxfl.exchange.network import Network
-from jaxfl.learn.local import check_rate, local_sgd, train_log
+from jaxfl.learn.local import local_sgd, train_log
 from jaxfl.learn.task import Task
 from jaxfl.mapping import at
 
@@ -59,7 +59,7 @@ def check_gossip(env) -> None:
 
 def dsgd(task: Task, net: Network = Network(), *, lr: float | Array = 0.1, **kw) -> Algorithm:
     """D-SGD with rate `lr`; `kw` as in `gossip_training`."""
-    check_rate("lr", lr)
+    require("lr", lr, above=0)
     return gossip_training(task, net, local=optax.sgd(lr), **kw)
 
 
@@ -67,5 +67,6 @@ def dfedavgm(
     task: Task, net: Network = Network(), *, lr: float | Array = 0.1, momentum: float | Array = 0.9, steps=5, **kw
 ) -> Algorithm:
     """DFedAvgM: several local heavy-ball steps; `kw` as in `gossip_training`."""
-    check_rate("lr", lr)
+    require("lr", lr, above=0)
+    require("momentum", momentum, least=0, below=1)
     return gossip_training(task, net, local=optax.sgd(lr, momentum=momentum), steps=steps, **kw)

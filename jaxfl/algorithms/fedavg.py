@@ -12,9 +12,8 @@ cohort's. Sizes `n_k` are the cohort's weights (`world.scenario` sets them to th
 import optax
 
 from jaxfl.algorithms.fedopt import fedopt
-from jaxfl.core import Algorithm, Array
+from jaxfl.core import Algorithm, Array, require
 from jaxfl.exchange.network import Network
-from jaxfl.learn.local import check_rate
 from jaxfl.learn.task import Task
 
 
@@ -22,7 +21,8 @@ def fedavg(
     task: Task, net: Network = Network(), *, lr: float | Array = 0.1, server_momentum: float | Array | None = None, **kw
 ) -> Algorithm:
     """FedAvg with client rate `lr`; `server_momentum` makes it FedAvgM (Hsu et al., 2019). `kw` as in `fedopt`."""
-    check_rate("lr", lr)
+    require("lr", lr, above=0)
+    require("server_momentum", server_momentum, least=0, below=1)
     server = None if server_momentum is None else optax.sgd(1.0, momentum=server_momentum)
     return fedopt(task, net, local=optax.sgd(lr), server=server, **kw)
 

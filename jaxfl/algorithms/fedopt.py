@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 import optax
 
-from jaxfl.core import Algorithm, Array, State
+from jaxfl.core import Algorithm, Array, State, require
 from jaxfl.exchange.network import Network
-from jaxfl.learn.local import check_rate, displacement, local_sgd, train_log
+from jaxfl.learn.local import displacement, local_sgd, train_log
 from jaxfl.learn.server import adagrad_moment, adam_moment, scale_by_moments, yogi_moment
 from jaxfl.learn.task import Task
 from jaxfl.mapping import at
@@ -57,8 +57,10 @@ def fedopt(
 
 
 def _adaptive(second: Callable, task, net, lr, server_lr, b1, tau, kw) -> Algorithm:
-    check_rate("lr", lr)
-    check_rate("server_lr", server_lr)
+    require("lr", lr, above=0)
+    require("server_lr", server_lr, above=0)
+    require("b1", b1, least=0, below=1)
+    require("tau", tau, above=0)
     server = optax.chain(scale_by_moments(second, b1, tau), optax.scale_by_learning_rate(server_lr))
     return fedopt(task, net, local=optax.sgd(lr), server=server, **kw)
 

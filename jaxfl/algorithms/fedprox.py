@@ -12,10 +12,9 @@ equal work is FedAvg.
 import optax
 
 from jaxfl.algorithms.fedopt import fedopt
-from jaxfl.core import Algorithm, Array
+from jaxfl.core import Algorithm, Array, require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import prox
-from jaxfl.learn.local import check_rate
 from jaxfl.learn.task import Task
 
 
@@ -23,5 +22,6 @@ def fedprox(
     task: Task, net: Network = Network(), *, lr: float | Array = 0.1, mu: float | Array = 0.1, **kw
 ) -> Algorithm:
     """FedProx with client rate `lr` and proximal weight `mu`; `kw` as in `fedopt`."""
-    check_rate("lr", lr)
+    require("lr", lr, above=0)
+    require("mu", mu, least=0)
     return fedopt(task, net, local=optax.chain(prox(mu), optax.sgd(lr)), **kw)

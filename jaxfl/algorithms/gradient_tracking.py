@@ -12,9 +12,9 @@ at a bias. A message is two vectors.
 import jax.numpy as jnp
 
 from jaxfl.algorithms.dsgd import check_gossip
-from jaxfl.core import Algorithm, Array, State, n_nodes, tile
+from jaxfl.core import Algorithm, Array, State, n_nodes, require, tile
 from jaxfl.exchange.network import Network
-from jaxfl.learn.local import check_rate, local_gradient, train_log
+from jaxfl.learn.local import local_gradient, train_log
 from jaxfl.learn.task import Task
 from jaxfl.mapping import at
 
@@ -23,7 +23,7 @@ def gradient_tracking(
     task: Task, net: Network = Network(), *, lr: float | Array = 0.1, batch: int | None = None
 ) -> Algorithm:
     """Gradient tracking with rate `lr`; `batch` None takes the whole shard. State: `(x, v, gradient)` a node."""
-    check_rate("lr", lr)
+    require("lr", lr, above=0)
     gradient = local_gradient(task, batch=batch)
 
     def init(key, env, x):

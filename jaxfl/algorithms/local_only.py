@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, State, n_nodes, tile
-from jaxfl.learn.local import check_rate, local_sgd, train_log
+from jaxfl.core import Algorithm, Array, State, n_nodes, require, tile
+from jaxfl.learn.local import local_sgd, train_log
 from jaxfl.learn.task import Task
 from jaxfl.mapping import at
 
@@ -18,7 +18,7 @@ def local_only(
     batch: int | None = 16,
 ) -> Algorithm:
     """`steps` (or `epochs`) of SGD a round at every node. Nothing is communicated."""
-    check_rate("lr", lr)
+    require("lr", lr, above=0)
     learn = local_sgd(task, optax.sgd(lr), steps=None if epochs else steps, epochs=epochs, batch=batch)
 
     def round(key, env, s):

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, State, n_nodes, tile
+from jaxfl.core import Algorithm, Array, State, n_nodes, require, tile
 from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import blend, drift, storm
-from jaxfl.learn.local import check_rate, local_sgd, train_log
+from jaxfl.learn.local import local_sgd, train_log
 from jaxfl.learn.task import Task
 from jaxfl.mapping import at
 
@@ -44,9 +44,9 @@ def momentum_fl(
 
     `server_lr` None is `lr * steps`, which moves the server as far as the mean client moved.
     """
-    check_rate("lr", lr)
-    if server_lr is not None:
-        check_rate("server_lr", server_lr)
+    require("lr", lr, above=0)
+    require("server_lr", server_lr, above=0)
+    require("beta", beta, above=0, most=1)
     rate = lr * steps if server_lr is None else server_lr
     if reduced:
         hooks = [drift(beta), storm(beta)] if controls else [storm(beta)]

@@ -7,7 +7,7 @@ mean gradient along the local path), server step `x <- x + server_rate * mean_S 
 """
 
 from jaxfl.algorithms.momentum_fl import momentum_fl
-from jaxfl.core import Algorithm, Array
+from jaxfl.core import Algorithm, Array, require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.task import Task
 
@@ -22,6 +22,7 @@ def scaffold(
     batch: int | None = 16,
 ) -> Algorithm:
     """SCAFFOLD with client rate `lr` and the share `server_rate` of the mean move that the server takes."""
+    require("server_rate", server_rate, above=0)
     rate = server_rate * lr * steps
     return momentum_fl(
         task, net, lr=lr, server_lr=rate, beta=1.0, controls=True, reduced=False, steps=steps, batch=batch

@@ -18,13 +18,13 @@ def _rounds(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
 
 
-def _digest(leaves: list) -> np.ndarray:
+def _digest(leaves: list) -> np.uint32:
     """A checksum of all leaves; 0 where this process does not hold them whole."""
     total = 0
     for a in leaves:
         if getattr(a, "is_fully_addressable", True):
             total = zlib.crc32(np.ascontiguousarray(a).view(np.uint8).data, total)
-    return np.uint32(total) if total else np.uint32(0)
+    return np.uint32(total)
 
 
 def save(folder: Path, t: int, carry: Tree) -> None:

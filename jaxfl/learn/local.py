@@ -5,25 +5,13 @@ to a cohort. It speaks optax: the optimizer may be a chain with the hooks of `le
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, InputError, Shards
+from jaxfl.core import Array, InputError, Shards, require
 from jaxfl.learn.task import Task
-
-
-def check_rate(name: str, value: Any) -> None:
-    """Raise `InputError` if a learning rate known now is not above 0 (traced values and schedules pass)."""
-    if isinstance(value, int | float) and not value > 0:
-        raise InputError(f"{name} is {value}, but must be above 0.")
-
-
-def _check_positive(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise InputError(f"{name} is {value}, but must be a whole number of at least 1.")
 
 
 def epoch_batches(key: Array, data: Shards, i: Array, epochs: int, batch: int) -> tuple[Array, Array]:
@@ -106,7 +94,7 @@ def local_sgd(
     if (steps is None) == (epochs is None):
         raise InputError(f"steps is {steps} and epochs is {epochs}, but exactly one of them must be given.")
     for name, value in (("steps", steps), ("epochs", epochs), ("batch", batch)):
-        _check_positive(name, value)
+        require(name, value, least=1)
     tx = optax.with_extra_args_support(optimizer)
     most = steps
     uneven = epochs is not None and batch is not None
@@ -175,7 +163,7 @@ def train_log(log: dict, weight: Array | None = None) -> dict:
 
 def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
     """The mini-batch gradient itself: `(key, data, i, x) -> (g [d], log)`; `batch=None` is the whole shard."""
-    _check_positive("batch", batch)
+    require("batch", batch, least=1)
 
     def learn(key, data, i, x):
         index, mask = _batches(key, data, i, 1, None, batch)

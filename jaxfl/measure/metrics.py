@@ -22,6 +22,7 @@ def mean_model(answer: Array) -> Array:
 
 def consensus_distance(rows: Array) -> Array:
     """`sqrt(mean_i |x_i - mean|^2)` of rows `[n, d]` (Kong et al., ICML 2021)."""
+    rows = rows - rows[0]  # exact: equal models have distance 0
     gap = rows - mean_model(rows)
     return jnp.sqrt((gap * gap).sum(1).mean())
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxfl.core import Array, Cohort, Graph, InputError, Process, Scenario, Shards, Tree, canonical, process, stream
 from jaxfl.world.cohort import everyone
@@ -62,6 +63,8 @@ def scenario(
         raise InputError(f"round_seconds = {round_seconds}: a finite time of at least 0 is needed.")
     where = process(lambda key, arrays, s, t: (s, None)) if topology is None else as_process(topology)
     who = everyone(n, sizes) if cohort is None else cohort
+    if isinstance(topology, Graph):
+        _require_weights(topology)
     graph, members = _value(where), _value(who)
     if graph is not None and graph.nbr.shape[0] != n:
         raise InputError(f"topology has {graph.nbr.shape[0]} nodes: as many as the world, {n}, are needed.")
@@ -82,6 +85,18 @@ def scenario(
 
     arrays = {"topology": where.arrays, "cohort": who.arrays, "seconds": jnp.float32(round_seconds)}
     return Scenario(canonical(init), canonical(step), arrays, data, byzantine(n, byz))
+
+
+def _require_weights(graph: Graph) -> None:
+    """Refuse a bare graph of ones, whose rows sum to the degree: mixing by it would diverge."""
+    if isinstance(graph.weight, Tracer):
+        return
+    total = np.asarray(graph.weight).sum(1)
+    if graph.own is None and np.max(graph.weight, initial=0) >= 1 and np.max(total) > 1 + 1e-6:
+        raise InputError(
+            f"topology: the weights of node {int(np.argmax(total))} sum to {np.max(total):g}; "
+            "give the graph mixing weights first, such as mixing.metropolis(graph)."
+        )
 
 
 def _value(process: Process) -> Any:

@@ -1,0 +1,90 @@
+"""Metrics against float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from common import digits_world, quadratics
+
+from jaxfl.core import InputError
+from jaxfl.learn import task
+from jaxfl.measure import metrics
+
+RNG = np.random.default_rng(0)
+
+
+def accuracy(row, x, y):
+    logits = x @ row[10:].reshape(64, 10) + row[:10]
+    soft = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return (logits.argmax(1) == y).mean(), -soft[np.arange(len(y)), y].mean()
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+def test_shared_test_set(batch):
+    x, y = RNG.normal(size=(40, 64)), RNG.integers(0, 10, 40)
+    rows = RNG.normal(size=(25, 650)) * 0.3
+    t = task.logistic_regression(64, 10)
+    metric = metrics.shared_test(t, jnp.float32(x), jnp.asarray(y), batch=batch)
+    got = jax.jit(metric.measure)(metric.arrays, jnp.float32(rows))
+    each = np.array([accuracy(r, x, y)[0] for r in rows])
+    mean = rows.mean(0)
+    want = {
+        "accuracy": accuracy(mean, x, y)[0],
+        "test_loss": accuracy(mean, x, y)[1],
+        "node_accuracy": each.mean(),
+        "worst_decile": np.sort(each)[:2].mean(),
+        "node_spread": each.std(),
+        "consensus": np.sqrt(((rows - mean) ** 2).sum(1).mean()),
+    }
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, err_msg=name)
+    one = metric.measure(metric.arrays, jnp.float32(mean))
+    np.testing.assert_allclose(one["worst_decile"], one["accuracy"])
+    assert float(one["node_spread"]) == float(one["consensus"]) == 0
+    brief = metrics.shared_test(t, jnp.float32(x), jnp.asarray(y), nodes=False)
+    assert brief.measure(brief.arrays, jnp.float32(rows)).keys() == {"accuracy", "test_loss"}
+
+
+def test_regression_has_losses_in_place_of_accuracies():
+    x, y = RNG.normal(size=(30, 3)), RNG.normal(size=30)
+    rows = RNG.normal(size=(4, 3))
+    metric = metrics.shared_test(task.linear_regression(3), jnp.float32(x), jnp.float32(y))
+    got = metric.measure(metric.arrays, jnp.float32(rows))
+    each = np.array([np.mean(0.5 * (x @ r - y) ** 2) for r in rows])
+    np.testing.assert_allclose(got["node_loss"], each.mean(), rtol=1e-5)
+    np.testing.assert_allclose(got["test_loss"], np.mean(0.5 * (x @ rows.mean(0) - y) ** 2), rtol=1e-5)
+
+
+def test_equal_models_have_no_distance_whatever_their_scale():
+    row = jnp.asarray(RNG.normal(size=500) * 1e3, jnp.float32)
+    assert float(metrics.consensus_distance(jnp.tile(row, (1000, 1)))) == 0
+
+
+def test_training_objective_and_distance_on_quadratics():
+    q, t, data = quadratics(n=6, d=3)
+    rows = RNG.normal(size=(6, 3))
+    mean = rows.mean(0)
+    metric = metrics.together(metrics.training_objective(t, data), metrics.distance_to(q.optimum))
+    got = jax.jit(metric.measure)(metric.arrays, jnp.float32(rows))
+    gap = mean - q.b
+    np.testing.assert_allclose(got["train_loss"], np.mean(0.5 * np.einsum("ni,nij,nj->n", gap, q.A, gap)), rtol=1e-5)
+    slope = np.einsum("nij,nj->ni", q.A, gap).mean(0)
+    np.testing.assert_allclose(got["gradient_norm"], np.linalg.norm(slope), rtol=1e-5)
+    np.testing.assert_allclose(got["error"], ((rows - q.optimum) ** 2).sum(1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(got["mean_error"], ((mean - q.optimum) ** 2).sum(), rtol=1e-5)
+    with pytest.raises(InputError, match="one row"):
+        metrics.distance_to(rows)
+
+
+def test_training_objective_weighs_nodes_equally():
+    t, world = digits_world(n=6)
+    metric = metrics.training_objective(t, world.data)
+    got = metric.measure(metric.arrays, jnp.zeros(650))
+    np.testing.assert_allclose(got["train_loss"], np.log(10), rtol=1e-5)
+    data, slopes = world.data, []
+    for i in range(6):
+        mine = np.asarray(data.order)[data.start[i] : data.start[i] + data.size[i]]
+        off = 0.1 - np.eye(10)[np.asarray(data.y)[mine]]
+        slopes.append(np.concatenate([off.mean(0), (np.asarray(data.x)[mine].T @ off / len(mine)).ravel()]))
+    np.testing.assert_allclose(got["gradient_norm"], np.linalg.norm(np.mean(slopes, 0)), rtol=1e-4)

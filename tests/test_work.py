@@ -1,0 +1,110 @@
+"""Stragglers: how many, for how long, and that what they do is the same whether it is kept or dropped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from common import digits_world
+
+from jaxfl.algorithms.fedavg import fedavg
+from jaxfl.core import InputError
+from jaxfl.engine.run import run
+from jaxfl.learn import local, partition, task
+from jaxfl.learn.data import digits
+from jaxfl.world import cohort
+from jaxfl.world.scenario import scenario
+from jaxfl.world.work import straggling
+
+
+def draws(process, rounds=400, arrays=None):
+    """Cohorts of many rounds, each field `[rounds, c]`."""
+    arrays = process.arrays if arrays is None else arrays
+    keys = jax.random.split(jax.random.key(3), rounds)
+
+    def all_rounds(arrays, keys):
+        state = process.init(keys[0], arrays)
+        return jax.vmap(lambda k, t: process.step(k, arrays, state, t)[1])(keys, jnp.arange(rounds))
+
+    return jax.device_get(jax.jit(all_rounds)(arrays, keys))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.9])
+def test_exactly_the_share_of_members_straggles_uniformly_long(fraction):
+    c = draws(straggling(cohort.uniform(30, 10), fraction, epochs=6, steps=4))
+    epochs = np.asarray(c.steps) / 4
+    slow = epochs < 6
+    assert (slow.sum(1) == round(10 * fraction)).all()
+    if fraction:
+        share = np.bincount(epochs[slow].astype(int), minlength=6)[1:] / slow.sum()
+        np.testing.assert_allclose(share, 0.2, atol=0.03)
+        np.testing.assert_allclose(slow.mean(0), fraction, atol=0.1)  # no slot is preferred
+    assert (np.asarray(c.weight) == 1).all()
+
+
+def test_dropping_takes_the_weight_of_the_same_stragglers():
+    process = straggling(cohort.uniform(30, 10, weight=np.arange(1.0, 31)), 0.5, epochs=5)
+    kept = draws(process)
+    dropped = draws(process, arrays=process.arrays | {"drop": jnp.float32(1)})
+    again = draws(straggling(cohort.uniform(30, 10, weight=np.arange(1.0, 31)), 0.5, epochs=5, drop=1.0))
+    np.testing.assert_array_equal(kept.ids, dropped.ids)
+    np.testing.assert_array_equal(kept.steps, dropped.steps)
+    np.testing.assert_array_equal(dropped.weight, np.where(np.asarray(kept.steps) < 5, 0, kept.weight))
+    np.testing.assert_array_equal(dropped.weight, again.weight)
+    np.testing.assert_array_equal(kept.ids, draws(cohort.uniform(30, 10)).ids)  # cohorts are those of the wrapped
+
+
+def test_the_absent_are_no_stragglers_of_the_present():
+    process = straggling(cohort.markov(20, 8, 0.6, 0.9), 0.5, epochs=4)
+    c = draws(process)
+    present = np.asarray(c.weight) > 0
+    slow = present & (np.asarray(c.steps) < 4)
+    expected = present.sum(1) - np.round(0.5 * present.sum(1))
+    assert present.sum(1).min() < 8
+    np.testing.assert_array_equal(slow.sum(1), expected)
+
+
+def test_a_limit_of_e_epochs_is_e_epochs_on_every_shard():
+    """On shards of unequal size the limit stops each of them after the same epoch."""
+    shards = partition.quantity_skew(digits(), 6, seed=1)
+    per_epoch = -(-shards.longest // 8)
+    learn = local.local_sgd(task.logistic_regression(64, 10), optax.sgd(0.1), epochs=5, batch=8)
+    each = -(-np.asarray(shards.size) // 8)
+    x = jnp.zeros(650)
+    steps_run = jax.jit(lambda i, limit: learn(jax.random.key(0), shards, i, x, steps=limit)[1]["steps"])
+    assert each.min() < per_epoch
+    for e in (1, 3):
+        np.testing.assert_array_equal([steps_run(i, e * per_epoch) for i in range(6)], e * each)
+
+
+def test_fedavg_runs_on_it_and_nobody_left_leaves_the_model():
+    model, world = digits_world(n=12)
+    who = straggling(cohort.uniform(12, 4), 1.0, epochs=3, drop=1.0)
+    world, system = scenario(world.data, cohort=who), fedavg(model, steps=3)
+    result = run(system, world, model.init, 2)
+    assert not np.asarray(result.state.shared[0]).any()
+    half = world._replace(arrays=world.arrays | {"cohort": who.arrays | {"drop": jnp.float32(0.5)}})
+    result = run(system, half, model.init, 2)
+    assert np.asarray(result.state.shared[0]).any()
+    assert (result.history["gradients"][1:].between(4, 8)).all()
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ({"fraction": 1.5}, "fraction"),
+        ({"fraction": float("nan")}, "fraction"),
+        ({"drop": -0.1}, "drop"),
+        ({"epochs": 1}, "epochs"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_bad_numbers_are_refused(bad, word):
+    with pytest.raises(InputError, match=f"^{word} = "):
+        straggling(cohort.uniform(5, 2), **({"fraction": 0.5, "epochs": 3} | bad))
+
+
+def test_steps_cannot_be_set_twice():
+    once = straggling(cohort.uniform(5, 2), 0.5, epochs=3)
+    with pytest.raises(InputError, match="members sets"):
+        draws(straggling(once, 0.5, epochs=3), rounds=1)
