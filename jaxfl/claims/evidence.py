@@ -1,9 +1,9 @@
 """What a claim file returns: a table of what was measured, and the checks of the paper's inequalities."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Check(NamedTuple):
@@ -34,12 +34,12 @@ class Evidence(NamedTuple):
         return all(c.holds for c in self.checks)
 
 
-def at_most(what: str, values: float | Sequence[float], bound: float) -> Check:
+def at_most(what: str, values: ArrayLike, bound: float) -> Check:
     """The mean over seeds of `values` must not exceed `bound`."""
     return _check(what, values, "<=", bound)
 
 
-def at_least(what: str, values: float | Sequence[float], bound: float) -> Check:
+def at_least(what: str, values: ArrayLike, bound: float) -> Check:
     """The mean over seeds of `values` must reach `bound`."""
     return _check(what, values, ">=", bound)
 
@@ -50,6 +50,12 @@ def _check(what, values, relation, bound):
 
 
 def tail(history: Any, column: str, rounds: int) -> np.ndarray:
-    """Mean of `column` over the last `rounds` rounds, one value a seed `[s]`."""
+    """Mean of `column` over the last `rounds` rounds, one value a seed `[s]`.
+
+    Of a column that is evaluated between rounds, the rounds without an evaluation are left out; a run that diverged
+    gives NaN, which holds no check.
+    """
     last = history[history["round"] > history["round"].max() - rounds]
-    return last.groupby("seed")[column].mean().to_numpy()
+    if "diverged" in last and last[column].isna().any():
+        last = last[last["diverged"].notna()]
+    return last.groupby("seed")[column].agg(lambda v: v.mean(skipna=False)).to_numpy()
