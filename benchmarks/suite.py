@@ -166,7 +166,7 @@ def w3():
     x, y, name = images()
     task = mlp()
     for n in (64, 256, 1024):
-        rounds, m = max(16, 2560 // n), 60000 // n if n > 300 else 200
+        rounds, m = max(16, 10240 // n), 60000 // n if n > 300 else 200
         world = scenario(even_shards(x, y, n, m), topology=mixing.metropolis(graph.ring(n)))
         ours = stepper(dsgd(task, lr=0.05, steps=1, batch=20), world, task.init, rounds)
         hand = bound.ring_gossip(nodes=n, samples=m, batch=20, lr=0.05, rounds=rounds)

@@ -138,11 +138,12 @@ plots.rate(
 # An algorithm is three pure functions. This one sends the sign of each client's move.
 
 # %%
+import optax
+
 from jaxfl.core import Algorithm, State
 from jaxfl.exchange.network import Network
 from jaxfl.learn.local import displacement, local_sgd, train_log
 from jaxfl.mapping import at
-import optax
 
 
 def sign_fed(task, net=Network(), *, lr=0.1, server_lr=0.01, steps=5, batch=4):

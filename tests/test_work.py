@@ -1,5 +1,7 @@
 """Stragglers: how many, for how long, and that what they do is the same whether it is kept or dropped."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,48 +19,46 @@ from jaxfl.world.scenario import scenario
 from jaxfl.world.work import straggling
 
 
-def draws(process, rounds=400, arrays=None):
-    """Cohorts of many rounds, each field `[rounds, c]`."""
-    arrays = process.arrays if arrays is None else arrays
+@partial(jax.jit, static_argnames=("init", "step", "rounds"))
+def _draws(init, step, arrays, rounds):
     keys = jax.random.split(jax.random.key(3), rounds)
-
-    def all_rounds(arrays, keys):
-        state = process.init(keys[0], arrays)
-        return jax.vmap(lambda k, t: process.step(k, arrays, state, t)[1])(keys, jnp.arange(rounds))
-
-    return jax.device_get(jax.jit(all_rounds)(arrays, keys))
+    state = init(keys[0], arrays)
+    return jax.vmap(lambda k, t: step(k, arrays, state, t)[1])(keys, jnp.arange(rounds))
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.9])
-def test_exactly_the_share_of_members_straggles_uniformly_long(fraction):
-    c = draws(straggling(cohort.uniform(30, 10), fraction, epochs=6, steps=4))
-    epochs = np.asarray(c.steps) / 4
-    slow = epochs < 6
-    assert (slow.sum(1) == round(10 * fraction)).all()
-    if fraction:
-        share = np.bincount(epochs[slow].astype(int), minlength=6)[1:] / slow.sum()
-        np.testing.assert_allclose(share, 0.2, atol=0.03)
-        np.testing.assert_allclose(slow.mean(0), fraction, atol=0.1)  # no slot is preferred
-    assert (np.asarray(c.weight) == 1).all()
+def draws(process, rounds=400, **changed):
+    """Cohorts of many rounds, each field `[rounds, c]`, with some arrays of the process changed."""
+    arrays = process.arrays | {name: jnp.float32(v) for name, v in changed.items()}
+    return jax.device_get(_draws(process.init, process.step, arrays, rounds))
 
 
-def test_dropping_takes_the_weight_of_the_same_stragglers():
-    process = straggling(cohort.uniform(30, 10, weight=np.arange(1.0, 31)), 0.5, epochs=5)
-    kept = draws(process)
-    dropped = draws(process, arrays=process.arrays | {"drop": jnp.float32(1)})
-    again = draws(straggling(cohort.uniform(30, 10, weight=np.arange(1.0, 31)), 0.5, epochs=5, drop=1.0))
-    np.testing.assert_array_equal(kept.ids, dropped.ids)
-    np.testing.assert_array_equal(kept.steps, dropped.steps)
-    np.testing.assert_array_equal(dropped.weight, np.where(np.asarray(kept.steps) < 5, 0, kept.weight))
-    np.testing.assert_array_equal(dropped.weight, again.weight)
-    np.testing.assert_array_equal(kept.ids, draws(cohort.uniform(30, 10)).ids)  # cohorts are those of the wrapped
+def test_exactly_the_share_of_members_straggles_uniformly_long_and_dropping_takes_their_weight():
+    size = np.arange(1.0, 31)
+    members = cohort.uniform(30, 10, weight=size)
+    process = straggling(members, 0.5, epochs=6, steps=4)
+    for fraction in (0.0, 0.5, 0.9, 1.0):
+        kept = draws(process, fraction=fraction)
+        epochs = kept.steps / 4
+        slow = epochs < 6
+        assert (slow.sum(1) == round(10 * fraction)).all()
+        np.testing.assert_array_equal(kept.weight, size[kept.ids])
+        if fraction:
+            share = np.bincount(epochs[slow].astype(int), minlength=6)[1:] / slow.sum()
+            np.testing.assert_allclose(share, 0.2, atol=0.03)
+            np.testing.assert_allclose(slow.mean(0), fraction, atol=0.1)  # no slot is preferred
+        dropped = draws(process, fraction=fraction, drop=1)
+        np.testing.assert_array_equal(kept.ids, dropped.ids)
+        np.testing.assert_array_equal(kept.steps, dropped.steps)
+        np.testing.assert_array_equal(dropped.weight, np.where(slow, 0, kept.weight))
+    made = straggling(members, 0.25, epochs=6, drop=1.0).arrays
+    assert (made["fraction"], made["drop"]) == (0.25, 1.0)
 
 
 def test_the_absent_are_no_stragglers_of_the_present():
     process = straggling(cohort.markov(20, 8, 0.6, 0.9), 0.5, epochs=4)
     c = draws(process)
-    present = np.asarray(c.weight) > 0
-    slow = present & (np.asarray(c.steps) < 4)
+    present = c.weight > 0
+    slow = present & (c.steps < 4)
     expected = present.sum(1) - np.round(0.5 * present.sum(1))
     assert present.sum(1).min() < 8
     np.testing.assert_array_equal(slow.sum(1), expected)

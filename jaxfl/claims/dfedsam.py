@@ -1,6 +1,36 @@
-"""DFedSAM: sharpness-aware local steps and several gossip steps a round help decentralized learning.
+"""DFedSAM: sharpness-aware local steps and several gossip steps a round help decentralized learning on unlike data.
 
-TODO
+Improving the Model Consistency of Decentralized Federated Learning; Shi, Shen, Wei, Sun, Yuan, Wang, Tao; ICML 2023;
+https://arxiv.org/abs/2302.04083 (card 004).
+
+Claim. On heterogeneous data and sparse graphs DFedSAM is more accurate than DFedAvg and ends in flatter places; more
+gossip steps a round (MGS) help further, through lambda^Q, lambda the second eigenvalue of the mixing matrix.
+
+Setting. Digits of scikit-learn over 16 nodes on a ring (weights 1/3), Dirichlet(0.1) labels, another split each seed;
+perceptron 64-64-10, 10 local steps of batch 16, rho 0.1, Q = 4. Mean test accuracy of the local models over the last 5
+rounds, and the largest Hessian eigenvalue of the mean model on all training data, by Lanczos (power iteration gives
+the eigenvalue of largest modulus, and later). First as in the card, all at rate 0.1 for 80 rounds; then every system
+at the best of the same grid of rates, for 240 rounds (see the end).
+
+Found (3 seeds, mean and standard deviation; most of the deviation is that of the splits, which the systems share):
+
+                    rate 0.1, 80 rounds               best rate, 240 rounds
+                    accuracy         eigenvalue       accuracy         eigenvalue    rate
+    DFedAvg         0.797 (0.053)    6.9 (1.5)        0.942 (0.013)    1.0 (0.26)    1.0
+    DFedSAM         0.813 (0.053)    4.2 (0.93)       0.948 (0.012)    0.98 (0.34)   0.6
+    DFedAvg-MGS     0.897 (0.026)    6.2 (0.95)       0.967 (0.003)    0.76 (0.13)   1.0
+    DFedSAM-MGS     0.910 (0.022)    3.5 (0.45)       0.974 (0.004)    0.60 (0.10)   0.6
+
+All inequalities of the card hold: paired by split SAM gains 0.015 and 0.013 (with MGS), positive in every seed, with
+0.62 times the eigenvalue; MGS gains 0.10. One mixing phase keeps at most 0.78 (Q = 1) and 0.33 (Q = 4) of the squared
+consensus distance, below lambda^(2Q) = 0.90 and 0.66. At the best rate of each about half of SAM's gain is left, 0.007
+in either pair and positive in every seed, while its flatness is nearly gone (0.93 times, 1.02 in one seed): a large
+rate flattens DFedAvg as well. There the checks ask for the paper's direction only.
+
+The 240 rounds were chosen after the best rates had been compared at 80, where the claim is weaker: SAM gained 0.003 in
+either pair, with one seed of three negative in each, and without MGS it ended sharper (2.7 at rate 0.3 against 1.8 at
+rate 1). After 80 rounds accuracy still rises, so that comparison is one of speed too. Not a claim here, though the
+title says consistency: SAM's consensus distance is larger, 0.73 against 0.61, as the card warns.
 """
 
 import dataclasses
@@ -13,7 +43,7 @@ import numpy as np
 
 from jaxfl.algorithms.dfedsam import dfedsam_mgs
 from jaxfl.claims.evidence import Check, Evidence, at_least, at_most, tail
-from jaxfl.core import Scenario
+from jaxfl.core import InputError, Scenario
 from jaxfl.engine.run import Result, run
 from jaxfl.learn import partition
 from jaxfl.learn.data import digits
@@ -87,9 +117,14 @@ def reproduce(
         rounds: rounds after which the card's inequalities are read.
         long: rounds after which systems are compared at the rate that serves each best, above `rounds`.
         every: rounds between evaluations.
+
+    Raises:
+        InputError: unless `1 <= rounds < long`.
     """
     import pandas as pd
 
+    if not 1 <= rounds < long:
+        raise InputError(f"rounds is {rounds} and long {long}, but 1 <= rounds < long is needed.")
     task, worlds = setting(seeds)
     data = digits()
     test = shared_test(task, jnp.asarray(data.test_x), jnp.asarray(data.test_y))
@@ -129,7 +164,10 @@ def reproduce(
                 row |= {column: arm[column].mean(), f"{column}_std": arm[column].std(ddof=min(1, seeds - 1))}
             rows[label, name] = row
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["setting", "system"])
-    return Evidence(table, _checks(card, tuned, shrink), _figure(card, tuned, found, sorted({RATE, *rates}), long))
+    inside = min(min(rates.index(r), len(rates) - 1 - rates.index(r)) for r in best.values())
+    checks = _checks(card, tuned, shrink)
+    checks.append(at_least("rates between a best one and the nearer end of the grid, least of all systems", inside, 1))
+    return Evidence(table, checks, _figure(card, tuned, found, sorted({RATE, *rates}), long))
 
 
 def _checks(card: dict, tuned: dict, shrink: dict[int, list[float]]) -> list[Check]:
@@ -144,10 +182,9 @@ def _checks(card: dict, tuned: dict, shrink: dict[int, list[float]]) -> list[Che
             at_least(f"the same, least of the seeds ({a})", better.min(), 0),
             at_least(f"accuracy of {a} minus {b}, each at its best rate", gain(tuned, a, b), 0),
         ]
-    flatter = card["DFedSAM"]["sharpness"].mean() / card["DFedAvg"]["sharpness"].mean()
-    checks.append(at_most("largest Hessian eigenvalue of DFedSAM over that of DFedAvg", flatter, 0.75))
-    flatter = tuned["DFedSAM"]["sharpness"].mean() / tuned["DFedAvg"]["sharpness"].mean()
-    checks.append(at_most("the same, each at its best rate", flatter, 1))
+    flatter = [arms["DFedSAM"]["sharpness"] / arms["DFedAvg"]["sharpness"] for arms in (card, tuned)]
+    checks.append(at_most("largest Hessian eigenvalue of DFedSAM over that of DFedAvg", flatter[0], 0.75))
+    checks.append(at_most("the same, each at its best rate", flatter[1], 1))
     for a, b in (("DFedAvg-MGS", "DFedAvg"), ("DFedSAM-MGS", "DFedSAM")):
         checks.append(at_least(f"accuracy of {a} minus {b}", gain(card, a, b), 0.05))
     second = mixing.second_eigenvalue(mixing.metropolis(graph.ring(NODES)))

@@ -1,6 +1,33 @@
-"""FedAvg: local epochs save rounds, and averaging needs a shared start.
+"""FedAvg: local epochs save communication rounds, less so on non-IID data, and averaging needs a shared start.
 
-TODO
+Communication-Efficient Learning of Deep Networks from Decentralized Data; McMahan, Moore, Ramage, Hampson, Aguera y
+Arcas; AISTATS 2017; https://arxiv.org/abs/1602.05629 (card 056), table 2 and figure 1.
+
+Claim. To the same test accuracy, FedAvg needs many times fewer rounds than FedSGD (on the paper's MNIST CNN with
+B = 10, 31 times at E = 5 and 35 times at E = 20), with a smaller gain on the pathological split (2.1 and 2.8 times).
+The average of two models trained from different starts is much worse than both, that of two from one start is better.
+
+Setting. Digits of scikit-learn, perceptron 64-50-10, 50 clients of about 29 samples, 10 a round, B = 8, IID and two
+label slices a client. Rounds until the best test accuracy so far, interpolated, reaches 0.90 (IID) or 0.80
+(pathological). Every system on both splits with the same grid of rates, the best of which is chosen by rounds.
+
+Found (3 seeds, mean and standard deviation; E = 1, 5, 20 with B = 8):
+
+    rounds                     FedSGD       E = 1          E = 5         E = 20
+    IID                        24.7 (2.1)   11.2 (0.76)    3.3 (0.58)    1.6 (0.52)
+    pathological               20.1 (3.3)   12.3 (3.8)     7.3 (1.9)     6.6 (1.3)
+    IID, times fewer                        2.2 (0.08)     7.7 (1.1)     17 (6.1)
+    pathological, times fewer               1.7 (0.24)     2.8 (0.60)    3.1 (0.58)
+
+All hold. The chosen rates are 0.46 and 0.32, well inside the grid; at 2 every system fails. The average from different
+starts has 2.6 times the training loss of its worse parent and an accuracy lower by 0.11 (0.036 to 0.20 in single
+seeds); from a shared start it has 0.98 times the loss of its better parent.
+
+Deviations from the card. The grid has the paper's resolution of 10^(1/6) in its middle, because on the card's five
+rates FedSGD's optimum lies between two of them (32 rounds at 0.3, 27 at 1, 25 at 0.46), which would favour FedAvg. A
+cell runs 60 rounds instead of 300: a rate that needs more cannot be chosen. "Far below" in figure 1 is read as 0.05 of
+accuracy and twice the loss; "at least as good" is read in training loss, which the paper plots: in test accuracy the
+average from a shared start lies between its parents in one seed of three.
 """
 
 import dataclasses
@@ -64,7 +91,7 @@ def interpolate(task: Task, data: Dataset, seeds: int, theta: np.ndarray) -> dic
     owner[order[:600]], owner[order[600:1200]] = 0, 1
     halves = partition.shards(data, owner)
     learn = local_sgd(task, optax.sgd(0.1), steps=240, batch=50)
-    train, test = (tuple(map(jnp.asarray, pair)) for pair in ((data.x, data.y), (data.test_x, data.test_y)))
+    train, test = ((jnp.asarray(x), jnp.asarray(y)) for x, y in ((data.x, data.y), (data.test_x, data.test_y)))
 
     def pair(seed, shared):
         first, key = jax.random.split(jax.random.key(seed))
@@ -93,6 +120,7 @@ def reproduce(seeds: int = 3, *, rates: tuple[float, ...] = RATES, rounds: int =
     task, data, worlds = setting()
     test = shared_test(task, jnp.asarray(data.test_x), jnp.asarray(data.test_y), nodes=False)
     curves, needed, place, rows = {split: {} for split in worlds}, {}, {}, {}
+    some = min(1, seeds - 1)
     for name, work in ARMS.items():
         factory = partial(fedavg, task, **work)
         for split, world in worlds.items():
@@ -107,11 +135,11 @@ def reproduce(seeds: int = 3, *, rates: tuple[float, ...] = RATES, rounds: int =
             rows[split, name] = {
                 "rate": rates[best],
                 "rounds": until[best].mean(),
-                "rounds_std": until[best].std(ddof=1),
+                "rounds_std": until[best].std(ddof=some),
             }
     gain = {cell: needed[cell[0], "FedSGD"] / r for cell, r in needed.items()}
     for cell, ratio in gain.items():
-        rows[cell] |= {"speedup": ratio.mean(), "speedup_std": ratio.std(ddof=1)}
+        rows[cell] |= {"speedup": ratio.mean(), "speedup_std": ratio.std(ddof=some)}
 
     theta = np.linspace(-0.2, 1.2, 29)  # 0, 1/2 and 1 are on it
     mixed = interpolate(task, data, seeds, theta)
@@ -165,7 +193,7 @@ def _figure(curves: dict, theta: np.ndarray, loss: np.ndarray) -> Any:
     for ax, (split, histories) in zip(axes, curves.items(), strict=False):
         learning_curves(histories, "accuracy", "round", ax)
         ax.axhline(TARGET[split], color="grey", linewidth=0.8)
-        ax.set(title=f"{split}, best rate of each", xscale="symlog")
+        ax.set(title=f"{split}, best rate of each", xlim=(0, 40))
     axes[0].get_legend().remove()
     for values, label in zip(loss, ("different starts", "shared start"), strict=True):
         axes[2].plot(theta, values.mean(0), label=label)

@@ -1,6 +1,41 @@
-"""FedProx: keep the partial work of stragglers, and pull local models towards the received one.
+"""FedProx: keeping the partial work of stragglers beats dropping them, and the proximal term helps on unlike devices.
 
-TODO
+Federated Optimization in Heterogeneous Networks; Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith; MLSys 2020;
+https://arxiv.org/abs/1812.06127 (card 037), figure 1.
+
+Claim. With 90 % stragglers FedProx is more accurate and more stable than FedAvg, which drops them (22 points of test
+accuracy on average over the paper's data sets); mu = 0 already is, mu > 0 adds stability. Without stragglers mu = 0 is
+FedAvg and mu = 1 converges further.
+
+Setting. Synthetic(1, 1), 30 devices of at most 300 samples, softmax regression, 10 devices a round, 20 epochs of batch
+10, rate 0.01 (the paper's) for all, 80 rounds. Devices, stragglers and their epochs are the same for all systems.
+Training loss and accuracy of the server's model on all training data, mean of the last 20 rounds; `wobble` is the
+standard deviation of the loss over the last 50 rounds. Since a rate that suits ten averaged models need not suit one,
+every system also runs on the same grid of rates with 90 % stragglers.
+
+Found (3 seeds, mean and standard deviation):
+
+                                   loss            accuracy         wobble
+    90 %: FedAvg, drops            1.38 (0.11)     0.639 (0.015)    0.48 (0.040)
+    90 %: FedProx mu = 0           0.635 (0.022)   0.792 (0.011)    0.11 (0.020)
+    90 %: FedProx mu = 1           0.632 (0.008)   0.811 (0.008)    0.12 (0.012)
+    none: FedProx mu = 0, FedAvg   0.690 (0.047)   0.777 (0.005)    0.11 (0.020)
+    none: FedProx mu = 1           0.635 (0.017)   0.800 (0.013)    0.12 (0.014)
+    90 %, best rate: FedAvg        0.961 (0.096)   0.695 (0.037)    0.32 (0.017)
+    90 %, best rate: mu = 0        0.629 (0.005)   0.815 (0.007)    0.12 (0.015)
+    90 %, best rate: mu = 1        0.632 (0.008)   0.811 (0.008)    0.12 (0.012)
+
+All inequalities of the card hold at the paper's rate: loss 0.46 times that of dropping, 17 points of accuracy more, a
+wobble 4 times smaller. Part of that is the rate: FedAvg prefers a tenth of it (0.001), and with the best rate of each
+the advantage falls to 0.66 times the loss and 12 points (after 100 rounds to 0.77 and 6 points). Keeping partial work
+still wins in every seed, so the check there asks for the paper's direction only. Not seen: more stability from mu = 1
+(its wobble is that of mu = 0). What mu = 1 does is to forgive a large rate: at 0.03 and 0.1, after 100 rounds, its
+loss is 0.58 and 0.91 against 0.77 and 1.7 of mu = 0.
+
+The card's factor 0.6 depends on the draw of Synthetic(1, 1): `data_seed` 1 gives 0.66 and 0.65 and fails it (its other
+checks hold), 2 gives 0.49 and 0.50. Deviation from the card: 80 rounds, in its range of 60 to 100, because at 60 the
+loss is still falling and the last 50 rounds measure that fall: there the wobble is only 2.7 and 2.5 times smaller and
+fails the card's 3, after 100 it is 7 times smaller.
 """
 
 from functools import partial
@@ -26,9 +61,9 @@ DEVICES, MEMBERS, EPOCHS, BATCH, ROUNDS = 30, 10, 20, 10, 80
 RATE = 0.01  # the paper's
 RATES = (0.0003, 0.001, 0.003, 0.01)
 ARMS = {  # name: (factory, mu, whether stragglers are dropped)
-    "FedAvg, drops": (fedavg, None, True),
     "FedProx mu=0": (fedprox, 0.0, False),
     "FedProx mu=1": (fedprox, 1.0, False),
+    "FedAvg, drops": (fedavg, None, True),
 }
 
 
@@ -78,14 +113,13 @@ def reproduce(
     window, ends = min(50, rounds - 1), min(20, rounds)
     found = {}
     for name, (f, mu, drop) in ARMS.items():
-        cells = [(0.9, lr) for lr in sorted({RATE, *rates})] + [(0.0, RATE)]
+        cells = [(0.9, lr) for lr in sorted({RATE, *rates})] + ([] if drop else [(0.0, RATE)])
         for share, lr in cells:
             hyper, there = {"lr": lr} | ({} if mu is None else {"mu": mu}), with_stragglers(world, share, drop)
             result = run(factories[f], there, task.init, rounds, seeds=seeds, hyper=hyper, every=2, evaluate=measured)
             late = result.history[result.history["round"] > rounds - window]
             found[share, name, lr] = {
                 "history": result.history,
-                "model": np.asarray(result.state.shared[0]),
                 "loss": tail(result.history, "train_loss", ends),
                 "accuracy": tail(result.history, "train_accuracy", ends),
                 "wobble": late.groupby("seed")["train_loss"].std().to_numpy(),
@@ -93,7 +127,7 @@ def reproduce(
     best = {name: min(rates, key=lambda lr, name=name: _finite_mean(found[0.9, name, lr]["loss"])) for name in ARMS}
     settings = {
         "90 % stragglers": {name: found[0.9, name, RATE] for name in ARMS},
-        "no stragglers": {name: found[0.0, name, RATE] for name in ARMS},
+        "no stragglers": {name: found[0.0, name, RATE] for name in ARMS if (0.0, name, RATE) in found},
         "90 %, best rate of each": {name: found[0.9, name, best[name]] for name in ARMS},
     }
     rows = {
@@ -107,15 +141,21 @@ def reproduce(
         for name, arm in arms.items()
     }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["setting", "system"])
-    return Evidence(table, _checks(*settings.values()), _figure(settings, found, sorted({RATE, *rates})))
+    twins = [
+        run(factories[f], with_stragglers(world, 0.0, drop), task.init, 2, seeds=seeds, hyper=hyper, every=2)
+        for f, drop, hyper in ((fedavg, True, {"lr": RATE}), (fedprox, False, {"lr": RATE, "mu": 0.0}))
+    ]
+    apart = float(abs(twins[0].state.shared[0] - twins[1].state.shared[0]).max())
+    return Evidence(table, _checks(settings, apart), _figure(settings, found, sorted({RATE, *rates})))
 
 
 def _finite_mean(loss: np.ndarray) -> float:
-    return float(np.nan_to_num(loss, nan=np.inf).mean())
+    return float(np.where(np.isfinite(loss), loss, np.inf).mean())
 
 
-def _checks(slow: dict, even: dict, tuned: dict) -> list[Check]:
-    drop, keep, pull = ARMS
+def _checks(settings: dict, apart: float) -> list[Check]:
+    slow, even, tuned = settings.values()
+    keep, pull, drop = ARMS
     checks = [
         at_most(f"90 %: loss of {name} over that of {drop}", slow[name]["loss"] / slow[drop]["loss"], 0.6)
         for name in (keep, pull)
@@ -129,7 +169,6 @@ def _checks(slow: dict, even: dict, tuned: dict) -> list[Check]:
         )
         for name in (keep, pull)
     ]
-    apart = np.abs(even[keep]["model"] - even[drop]["model"]).max()
     checks.append(at_most(f"no stragglers: largest difference between the models of {keep} and FedAvg", apart, 0))
     gap = even[pull]["loss"] - even[keep]["loss"]
     checks.append(at_most(f"no stragglers: loss of {pull} minus {keep}", gap, 0))

@@ -337,7 +337,10 @@ def _adjacency(graph: Graph, ax: Any) -> Any:
 
 @_styled
 def label_histogram(counts: Any, ax: Any = None) -> Any:
-    """How many samples of each label each node has: stacked bars up to 40 nodes, above a heat map, in the order given.
+    """How many samples of each label each node has: stacked bars up to 40 nodes, above that a heat map.
+
+    The map shows shares, with nodes ordered by their commonest label, so that heterogeneity is a staircase and equal
+    shares are an even field.
 
     Args:
         counts: `[n, classes]`, as `partition.label_histogram` returns it.
@@ -357,10 +360,12 @@ def label_histogram(counts: Any, ax: Any = None) -> Any:
     ax.set_xlabel("node")
     ax.tick_params(labelsize=8)
     if n > BARS:
-        image = ax.imshow(counts.T, aspect="auto", cmap="cividis", origin="lower", vmin=0)
-        ax.set_ylabel("label")
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        order = np.lexsort((-share.max(1), share.argmax(1)))
+        image = ax.imshow(share[order].T, aspect="auto", cmap="cividis", origin="lower", vmin=0, vmax=1)
+        ax.set(xlabel="node, by commonest label", ylabel="label")
         ax.locator_params(integer=True)
-        _colour_bar(ax, image, "samples")
+        _colour_bar(ax, image, "share of the node's samples")
         return ax.figure
     shades: Any = ScalarMappable(BoundaryNorm(np.arange(classes + 1) - 0.5, 256), "viridis")
     few = [*COLOURS[:-1], "#F0E442", COLOURS[-1]]
