@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxfl import zoo
 from jaxfl.config import KEYED, TEXT, Setup, check, unknown
-from jaxfl.core import Algorithm, Graph, InputError, Metric, Process, Scenario, Shards
+from jaxfl.core import Algorithm, Graph, InputError, Metric, Process, Scenario, Shards, process
 from jaxfl.learn import data, models, partition, synthetic, text
 from jaxfl.learn.task import Task, classification, language_model, logistic_regression
 from jaxfl.measure.metrics import distance_to, shared_test
@@ -304,13 +304,13 @@ def build(world: World, name: str, options: Mapping[str, Any]) -> Arm:
 
 def _pushed(where: Graph | Process | None) -> Process:
     """The topology with column stochastic weights, for push-sum."""
-    inner = topology.as_process(where)  # type: ignore[arg-type]
+    init, walk, arrays = topology.as_process(where)  # type: ignore[arg-type]
 
     def step(key, arrays, s, t):
-        s, net = inner.step(key, arrays, s, t)
+        s, net = walk(key, arrays, s, t)
         return s, mixing.push_weights(net)
 
-    return Process(inner.init, step, inner.arrays)
+    return process(step, arrays, init)
 
 
 def first_graph(where: Graph | Process) -> Graph:

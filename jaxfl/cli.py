@@ -22,6 +22,7 @@ from jaxfl import config
 from jaxfl.config import Setup
 
 Config = Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: none)")]
+Resume = Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")]
 Out = Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: runs/reproduce-NAME-TIME)")]
 System = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Systems = Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")]
@@ -44,6 +45,8 @@ class Run:
     """A config.toml of an earlier run; other options override it."""
     json: bool = False
     """Print one JSON object as the last line."""
+    resume: Resume = None
+    """Go on in this folder of a run with --checkpoints that was cut off, by its own config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Compare:
     """A config.toml of an earlier run; other options override it."""
     json: bool = False
     """Print one JSON object a system as the last lines."""
+    resume: Resume = None
+    """Go on in this folder of a run with --checkpoints that was cut off, by its own config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +108,8 @@ def _parse(args: list[str]) -> Any:
     one = systems[0] if len(systems) == 1 else None
     command = (
         Annotated[List, subcommand("list")]
-        | Annotated[Run, subcommand("run", default=Run(one, setup, path))]
-        | Annotated[Compare, subcommand("compare", default=Compare(tuple(systems), setup, path))]
+        | Annotated[Run, subcommand("run", default=Run(one, setup))]
+        | Annotated[Compare, subcommand("compare", default=Compare(tuple(systems), setup))]
         | Annotated[Reproduce, subcommand("reproduce")]
         | Annotated[Cite, subcommand("cite")]
     )
@@ -114,11 +119,11 @@ def _parse(args: list[str]) -> Any:
 
 def _config_path(args: list[str]) -> str | None:
     """The file whose values are the defaults of all other options, which must be known before these are parsed."""
-    for i, word in enumerate(args):
-        if word.startswith("--config="):
-            return word.partition("=")[2]
-        if word == "--config" and i + 1 < len(args):
-            return args[i + 1]
+    for option, file in (("--resume", "config.toml"), ("--config", "")):
+        for i, word in enumerate(args):
+            name, equals, value = word.partition("=")
+            if name == option and (equals or i + 1 < len(args)):
+                return str(Path(value if equals else args[i + 1]) / file)
     return None
 
 
@@ -171,12 +176,17 @@ def _experiment(word: str, systems: list[str], command: Run | Compare) -> int:
         raise InputError(f"systems {', '.join(names)} name one twice, but each can be compared once.")
     world = build.prepare(setup, names)
     inherited = config.load(command.config)[1].options if command.config else ()
+    if command.resume is not None:
+        _check_same(command)
     options = build.system_options(setup, names, inherited)
     arms = {name: build.build(world, name, options[name]) for name in names}
     mesh = _mesh(setup.devices, world.setup.nodes)
-    folder = _new_folder(setup.out, f"{word}-{'-'.join(names)[:60]}")
-    _write(folder / "config.toml", config.saved(word, names, setup, world.setup))
-    _describe(world, folder)
+    if command.resume is None:
+        folder = _new_folder(setup.out, f"{word}-{'-'.join(names)[:60]}")
+        _write(folder / "config.toml", config.saved(word, names, setup, world.setup))
+        _describe(world, folder)
+    else:
+        folder = Path(command.resume)
     histories, seconds, code = {}, {}, 0
     with contextlib.suppress(KeyboardInterrupt):
         code = 130
@@ -194,6 +204,7 @@ def _experiment(word: str, systems: list[str], command: Run | Compare) -> int:
                 evaluate=arm.metric,
                 out=folder / name,
                 checkpoints=setup.checkpoints,
+                resume=(folder / name / "log.jsonl").exists(),
                 mesh=mesh,
             ).history
             seconds[name] = time.perf_counter() - began
@@ -205,6 +216,16 @@ def _experiment(word: str, systems: list[str], command: Run | Compare) -> int:
     if seconds:
         _conclude(world, {name: histories[name] for name in seconds}, seconds, folder, command.json)
     return code
+
+
+def _check_same(command: Run | Compare) -> None:
+    """A run goes on only as it began."""
+    from jaxfl.core import InputError
+
+    systems, setup = config.load(Path(str(command.resume)) / "config.toml")
+    asked = [command.name] if isinstance(command, Run) else list(command.names)
+    if command.config is not None or command.setup != setup or asked != systems:
+        raise InputError("resume goes on with a run's own systems and options, but others are given beside it.")
 
 
 def _start_devices(count: int | None) -> None:

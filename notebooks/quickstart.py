@@ -110,7 +110,7 @@ report.summary(histories, NODES)
 
 # %% [markdown]
 # ## Theory over measurement
-# Gossip averaging forgets a disagreement by the second eigenvalue of the mixing matrix a round. Measured over predicted:
+# Each round of gossip averaging shrinks a disagreement by the second eigenvalue of the mixing matrix:
 
 # %%
 import numpy as np

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -155,6 +156,7 @@ def test_every_option_reaches_the_engine(tmp_path, monkeypatch):
         "every": 1,
         "out": tmp_path / "o" / "fedavg",
         "checkpoints": True,
+        "resume": False,
     }
 
 
@@ -475,3 +477,25 @@ def test_a_device_a_core_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     cli._start_devices(None)
     assert len(asked) == 2
+
+
+def test_a_run_that_was_cut_off_goes_on_in_its_folder(tmp_path, capsys):
+    options = [*SMALL[:-4], "--rounds", 4, "--every", 2, "--seeds", 2, "--checkpoints"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        assert jaxfl("compare", "fedavg", "dsgd", *options, "--out", folder) == 0
+    shutil.rmtree(cut / "dsgd")  # never begun
+    shutil.rmtree(cut / "fedavg" / "checkpoints" / "4")  # ended after round 2
+    (cut / "history.csv").unlink()
+    assert jaxfl("compare", "--resume", cut) == 0
+    a, b = (pd.read_csv(folder / "history.csv") for folder in (whole, cut))
+    pd.testing.assert_frame_equal(a, b)
+    capsys.readouterr()
+    assert jaxfl("compare", "--resume", cut, "--lr", 0.2) == 2
+    assert "own systems and options" in capsys.readouterr().err
+    for name in ("2", "4"):
+        shutil.rmtree(cut / "fedavg" / "checkpoints" / name, ignore_errors=True)
+    assert jaxfl("compare", f"--resume={cut}") == 2
+    assert "no checkpoint" in capsys.readouterr().err
+    assert jaxfl("compare", "--resume", tmp_path / "nowhere") == 2
+    assert (cut / "history.csv").exists()

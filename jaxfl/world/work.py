@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Cohort, InputError, Process, stream
+from jaxfl.core import Array, Cohort, InputError, Process, process, stream
 
 
 def _share(name: str, value: Any) -> Array:
@@ -41,8 +41,10 @@ def straggling(members: Process, fraction: float, epochs: int, steps: int = 1, *
             raise InputError(f"{name} = {value}: a whole number of at least {least} is needed.")
     arrays = {"members": members.arrays, "fraction": _share("fraction", fraction), "drop": _share("drop", drop)}
 
+    first, draw, _ = members
+
     def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, Cohort]:
-        s, c = members.step(key, arrays["members"], s, t)
+        s, c = draw(key, arrays["members"], s, t)
         if c.steps is not None:
             raise InputError("members sets Cohort.steps, but straggling does that: give a cohort without steps.")
         who, how_long = jax.random.split(stream(key, "stragglers"))
@@ -54,4 +56,4 @@ def straggling(members: Process, fraction: float, epochs: int, steps: int = 1, *
         weight = c.weight * jnp.where(slow, 1 - arrays["drop"], 1)
         return s, c._replace(weight=weight, steps=steps * jnp.where(slow, part, epochs).astype(jnp.int32))
 
-    return Process(lambda key, arrays: members.init(key, arrays["members"]), step, arrays)
+    return process(step, arrays, lambda key, arrays: first(key, arrays["members"]))
