@@ -71,7 +71,7 @@ star = scenario(shards, cohort=cohort.uniform(NODES, NODES // 10, weight=shards.
 network = mixing.uniform(graph.exponential(NODES))
 peers = scenario(shards, topology=network)
 print(f"spectral gap {mixing.spectral_gap(network):.3f}")
-plots.topology(mixing.metropolis(graph.exponential(32)))
+plots.topology(mixing.uniform(graph.exponential(32)))
 
 # %% [markdown]
 # ## Run
