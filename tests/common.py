@@ -1,5 +1,6 @@
 """Small worlds that several test files share."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,7 +37,5 @@ def digits_world(n=12, c=None, topology=None, seed=0, **kw):
 
 def same(a, b):
     """Whether two trees are equal bit for bit."""
-    import jax
-
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(np.asarray(u), np.asarray(v), equal_nan=True) for u, v in pairs)

@@ -4,6 +4,7 @@ Three formulations, the same result to rounding: shifts round the circle (one co
 collective-permute between devices), one dense matmul, a scan over slots of gathered rows.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -17,6 +18,7 @@ DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots
 def mix(graph: Graph, own: Array, sent: Array) -> Array:
     """Mix rows: each node weighs its `own` row `[n, m]` and the rows `sent` `[n, m]` by those it hears."""
     n, k = graph.nbr.shape
+    chex.assert_shape([own, sent], (n, None))
     if k == 0:
         return own
     first = own_weight(graph)[:, None] * own

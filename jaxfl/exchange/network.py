@@ -8,6 +8,7 @@ and the network's memory `mail`, and return the result, the new memory and the c
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -56,6 +57,7 @@ class Network(NamedTuple):
         is present the mean rule gives zero. `own` `[m]` is the server's reference for rules that need one.
         """
         c = env.cohort
+        chex.assert_shape(messages, (c.ids.shape[0], None))
         sent, mail = self._send(key, mail, c.ids, messages)
         weight = c.weight / jnp.maximum(c.weight.sum(), 1e-12)
         own = jnp.zeros(messages.shape[1], messages.dtype) if own is None else own
@@ -65,7 +67,8 @@ class Network(NamedTuple):
     def gossip(self, key: Array, env: Env, mail: Tree, messages: Array):
         """Every node combines its own message with those of its neighbours: `([n, m], mail, cost)`."""
         g = _graph(env)
-        bits = self.repeats * (g.weight > 0).sum() * self.codec.bits(messages.shape[1])
+        chex.assert_shape(messages, (n_nodes(env), None))
+        bits = self.repeats * (g.weight != 0).sum() * self.codec.bits(messages.shape[1])
         cost = {"up_bits": bits, "down_bits": bits}
         if self.repeats == 1:
             return *self._gossip_once(key, g, mail, messages), cost
@@ -95,7 +98,8 @@ class Network(NamedTuple):
         `outbox` is `[n, m]` (one message for all who listen) or `[n, k, m]` (one a slot, delivered along `graph.rev`).
         """
         g = _graph(env)
-        bits = (g.weight > 0).sum() * self.codec.bits(outbox.shape[-1])
+        bits = (g.weight != 0).sum() * self.codec.bits(outbox.shape[-1])
+        chex.assert_rank(outbox, {2, 3})
         if outbox.ndim == 3 and g.rev is None:
             raise InputError("outbox has one message a slot, but the graph has an edge without a reverse.")
         inbox = outbox[g.nbr] if outbox.ndim == 2 else outbox[g.nbr, g.rev]

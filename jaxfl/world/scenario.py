@@ -63,11 +63,11 @@ def scenario(
         raise InputError(f"round_seconds = {round_seconds}: a finite time of at least 0 is needed.")
     where = process(lambda key, arrays, s, t: (s, None)) if topology is None else as_process(topology)
     who = everyone(n, sizes) if cohort is None else cohort
-    if isinstance(topology, Graph):
-        _require_weights(topology)
     graph, members = _value(where), _value(who)
     if graph is not None and graph.nbr.shape[0] != n:
         raise InputError(f"topology has {graph.nbr.shape[0]} nodes: as many as the world, {n}, are needed.")
+    if isinstance(topology, Graph):
+        _require_weights(topology)
     base = who.arrays.get("weight") if isinstance(who.arrays, dict) else None
     if not isinstance(members, Cohort) or members.ids.shape[0] > n or (base is not None and base.shape != (n,)):
         raise InputError(f"cohort is not drawn from {n} nodes: a process that yields a Cohort of them is needed.")
