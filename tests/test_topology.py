@@ -298,7 +298,7 @@ def test_byzantine_nodes():
         (lambda: scenario(()), "nodes = None"),
         (lambda: scenario((), nodes=0), "nodes = 0"),
         (lambda: scenario((), nodes=4, topology=G.ring(5)), "topology has 5 nodes"),
-        (lambda: scenario((), nodes=4, topology=G.ring(4)), "weights of node 0 sum to 2; give the graph mixing weights"),
+        (lambda: scenario((), nodes=4, topology=G.ring(4)), "weights of node 0 sum to 2; give the graph mixing"),
         (lambda: scenario((), nodes=4, topology=T.random_matching(6)), "topology has 6 nodes"),
         (lambda: scenario((), nodes=4, cohort=C.uniform(9, 2)), "not drawn from 4 nodes"),
         (lambda: scenario((), nodes=4, cohort=Process(lambda k, a: (), lambda k, a, s, t: (s, 1.0))), "not drawn"),
