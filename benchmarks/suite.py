@@ -228,10 +228,10 @@ def g10k(n=None):
     from jaxfl.world import graph, mixing
     from jaxfl.world.scenario import scenario
 
-    n, digits = int(n), data.digits()
-    copies = -(-n // len(digits.y)) + 1  # digits has fewer images than there are nodes: each is held by several
-    known = digits._replace(x=np.tile(digits.x, (copies, 1)), y=np.tile(digits.y, copies))
-    world = scenario(partition.iid(known, n), topology=mixing.metropolis(graph.random_regular(n, 8, seed=0)))
+    n = int(n)
+    world = scenario(
+        partition.resampled(data.digits(), n, alpha=0.3), topology=mixing.metropolis(graph.random_regular(n, 8, seed=0))
+    )
     model, rounds, before = task.logistic_regression(64, 10), 10, peak_mb()
     step = stepper(dsgd(model, lr=0.1, steps=1, batch=4), world, model.init, rounds)
     step()

@@ -102,6 +102,7 @@ def _shards(setup: Setup, dataset: data.Dataset) -> Shards:
         "pathological": lambda: partition.pathological(dataset, n, setup.labels_per_node, seed),
         "lognormal": lambda: partition.quantity_skew(dataset, n, "lognormal", seed),
         "power": lambda: partition.quantity_skew(dataset, n, "power", seed),
+        "resampled": lambda: partition.resampled(dataset, n, setup.alpha, seed, setup.shard_size),
     }[str(setup.partition)]()
 
 

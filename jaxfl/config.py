@@ -19,7 +19,7 @@ from tyro.conf import UseAppendAction, arg
 DATA = ("mnist5k", "digits", "fashion", "shakespeare", "topics", "synthetic")
 TEXT = ("shakespeare", "topics")
 KEYED = (*TEXT, "synthetic")  # data sets whose samples have a natural key
-PARTITIONS = ("dirichlet", "iid", "pathological", "lognormal", "power", "natural")
+PARTITIONS = ("dirichlet", "iid", "pathological", "lognormal", "power", "natural", "resampled")
 MODELS = ("mlp", "cnn", "lenet", "resnet", "logistic", "transformer")
 MIXINGS = ("metropolis", "uniform", "lazy", "max_degree", "optimal")
 STATIC = ("ring", "torus", "grid", "hypercube", "exponential", "complete", "star", "regular", "erdos_renyi")
@@ -49,7 +49,9 @@ class Setup:
     partition: Annotated[str | None, _among(PARTITIONS, "natural where samples have a key, else dirichlet")] = None
     """How samples are dealt to nodes."""
     alpha: float = 0.3
-    """Concentration of the dirichlet partition; small is heterogeneous."""
+    """Concentration of the dirichlet and resampled partitions; small is heterogeneous."""
+    shard_size: int = 20
+    """Samples of a node in the resampled partition, which deals any number of nodes."""
     labels_per_node: int = 2
     """Slices of one label a node gets in the pathological partition."""
     model: Annotated[str | None, _among(MODELS, "mlp, transformer for text, logistic for synthetic")] = None
@@ -171,7 +173,9 @@ def check(setup: Setup) -> None:
         value = getattr(setup, name)
         if value is not None and value not in names:
             raise unknown(name, value, names)
-    least = dict.fromkeys(("nodes", "rounds", "every", "test_samples", "steps", "seeds", "hidden", "degree"), 1)
+    least = dict.fromkeys(
+        ("nodes", "rounds", "every", "test_samples", "steps", "seeds", "hidden", "degree", "shard_size"), 1
+    )
     least |= {"cohort": 1, "labels_per_node": 1, "devices": 1, "batch": 0, "seed": 0}
     for name, low in least.items():
         value = getattr(setup, name)
@@ -193,5 +197,5 @@ def check(setup: Setup) -> None:
         raise _error(f"model is {model}, but data {setup.data} needs {fit}.")
     if setup.partition == "natural" and setup.data not in KEYED:
         raise _error(f"partition is natural, but data {setup.data} has no natural key: {', '.join(KEYED)} have.")
-    if text and setup.partition in ("dirichlet", "pathological"):
+    if text and setup.partition in ("dirichlet", "pathological", "resampled"):
         raise _error(f"partition is {setup.partition}, but data {setup.data} has no one label a sample.")

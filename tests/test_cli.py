@@ -450,6 +450,8 @@ def test_partitions_follow_the_options():
     labels = lambda w: (label_histogram(w.data, 10) > 0).sum(1).mean()
     assert np.ptp(np.asarray(world(partition="iid").data.size)) <= 1
     assert all(np.ptp(np.asarray(world(partition=law).data.size)) > 1 for law in ("lognormal", "power"))
+    many = world(partition="resampled", nodes=3000, shard_size=5).data
+    np.testing.assert_array_equal(many.size, np.full(3000, 5))
     assert labels(world(partition="pathological", labels_per_node=1)) <= 3
     assert labels(world(partition="pathological", labels_per_node=4)) > 3
     assert labels(world(alpha=0.01)) < labels(world(alpha=100.0))

@@ -18,6 +18,7 @@ from jaxfl.learn.partition import (
     pathological,
     pooled,
     quantity_skew,
+    resampled,
     rotate,
     shards,
 )
@@ -280,3 +281,31 @@ def test_a_million_nodes_take_seconds():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(InputError, match=message):
         call(make())
+
+
+@pytest.mark.parametrize("alpha", [None, 0.05, 100.0])
+def test_resampled_deals_more_nodes_than_samples(alpha, monkeypatch):
+    monkeypatch.setattr("jaxfl.learn.partition.BLOCK", 700)
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), [40, 80, 120, 160])
+    data = from_arrays(rng.normal(size=(400, 2)), labels, np.zeros((4, 2)), np.arange(4))
+    got = resampled(data, 2000, alpha, seed=1, size=8)
+    assert got.longest == 8
+    np.testing.assert_array_equal(got.size, 8)
+    np.testing.assert_array_equal(got.start, 8 * np.arange(2000))
+    counts = label_histogram(got, 4)
+    np.testing.assert_allclose(counts.sum(0) / counts.sum(), [0.1, 0.2, 0.3, 0.4], atol=0.03)
+    used = np.bincount(got.order, minlength=400)
+    assert used.min() > 0
+    commonest = (counts.max(1) / 8).mean()
+    assert commonest > 0.85 if alpha == 0.05 else commonest < 0.65
+    again, other = (resampled(data, 2000, alpha, seed=s, size=8).order for s in (1, 2))
+    np.testing.assert_array_equal(got.order, again)
+    assert not np.array_equal(got.order, other)
+
+
+def test_resampled_refuses_numbers_out_of_range():
+    data = from_arrays(np.zeros((4, 2)), np.arange(4) % 2, np.zeros((2, 2)), np.arange(2))
+    for kw, words in (({"n": 0}, "n is 0"), ({"n": 2, "size": 0}, "size is 0"), ({"n": 2, "alpha": 0.0}, "alpha is 0")):
+        with pytest.raises(InputError, match=words):
+            resampled(data, **kw)

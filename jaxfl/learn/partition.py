@@ -1,4 +1,4 @@
-"""Cutting a data set into one shard a node: IID, by label, by size, by natural key, by shifted inputs.
+"""Cutting a data set into one shard a node: IID, by label, by size, by natural key, by shifted inputs, resampled.
 
 Every partitioner runs once on the host in NumPy, decides the owner of each train sample and hands over to `shards`.
 The same seed gives the same shards. All raise InputError for an argument out of range, and where some node would stay
@@ -10,8 +10,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import InputError, Shards
+from jaxfl.core import InputError, Shards, require
 from jaxfl.learn.data import Dataset, generator
+
+BLOCK = 50_000  # nodes drawn at once
 
 
 def shards(data: Dataset, owner: np.ndarray, n: int | None = None) -> Shards:
@@ -43,7 +45,7 @@ def _check(data: Dataset, n: int, each: int = 1, name: str = "min_size") -> None
         raise InputError(f"{name}={each!r} must be an integer of at least 1.")
     if n * each > len(data.y):
         asks = f" with {name}={each} asks for {n * each} samples" if each > 1 else f" nodes need {n} samples"
-        raise InputError(f"n={n}{asks}, the data set has {len(data.y)}.")
+        raise InputError(f"n={n}{asks}, the data set has {len(data.y)}: `resampled` deals any number of nodes.")
 
 
 def _labels(data: Dataset) -> np.ndarray:
@@ -130,6 +132,44 @@ def _repair(owner: np.ndarray, n: int, min_size: int, order: np.ndarray) -> np.n
     moved = grouped[rank_from_end <= np.repeat(give, size)]
     owner[moved] = np.repeat(np.arange(n), missing)
     return owner
+
+
+def resampled(data: Dataset, n: int, alpha: float | None = None, seed: int = 0, size: int = 20) -> Shards:
+    """Populations larger than the data set: every node draws `size` samples with replacement.
+
+    Samples may be held by several nodes, so `n` has no bound. With `alpha`, each node first draws its own label shares
+    from Dirichlet(alpha * shares of the data set) (Hsu, Qi and Brown, 2019, https://arxiv.org/abs/1909.06335); None
+    draws from the whole data set.
+
+    Args:
+        data: has one label a sample where `alpha` is given.
+        n: nodes.
+        alpha: concentration, above 0, or None.
+        seed: of the draw.
+        size: samples of every node, at least 1.
+    """
+    require("n", n, least=1)
+    require("size", size, least=1)
+    rng = generator(seed)
+    if alpha is None:
+        order = rng.integers(0, len(data.y), n * size)
+    else:
+        require("alpha", alpha, above=0, below=np.inf)
+        labels = _labels(data)
+        by_label, count = np.argsort(labels, kind="stable"), np.bincount(labels)
+        first, prior = np.cumsum(count) - count, alpha * len(count) * count / count.sum()
+        parts = []
+        for rows in np.array_split(np.arange(n), -(-n // BLOCK)):  # bounds the memory of the draw
+            shares = np.log(rng.gamma(prior + 1, size=(len(rows), len(count))))
+            shares += np.log1p(-rng.random(shares.shape)) / np.maximum(prior, 1e-300)
+            bounds = np.cumsum(np.exp(shares - shares.max(1, keepdims=True)), 1)
+            u = rng.random((len(rows), size, 1)) * bounds[:, None, -1:]
+            label = np.minimum((u >= bounds[:, None]).sum(2), len(count) - 1)
+            parts.append(by_label[first[label] + (rng.random(label.shape) * count[label]).astype(int)].ravel())
+        order = np.concatenate(parts)
+    start = jnp.arange(n, dtype=jnp.int32) * size
+    x, y = jnp.array(data.x), jnp.array(data.y)
+    return Shards(x, y, jnp.asarray(order.astype(np.int32)), start, jnp.full_like(start, size), longest=size)
 
 
 def pathological(data: Dataset, n: int, k: int = 2, seed: int = 0) -> Shards:
