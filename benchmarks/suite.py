@@ -282,7 +282,8 @@ def render(rows: list[dict], machine: dict) -> str:
             f"{r['peak_mb']:,.0f}" + (f" ({r['run_mb']:.0f} by the run)" if "run_mb" in r else ""),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Compile is the CPU time of the first block of rounds less that of a later one.", ""]
+    lines += ["", "Compile is the CPU time of the first block of rounds less that of a later one. W1 and W3, and their"]
+    lines += ["bounds, run on one CPU device a core, the others on one device.", ""]
     lines += ["Machine and versions: " + ", ".join(f"{k} {v}" for k, v in machine.items()) + "."]
     return "\n".join(lines) + "\n"
 
