@@ -1,5 +1,7 @@
 """Small worlds that several test files share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,3 +41,24 @@ def same(a, b):
     """Whether two trees are equal bit for bit."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(np.asarray(u), np.asarray(v), equal_nan=True) for u, v in pairs)
+
+
+QUICK = {"xla_backend_optimization_level": 0}  # these programs compile for seconds and run for milliseconds
+
+
+@functools.cache
+def compiled(init, step, count):
+    """The first `count` values of a process, as one program."""
+
+    def run(key, arrays):
+        def body(s, t):
+            return step(jax.random.fold_in(key, t), arrays, s, t)
+
+        return jax.lax.scan(body, init(key, arrays), jnp.arange(count))[1]
+
+    return jax.jit(run, compiler_options=QUICK)
+
+
+def rounds(process, count, seed=0):
+    """The values of the first rounds, stacked."""
+    return compiled(process.init, process.step, count)(jax.random.key(seed), process.arrays)

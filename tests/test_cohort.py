@@ -1,18 +1,15 @@
-import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from common import QUICK, rounds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from jaxfl.core import InputError
 from jaxfl.world import cohort as C
-
-QUICK = {"xla_backend_optimization_level": 0}  # these programs compile for seconds and run for milliseconds
 
 
 def many(process, count, seed=0):
@@ -23,21 +20,6 @@ def many(process, count, seed=0):
         return process.step(key, process.arrays, process.init(key, process.arrays), 0)[1]
 
     return jax.jit(jax.vmap(one), compiler_options=QUICK)(keys)
-
-
-@functools.cache
-def compiled(init, step, count):
-    def run(key, arrays):
-        def body(s, t):
-            return step(jax.random.fold_in(key, t), arrays, s, t)
-
-        return jax.lax.scan(body, init(key, arrays), jnp.arange(count))[1]
-
-    return jax.jit(run, compiler_options=QUICK)
-
-
-def rounds(process, count, seed=0):
-    return compiled(process.init, process.step, count)(jax.random.key(seed), process.arrays)
 
 
 def counts(cohorts, n):

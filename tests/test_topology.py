@@ -1,9 +1,8 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from common import rounds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,24 +12,6 @@ from jaxfl.world import graph as G
 from jaxfl.world import mixing as M
 from jaxfl.world import topology as T
 from jaxfl.world.scenario import byzantine, scenario
-
-QUICK = {"xla_backend_optimization_level": 0}  # these programs compile for seconds and run for milliseconds
-
-
-@functools.cache
-def compiled(init, step, count):
-    def run(key, arrays):
-        def body(s, t):
-            return step(jax.random.fold_in(key, t), arrays, s, t)
-
-        return jax.lax.scan(body, init(key, arrays), jnp.arange(count))[1]
-
-    return jax.jit(run, compiler_options=QUICK)
-
-
-def rounds(process, count, seed=0):
-    """The values of the first rounds, stacked."""
-    return compiled(process.init, process.step, count)(jax.random.key(seed), process.arrays)
 
 
 def matrices(process, count, seed=0):

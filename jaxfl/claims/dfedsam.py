@@ -52,7 +52,8 @@ from jaxfl.learn.models import MLP
 from jaxfl.learn.task import Task, classification
 from jaxfl.measure.curvature import sharpness
 from jaxfl.measure.metrics import consensus_distance, shared_test
-from jaxfl.measure.plots import COLOURS, DASHES, learning_curves
+from jaxfl.measure.plots import learning_curves
+from jaxfl.measure.style import COLOURS, DASHES
 from jaxfl.world import graph, mixing
 from jaxfl.world.scenario import scenario
 

@@ -52,7 +52,8 @@ from jaxfl.engine.run import run
 from jaxfl.learn import partition
 from jaxfl.learn.synthetic import synthetic_fedprox
 from jaxfl.learn.task import Task, logistic_regression, scores
-from jaxfl.measure.plots import COLOURS, DASHES, learning_curves
+from jaxfl.measure.plots import learning_curves
+from jaxfl.measure.style import COLOURS, DASHES
 from jaxfl.world import cohort
 from jaxfl.world.scenario import scenario
 from jaxfl.world.work import straggling

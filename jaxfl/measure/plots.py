@@ -7,29 +7,26 @@ Lines are means over seeds; the band around one runs from the lowest seed to the
 the line breaks, so divergence is never averaged away.
 """
 
-import contextlib
-import io
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxfl.core import Graph, InputError
-from jaxfl.engine.history import disk_error
+from jaxfl.measure.style import (
+    BESIDE,
+    COLOURS,
+    DASHES,
+    axes_or_new,
+    legend_above,
+    legend_of,
+    new_figure,
+    save,
+    styled,
+)
 from jaxfl.world.graph import edges, to_networkx
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that white paper swallows.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")  # 7 and 4 share no factor: 28 systems look different
-STYLE = {
-    "font.size": 9,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "legend.handlelength": 2.6,  # long enough to tell the dashes apart
-    "lines.linewidth": 1.5,
-}
 NAMES = {
     "accuracy": "test accuracy",
     "test_loss": "test loss",
@@ -43,55 +40,9 @@ AXES = {
     "time": ("time", "simulated time (s)"),
     "gradients": ("total_gradients", "gradient evaluations, all nodes"),
 }
-WIDE = (5.5, 3.2)  # inches, without the legend
-DPI = 150
 BARS = 40  # nodes up to which label counts are bars
-BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0.0}
 KEYS = 12  # labels up to which they have a legend
 CELLS = 256  # pixels a side, at most, of an adjacency picture
-
-
-def _styled(draw: Callable) -> Callable:
-    """`draw` under STYLE, which leaves no trace in the global settings."""
-
-    @wraps(draw)
-    def styled(*args, **named):
-        import matplotlib as mpl
-
-        with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-            return draw(*args, **named)
-
-    return styled
-
-
-def _png(fig: Any) -> bytes:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _figure(size: tuple[float, float]) -> Any:
-    from matplotlib.figure import Figure
-
-    fig: Any = Figure(figsize=size, layout="constrained")
-    fig._repr_png_ = lambda: _png(fig)  # without it a notebook shows plain figures only after pyplot was used
-    return fig
-
-
-def _axes(ax: Any, size: tuple[float, float] = WIDE) -> Any:
-    return _figure(size).subplots() if ax is None else ax
-
-
-def _legend(ax: Any, own: bool, handles: list) -> None:
-    """Where it covers no line: over the axes of a figure of our `own`, beside the axes of another."""
-    _legend_above(ax.figure, handles) if own else ax.legend(handles=handles, **BESIDE)
-
-
-def _legend_above(fig: Any, handles: list) -> None:
-    width = 0.6 + 0.065 * max(len(h.get_label()) for h in handles)  # inches, handle and text
-    columns = int(np.clip(0.95 * fig.get_figwidth() / width, 1, len(handles)))
-    fig.set_figheight(fig.get_figheight() + 0.18 * -(-len(handles) // columns))
-    fig.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def _systems(histories: Mapping[str, Any], x: str, nodes: int | None) -> Mapping[str, Any]:
@@ -143,7 +94,7 @@ def _dress(ax: Any, xlabel: str, ylabel: str, log: bool = False) -> None:
         ax.set_yscale("log", nonpositive="mask")
 
 
-@_styled
+@styled
 def learning_curves(
     histories: Mapping[str, Any],
     y: str = "accuracy",
@@ -168,11 +119,11 @@ def learning_curves(
         InputError: no histories, a column that a history lacks, or a bad `x` or `nodes`.
     """
     systems, own = _systems(histories, x, nodes), ax is None
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     for i, (name, history) in enumerate(systems.items()):
         _line(ax, i, name, _curve(name, history, x, y, nodes))
     _dress(ax, AXES[x][1], NAMES.get(y, y.replace("_", " ")), log)
-    _legend(ax, own, ax.get_lines())
+    legend_of(ax, own, ax.get_lines())
     return ax.figure
 
 
@@ -193,7 +144,7 @@ def _spread_out(ax: Any) -> None:
         ax.set_xscale("log", nonpositive="mask")
 
 
-@_styled
+@styled
 def comparison(histories: Mapping[str, Any], nodes: int, path: str | Path | None = None) -> Any:
     """Systems side by side in four panels.
 
@@ -216,7 +167,7 @@ def comparison(histories: Mapping[str, Any], nodes: int, path: str | Path | None
     panels = [(y, x) for y, x in panels if any(_has(h, y) and AXES[x][0] in h for h in systems.values())]
     if not panels:
         raise InputError("histories hold neither accuracy nor test_loss: run with evaluate=metrics.shared_test(...).")
-    fig = _figure((7.0, 2.4 * ((len(panels) + 1) // 2)))
+    fig = new_figure((7.0, 2.4 * ((len(panels) + 1) // 2)))
     grid = fig.subplots((len(panels) + 1) // 2, 2, squeeze=False).reshape(-1)
     handles = {}
     for ax, (y, x) in zip(grid, panels, strict=False):
@@ -229,13 +180,13 @@ def comparison(histories: Mapping[str, Any], nodes: int, path: str | Path | None
         handles |= {line.get_label(): line for line in ax.get_lines()}
     for ax in grid[len(panels) :]:
         ax.remove()
-    _legend_above(fig, [handles[name] for name in systems if name in handles])
+    legend_above(fig, [handles[name] for name in systems if name in handles])
     if path is not None:
         save(fig, path)
     return fig
 
 
-@_styled
+@styled
 def rate(
     measured: Mapping[str, Any],
     predicted: Mapping[str, Any],
@@ -270,7 +221,7 @@ def rate(
         for name, v in given.items():
             if v.ndim != rank or v.shape[-1:] != at.shape:
                 raise InputError(f"{what}[{name!r}] has shape {list(v.shape)}, but {at.size} rounds are needed.")
-    own, ax = ax is None, _axes(ax)
+    own, ax = ax is None, axes_or_new(ax)
     order = {name: i for i, name in enumerate(curves)}
     for name, v in curves.items():
         _line(ax, order[name], name, (at, v.mean(0), v.min(0), v.max(0)), "-")
@@ -282,11 +233,11 @@ def rate(
     handles = [line for line in ax.get_lines() if line.get_label() != "_predicted"]
     if order.keys() & lines.keys():
         handles.append(Line2D([], [], linestyle="--", color="#000000", linewidth=1.1, label="predicted"))
-    _legend(ax, own, handles)
+    legend_of(ax, own, handles)
     return ax.figure
 
 
-@_styled
+@styled
 def topology(graph: Graph, ax: Any = None, max_nodes: int = 300) -> Any:
     """A drawing of a graph: on a circle where it is circulant, else by springs from a fixed start.
 
@@ -299,7 +250,7 @@ def topology(graph: Graph, ax: Any = None, max_nodes: int = 300) -> Any:
         max_nodes: most nodes that are drawn as points.
     """
     n = graph.nbr.shape[0]
-    ax = _axes(ax, (4.0, 4.0))
+    ax = axes_or_new(ax, (4.0, 4.0))
     import networkx as nx
 
     if n > max_nodes:
@@ -335,7 +286,7 @@ def _adjacency(graph: Graph, ax: Any) -> Any:
     return ax.figure
 
 
-@_styled
+@styled
 def label_histogram(counts: Any, ax: Any = None) -> Any:
     """How many samples of each label each node has: stacked bars up to 40 nodes, above that a heat map.
 
@@ -356,7 +307,7 @@ def label_histogram(counts: Any, ax: Any = None) -> Any:
     if counts.ndim != 2 or not counts.size or not (counts >= 0).all():
         raise InputError(f"counts has shape {list(counts.shape)}: a table [n, classes] of counts is needed.")
     n, classes = counts.shape
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     ax.set_xlabel("node")
     ax.tick_params(labelsize=8)
     if n > BARS:
@@ -387,24 +338,3 @@ def label_histogram(counts: Any, ax: Any = None) -> Any:
 
 def _colour_bar(ax: Any, image: Any, label: str, ticks: Any = None) -> None:
     ax.figure.colorbar(image, ax=ax, label=label, ticks=ticks).ax.tick_params(which="both", labelsize=8)
-
-
-def save(fig: Any, path: str | Path) -> None:
-    """Write the figure as PNG with 150 dots an inch; folders are made. The same figure gives the same bytes.
-
-    Raises:
-        InputError: `path` does not end in .png, or the disk is full; an older picture is kept then.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise InputError(f"path = {path.name!r}: a name that ends in .png is needed.")
-    part = path.with_suffix(".part")
-    picture = _png(fig)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(picture)
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise disk_error(path, error) from error
