@@ -59,10 +59,9 @@ class Graph:
     """A padded neighbour table: in slot `s` node `i` hears node `nbr[i, s]` with mixing weight `weight[i, s]`.
 
     Weight 0 means no edge (a padded slot points at `i` itself). The own weight is `1 - weight[i].sum()` unless `own`
-    gives it (column-stochastic matrices, whose rows do not sum to one). Where slot
-    `s` of every node points `shifts[s]` places further round a circle, `nbr[i, s] == (i + shifts[s]) % n`, `shifts`
-    says so and mixing needs no gather. `rev[i, s]` is the slot in which `nbr[i, s]` hears `i` (None where some edge
-    has no reverse).
+    gives it (column-stochastic matrices, whose rows do not sum to one). `shifts` promises that slot `s` of every node
+    points `shifts[s]` places further round a circle, `nbr[i, s] == (i + shifts[s]) % n`, with no weight of 0: mixing
+    then needs no gather. `rev[i, s]` is the slot in which `nbr[i, s]` hears `i` (None where some edge has no reverse).
     """
 
     nbr: Array  # [n, k] int32

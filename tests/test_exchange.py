@@ -50,6 +50,19 @@ def test_slots_and_matmul_are_the_matrix(g, ratio, monkeypatch):
         np.testing.assert_allclose(got, mixing.matrix(g) @ x, atol=2e-6)
 
 
+@pytest.mark.parametrize("ratio", [1e-9, 1e9])
+@pytest.mark.parametrize("make", [graph.ring, lambda n: graph.barabasi_albert(n, 2, 0), graph.exponential])
+def test_a_node_that_diverged_reaches_its_listeners_and_nobody_else(make, ratio, monkeypatch):
+    monkeypatch.setattr(mix, "DENSE_RATIO", ratio)
+    g = mixing.uniform(make(40))
+    cut = dataclasses.replace(g, weight=g.weight.at[:, 0].set(0.0), shifts=None)  # slot 0 of every node
+    x = jnp.asarray(RNG.normal(size=(40, 3)), jnp.float32).at[7, 1].set(jnp.nan)
+    for one in (g, cut):
+        w = mixing.matrix(one)
+        got = np.asarray(mix.mix(one, x, x))
+        np.testing.assert_array_equal(~np.isfinite(got).all(1), w[:, 7] != 0)
+
+
 def test_own_row_and_sent_row_may_differ():
     g = ring(40)
     x, sent = RNG.normal(size=(2, 40, 3))
@@ -75,6 +88,13 @@ def test_the_server_takes_the_weighted_mean_of_those_present(c, absent):
     assert float(cost["up_bits"]) == (weight > 0).sum() * 32 * 5
     down = Network().broadcast(env, jnp.zeros(5), jnp.zeros(3))
     assert float(down["down_bits"]) == (weight > 0).sum() * 32 * 8
+
+
+def test_an_absent_member_that_diverged_spoils_nothing():
+    x = jnp.asarray([[1.0, 2.0], [jnp.nan, jnp.inf], [3.0, 4.0]])
+    env = env_of(n=5, ids=[0, 2, 4], weight=[1.0, 0.0, 3.0])
+    got, *_ = Network().aggregate(jax.random.key(0), env, (), x)
+    np.testing.assert_allclose(got, [2.5, 3.5])
 
 
 def median(own, heard, weight):

@@ -1,7 +1,9 @@
 """Linear mixing `z_i = w_ii x_i + sum_s w_is x_nbr(i,s)` by the structure of the graph.
 
 Three formulations, the same result to rounding: shifts round the circle (one contiguous read a slot; a
-collective-permute between devices), one dense matmul, a scan over slots of gathered rows.
+collective-permute between devices), one dense matmul, a scan over slots of gathered rows. In each a row that is not
+finite reaches those who hear it and nobody else: a weight of 0 is no link, though `0 * nan` is not 0 (graphs with
+`shifts` have no such weight).
 """
 
 import chex
@@ -67,12 +69,21 @@ def _by_matmul(graph: Graph, sent: Array) -> Array:
     n, k = graph.nbr.shape
     row = jnp.broadcast_to(jnp.arange(n)[:, None], (n, k))
     matrix = jnp.zeros((n, n), graph.weight.dtype).at[row, graph.nbr].add(graph.weight)
-    return jnp.matmul(matrix, sent, precision=jax.lax.Precision.HIGHEST)
+    sound = jnp.isfinite(sent).all(1)
+
+    def spoilt(sent: Array) -> Array:
+        hears = (matrix != 0) @ (~sound).astype(matrix.dtype) > 0
+        return jnp.where(hears[:, None], jnp.nan, times(jnp.where(sound[:, None], sent, 0.0)))
+
+    def times(sent: Array) -> Array:
+        return jnp.matmul(matrix, sent, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.lax.cond(sound.all(), times, spoilt, sent)
 
 
 def _by_slots(graph: Graph, sent: Array) -> Array:
     def add(total, slot):
         nbr, weight = slot
-        return total + weight[:, None] * sent[nbr], None
+        return total + jnp.where(weight[:, None] != 0, weight[:, None] * sent[nbr], 0.0), None
 
     return jax.lax.scan(add, jnp.zeros_like(sent), (graph.nbr.T, graph.weight.T))[0]

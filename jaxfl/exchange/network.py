@@ -62,7 +62,14 @@ class Network(NamedTuple):
         weight = c.weight / jnp.maximum(c.weight.sum(), 1e-12)
         own = jnp.zeros(messages.shape[1], messages.dtype) if own is None else own
         cost = {"up_bits": (c.weight > 0).sum() * self.codec.bits(messages.shape[1])}
-        return self.rule(own, sent, weight), mail, cost
+        out = self.rule(own, sent, weight)
+
+        def again(sent: Array) -> Array:
+            """Without the messages of the absent, which may not be finite: `0 * nan` is not 0."""
+            return self.rule(own, jnp.where((weight > 0)[:, None], sent, 0.0), weight)
+
+        # decided by the result [m], as looking at the messages would read [c, m] once more
+        return jax.lax.cond(jnp.isfinite(out).all(), lambda _: out, again, sent), mail, cost
 
     def gossip(self, key: Array, env: Env, mail: Tree, messages: Array):
         """Every node combines its own message with those of its neighbours: `([n, m], mail, cost)`."""

@@ -121,7 +121,7 @@ def _keep(graph: Graph, live: Array) -> Graph:
     own = graph.own
     if own is not None:  # column stochastic: the sender keeps what it could not hand over
         own = own.at[graph.nbr].add(jnp.where(live, 0, graph.weight))
-    return dataclasses.replace(graph, weight=jnp.where(live, graph.weight, 0), own=own)
+    return dataclasses.replace(graph, weight=jnp.where(live, graph.weight, 0), own=own, shifts=None)
 
 
 def edge_drop(topology: Graph | Process, p: float) -> Process:
