@@ -4,7 +4,6 @@ Nothing here needs JAX, so help texts and typing errors are quick; `build` makes
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import tomllib
@@ -101,9 +100,9 @@ def _error(message: str) -> Exception:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> Exception:
     """The `InputError` for a name that is not among the `known`: it says the nearest ones."""
-    near = difflib.get_close_matches(name, known := list(known), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known) or 'none'}."
-    return _error(f"{what} {name!r} is unknown: {hint}")
+    from jaxfl.core import nearest
+
+    return _error(f"{what} {name!r} is unknown: {nearest(name, known)}")
 
 
 def dump(values: Mapping[str, Any]) -> str:

@@ -6,9 +6,10 @@ take their random key first. Units are seconds and bits unless a name says other
 """
 
 import dataclasses
+import difflib
 import operator
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,13 @@ def require(name: str, value: Any, *, above=None, least=None, below=None, most=N
     asked = [(word, bound, holds(value, bound)) for bound, word, holds in bounds if bound is not None]
     if not all(holds for *_, holds in asked):
         raise InputError(f"{name} is {value}, but must be {' and '.join(f'{w} {b}' for w, b, _ in asked)}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say beside an unknown name: the nearest of the `known`, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known) or 'none'}."
 
 
 @jax.tree_util.register_dataclass

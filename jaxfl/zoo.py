@@ -1,6 +1,5 @@
 """The zoo: every system by name, with its paper and its claim."""
 
-import difflib
 import importlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from jaxfl.algorithms.gradient_tracking import gradient_tracking
 from jaxfl.algorithms.local_only import local_only
 from jaxfl.algorithms.momentum_fl import fedavg_m, fedavg_m_vr, scaffold_m, scaffold_m_vr
 from jaxfl.algorithms.scaffold import scaffold
-from jaxfl.core import InputError
+from jaxfl.core import InputError, nearest
 from jaxfl.programs.gossip_averaging import gossip_averaging
 from jaxfl.programs.push_sum import push_sum
 
@@ -137,16 +136,11 @@ ZOO: dict[str, Entry] = {
 }
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
-
-
 def find(name: str) -> Entry:
     """The entry called `name`. Raises `InputError` with the nearest names for an unknown one."""
     key = name.lower().replace("-", "_")
     if key not in ZOO:
-        raise InputError(f"system {name!r} is unknown: {_nearest(key, list(ZOO))}")
+        raise InputError(f"system {name!r} is unknown: {nearest(key, ZOO)}")
     return ZOO[key]
 
 
