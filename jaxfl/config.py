@@ -1,17 +1,17 @@
 """The options of a run: what the command line shows, the TOML file that keeps them, and what can be checked at once.
 
-Nothing here needs JAX, so help texts and typing errors are quick; `build` makes a world of the options.
+Nothing here needs JAX, so help texts and typing errors are quick; `build` makes a world of the options. A new option is
+one field of `Setup`: its type says what is allowed, and the commands, their help, config files and checks follow.
 """
 
 import dataclasses
 import json
 import math
 import tomllib
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from tyro.conf import UseAppendAction, arg
 
@@ -30,8 +30,34 @@ CODECS = ("half", "int8", "int4", "sign", "top_k")
 DEGREE = ("regular", "erdos_renyi", "barabasi_albert", "watts_strogatz", "geometric", "el_oracle", "el_local")
 
 
-def _among(names: Sequence[str], default: str) -> Any:
-    return arg(metavar="NAME", help_behavior_hint=f"[{', '.join(names)}] (default: {default})")
+class Range(NamedTuple):
+    """The finite numbers an option allows."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    whole: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is one of them."""
+        return self.least <= value < self.below and value > self.above
+
+    def words(self) -> str:
+        """What they are, for a person."""
+        bounds = {"at least": self.least, "above": self.above, "below": self.below}
+        said = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound))
+        return f"{'a whole number of' if self.whole else 'finite and'} {said}"
+
+
+Count = Annotated[int, Range(least=1, whole=True)]
+Natural = Annotated[int, Range(least=0, whole=True)]
+Positive = Annotated[float, Range(above=0)]
+Time = Annotated[float, Range(least=0)]
+
+
+def _named(names: Sequence[str], default: str) -> tuple[Any, ...]:
+    """The type of an option that is one of the `names`."""
+    return names, arg(metavar="NAME", help_behavior_hint=f"[{', '.join(names)}] (default: {default})")
 
 
 def _maybe(metavar: str, default: str) -> Any:
@@ -42,71 +68,72 @@ def _maybe(metavar: str, default: str) -> Any:
 class Setup:
     """Everything a run needs beside the names of its systems."""
 
-    nodes: int = 1000
+    nodes: Count = 1000
     """Nodes of the world; with a natural partition at most so many, those with the most samples."""
-    data: Annotated[str, _among(DATA, "mnist5k")] = "mnist5k"
+    data: Annotated[str, *_named(DATA, "mnist5k")] = "mnist5k"
     """Data set."""
     data_folder: Annotated[str | None, _maybe("PATH", "where it is installed")] = None
     """Folder or archive with the files of fashion or shakespeare."""
-    partition: Annotated[str | None, _among(PARTITIONS, "natural where samples have a key, else dirichlet")] = None
+    partition: Annotated[str | None, *_named(PARTITIONS, "natural where samples have a key, else dirichlet")] = None
     """How samples are dealt to nodes."""
-    alpha: float = 0.3
+    alpha: Positive = 0.3
     """Concentration of the dirichlet and resampled partitions; small is heterogeneous."""
-    shard_size: int = 20
+    shard_size: Count = 20
     """Samples of a node in the resampled partition, which deals any number of nodes."""
-    labels_per_node: int = 2
+    labels_per_node: Count = 2
     """Slices of one label a node gets in the pathological partition."""
-    model: Annotated[str | None, _among(MODELS, "mlp, transformer for text, logistic for synthetic")] = None
+    model: Annotated[str | None, *_named(MODELS, "mlp, transformer for text, logistic for synthetic")] = None
     """Model of every node."""
-    hidden: int = 16
+    hidden: Count = 16
     """Hidden units of the mlp, width of the transformer."""
-    topology: Annotated[str, _among(STATIC + VARYING, "exponential")] = "exponential"
+    topology: Annotated[str, *_named(STATIC + VARYING, "exponential")] = "exponential"
     """Who hears whom in gossip systems; one_peer, matching, el_oracle and el_local change every round."""
-    degree: int = 8
+    degree: Count = 8
     """Neighbours a node has on average in topologies that leave it open; size of a group in caveman and two_level."""
-    mixing: Annotated[str | None, _among(MIXINGS, "metropolis, uniform on directed graphs")] = None
+    mixing: Annotated[str | None, *_named(MIXINGS, "metropolis, uniform on directed graphs")] = None
     """Mixing weights of a topology that does not change."""
-    cohort: Annotated[int | None, _maybe("INT", "a tenth of the nodes")] = None
+    cohort: Annotated[Count | None, _maybe("INT", "a tenth of the nodes")] = None
     """Clients that take part in a round of a federated system."""
-    concurrency: Annotated[int | None, _maybe("INT", "a tenth of the nodes")] = None
-    """Clients at work at any time in an asynchronous system; how long each takes is log-normal, median 1 s."""
-    goal: Annotated[int | None, _maybe("INT", "a tenth of concurrency")] = None
+    concurrency: Annotated[Count | None, _maybe("INT", "a tenth of the nodes")] = None
+    """Clients at work at any time in an asynchronous system; how long each takes is log-normal, median 1 s,
+    and its steps and transfers on top."""
+    goal: Annotated[Count | None, _maybe("INT", "a tenth of concurrency")] = None
     """Arrivals that make a round of an asynchronous system."""
-    rule: Annotated[str, _among(RULES, "mean")] = "mean"
+    rule: Annotated[str, *_named(RULES, "mean")] = "mean"
     """How a receiver combines what it heard."""
-    byzantine: int = 0
+    byzantine: Natural = 0
     """Nodes that lie, the first ones; scores are those of the others."""
-    attack: Annotated[str | None, _among(ATTACKS, "sign_flip where nodes lie")] = None
+    attack: Annotated[str | None, *_named(ATTACKS, "sign_flip where nodes lie")] = None
     """What liars say."""
-    codec: Annotated[str | None, _among(CODECS, "32-bit floats")] = None
+    codec: Annotated[str | None, *_named(CODECS, "32-bit floats")] = None
     """How messages are compressed: int4, sign and top_k (5 %) remember what they lost."""
-    crash: float = 0.0
+    crash: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of the nodes that crash for good at half of the rounds; scores still count their last models."""
-    mbit: Annotated[float | None, _maybe("FLOAT", "transfers take no time")] = None
+    mbit: Annotated[Positive | None, _maybe("FLOAT", "transfers take no time")] = None
     """Megabits a second every node can send, and receive."""
-    latency_ms: float = 0.0
+    latency_ms: Time = 0.0
     """Milliseconds until a message's first bit arrives."""
-    step_ms: float = 0.0
+    step_ms: Time = 0.0
     """Milliseconds of one local step."""
-    rounds: int = 40
+    rounds: Count = 40
     """Rounds."""
-    every: Annotated[int | None, _maybe("INT", "a tenth of the rounds")] = None
+    every: Annotated[Count | None, _maybe("INT", "a tenth of the rounds")] = None
     """Rounds between evaluations."""
-    test_samples: int = 500
+    test_samples: Count = 500
     """Test samples on which every node's model is evaluated, at most, evenly spaced over the test set."""
-    lr: Annotated[float | None, _maybe("FLOAT", "the system's own, mostly 0.1")] = None
+    lr: Annotated[Positive | None, _maybe("FLOAT", "the system's own, mostly 0.1")] = None
     """Learning rate of local steps."""
-    steps: int = 3
+    steps: Count = 3
     """Local steps a round."""
-    batch: int = 4
+    batch: Natural = 4
     """Samples of a local step; 0 is the node's whole shard."""
-    seeds: int = 3
+    seeds: Count = 3
     """Runs with seeds seed, seed + 1, ..., in one program."""
-    seed: int = 0
+    seed: Natural = 0
     """First seed, and seed of data, partition and topology."""
     options: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="[SYSTEM.]KEY=VALUE")] = ()
     """Option of the systems that have it, or of one: --set mu=0.01 --set dfedsam.rho=0.05."""
-    devices: Annotated[int | None, _maybe("INT", "one a CPU core; all accelerators")] = None
+    devices: Annotated[Count | None, _maybe("INT", "one a CPU core; all accelerators")] = None
     """Devices over which nodes are spread."""
     out: Annotated[str | None, _maybe("PATH", "runs/COMMAND-SYSTEMS-TIME")] = None
     """Folder for results; must be new or empty."""
@@ -182,7 +209,7 @@ def load(path: str | Path) -> tuple[list[str], Setup]:
 def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is tuple:
         return isinstance(value, list) and all(isinstance(v, str) for v in value)
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = typing.get_args(hint) or (hint,)
     if isinstance(value, bool):
         return bool in kinds
     return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
@@ -190,32 +217,13 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def check(setup: Setup) -> None:
     """Raise `InputError` for an unknown name or a number out of range, as far as that needs no data."""
-    known = {"data": DATA, "partition": PARTITIONS, "model": MODELS, "topology": STATIC + VARYING, "mixing": MIXINGS}
-    known |= {"rule": RULES, "attack": ATTACKS, "codec": CODECS}
-    for name, names in known.items():
+    for name, allowed in _allowed():
         value = getattr(setup, name)
-        if value is not None and value not in names:
-            raise unknown(name, value, names)
-    least = dict.fromkeys(
-        ("nodes", "rounds", "every", "test_samples", "steps", "seeds", "hidden", "degree", "shard_size"), 1
-    )
-    least |= dict.fromkeys(("concurrency", "goal", "cohort", "labels_per_node", "devices"), 1)
-    least |= dict.fromkeys(("byzantine", "batch", "seed"), 0)
-    for name, low in least.items():
-        value = getattr(setup, name)
-        if value is not None and value < low:
-            raise _error(f"{name} is {value}, but must be a whole number of at least {low}.")
-    for name in ("lr", "alpha"):
-        value = getattr(setup, name)
-        if value is not None and not 0 < value < math.inf:
-            raise _error(f"{name} is {value}, but must be finite and above 0.")
-    for name in ("crash", "latency_ms", "step_ms"):
-        if not 0 <= getattr(setup, name) < math.inf:
-            raise _error(f"{name} is {getattr(setup, name)}, but must be finite and at least 0.")
-    if setup.mbit is not None and not setup.mbit > 0:
-        raise _error(f"mbit is {setup.mbit}, but must be above 0.")
-    if setup.crash >= 1:
-        raise _error(f"crash is {setup.crash}, but must be below 1.")
+        if isinstance(allowed, Range):
+            if value is not None and not allowed.holds(value):
+                raise _error(f"{name} is {value}, but must be {allowed.words()}.")
+        elif value is not None and value not in allowed:
+            raise unknown(name, value, allowed)
     if setup.byzantine >= setup.nodes:
         raise _error(f"byzantine is {setup.byzantine}, but must be below the number of nodes, {setup.nodes}.")
     if setup.attack is not None and not setup.byzantine:
@@ -234,3 +242,11 @@ def check(setup: Setup) -> None:
         raise _error(f"partition is natural, but data {setup.data} has no natural key: {', '.join(KEYED)} have.")
     if text and setup.partition in ("dirichlet", "pathological", "resampled"):
         raise _error(f"partition is {setup.partition}, but data {setup.data} has no one label a sample.")
+
+
+def _allowed() -> Iterator[tuple[str, Range | tuple[str, ...]]]:
+    """What an option can be, by the types of the fields of `Setup`: a range of numbers, or one of some names."""
+    for name, hint in typing.get_type_hints(Setup, include_extras=True).items():
+        union = typing.get_args(getattr(hint, "__origin__", None))
+        for part in (hint, *union):
+            yield from ((name, mark) for mark in getattr(part, "__metadata__", ()) if isinstance(mark, tuple))

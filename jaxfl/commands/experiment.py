@@ -1,0 +1,81 @@
+"""`jaxfl run` and `jaxfl compare`: systems in one world, one after the other."""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+from jaxfl import config
+from jaxfl.build import build, prepare
+from jaxfl.commands import results
+from jaxfl.commands.options import Compare, Run
+from jaxfl.commands.start import mesh_of
+from jaxfl.core import InputError
+from jaxfl.engine import run as engine
+from jaxfl.named.options import system_options, zoo_name
+
+
+def main(command: Run | Compare) -> int:
+    """Run the systems; what is finished is written and shown also after an interrupt, exit code 130.
+
+    Raises:
+        InputError: a bad option.
+    """
+    setup = command.setup
+    word, systems = ("run", [command.name]) if isinstance(command, Run) else ("compare", list(command.names))
+    names = [zoo_name(name) for name in systems if name]
+    if not names:
+        raise InputError(f"name is missing: {word} needs a system of `jaxfl list`, or a config that names it.")
+    if len(set(names)) < len(names):
+        raise InputError(f"systems {', '.join(names)} name one twice, but each can be compared once.")
+    world = prepare(setup, names)
+    inherited = config.load(command.config)[1].options if command.config else ()
+    if command.resume is not None:
+        _check_same(command)
+    options = system_options(setup, names, inherited)
+    arms = {name: build(world, name, options[name]) for name in names}
+    mesh = mesh_of(setup.devices, world.setup.nodes)
+    if command.resume is None:
+        folder = results.new_folder(setup.out, f"{word}-{'-'.join(names)[:60]}")
+        results.write(folder / "config.toml", config.saved(word, names, setup, world.setup))
+        results.describe(world, folder)
+    else:
+        folder = Path(command.resume)
+    histories, seconds, code = {}, {}, 0
+    with contextlib.suppress(KeyboardInterrupt):
+        code = 130
+        for i, (name, arm) in enumerate(arms.items()):
+            began = time.perf_counter()
+            print(f"{i + 1}/{len(arms)} {name} ...", file=sys.stderr, flush=True)
+            histories[name] = engine.run(
+                arm.algorithm,
+                arm.scenario,
+                arm.model,
+                setup.rounds,
+                seed=setup.seed,
+                seeds=setup.seeds,
+                every=setup.every,
+                evaluate=arm.metric,
+                out=folder / name,
+                checkpoints=setup.checkpoints,
+                resume=(folder / name / "log.jsonl").exists(),
+                mesh=mesh,
+            ).history
+            seconds[name] = time.perf_counter() - began
+            results.write_history(folder, histories)
+            print(f"{i + 1}/{len(arms)} {name} {seconds[name]:.1f} s", file=sys.stderr, flush=True)
+        code = 0
+    if code:
+        print(f"jaxfl: interrupted; what was computed is in {folder}.", file=sys.stderr)
+    if seconds:
+        finished = {name: histories[name] for name in seconds}
+        results.conclude(world, finished, seconds, folder, as_json=command.json)
+    return code
+
+
+def _check_same(command: Run | Compare) -> None:
+    """A run goes on only as it began."""
+    systems, setup = config.load(Path(str(command.resume)) / "config.toml")
+    asked = [command.name] if isinstance(command, Run) else list(command.names)
+    if command.config is not None or command.setup != setup or asked != systems:
+        raise InputError("resume goes on with a run's own systems and options, but others are given beside it.")

@@ -1,0 +1,42 @@
+"""`jaxfl plan`: what a run will cost."""
+
+import dataclasses
+
+from jaxfl.build import build, prepare
+from jaxfl.commands.options import Plan
+from jaxfl.commands.start import mesh_of
+from jaxfl.config import Setup
+from jaxfl.core import InputError
+from jaxfl.engine import plan
+from jaxfl.measure import report
+from jaxfl.named.options import system_options, zoo_name
+
+
+def main(command: Plan) -> int:
+    """Compile the system and print what a round of it costs.
+
+    Raises:
+        InputError: a bad option.
+    """
+    if command.name is None:
+        raise InputError("name is missing: plan needs a system of `jaxfl list`.")
+    if command.memory_gb is not None and command.memory_gb <= 0:
+        raise InputError(f"memory_gb is {command.memory_gb}, but must be above 0.")
+    name = zoo_name(command.name)
+    made = _planned(name, command.setup)
+    row = made.describe()
+    if command.memory_gb is not None:
+        half = _planned(name, dataclasses.replace(command.setup, nodes=made.nodes // 2))
+        row[f"nodes that fit {command.memory_gb:g} GB"] = plan.largest(half, made, command.memory_gb * 1e9)
+    for label, value in row.items():
+        print(f"{label:>36}  {value:,.4g}" if isinstance(value, float) else f"{label:>36}  {value}")
+    if command.json:
+        print(report.json_line(name, row))
+    return 0
+
+
+def _planned(name: str, setup: Setup) -> plan.Plan:
+    world = prepare(setup, [name])
+    arm = build(world, name, system_options(setup, [name])[name])
+    mesh = mesh_of(setup.devices, world.setup.nodes)
+    return plan.plan(arm.algorithm, arm.scenario, arm.model, seeds=setup.seeds, evaluate=arm.metric, mesh=mesh)

@@ -1,0 +1,97 @@
+"""`jaxfl sweep`: one system at every combination of values, all in one program."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxfl import config
+from jaxfl.build import Arm, build, prepare
+from jaxfl.commands import results
+from jaxfl.commands.options import Sweep
+from jaxfl.commands.start import mesh_of
+from jaxfl.core import InputError
+from jaxfl.engine import run as engine
+from jaxfl.engine.runs import grid
+from jaxfl.measure import plots, report, sweeps
+from jaxfl.named.options import grid_values, system_options, zoo_name
+
+
+def main(command: Sweep) -> int:
+    """Run every point; the best one is named, and `best.toml` runs it again.
+
+    Raises:
+        InputError: a bad option.
+    """
+    setup = command.setup
+    if command.name is None:
+        raise InputError("name is missing: sweep needs a system of `jaxfl list`.")
+    name = zoo_name(command.name)
+    world = prepare(setup, [name])
+    values = grid_values(name, command.grid)
+    points = grid(**values)
+    arm = build(world, name, system_options(setup, [name])[name], values)
+    score = _score(command.score, arm, {key: v[0] for key, v in points.items()})
+    mesh = mesh_of(setup.devices, world.setup.nodes)
+    folder = results.new_folder(setup.out, f"sweep-{name}")
+    results.write(folder / "config.toml", config.saved("sweep", [name], setup, world.setup))
+    results.describe(world, folder)
+    began = time.perf_counter()
+    history = engine.run(
+        arm.algorithm,
+        arm.scenario,
+        arm.model,
+        setup.rounds,
+        seed=setup.seed,
+        seeds=setup.seeds,
+        hyper=points,
+        every=setup.every,
+        evaluate=arm.metric,
+        out=folder / name,
+        mesh=mesh,
+    ).history
+    each = sweeps.points(history, list(values))
+    seconds = dict.fromkeys(each, (time.perf_counter() - began) / len(each))
+    results.write_history(folder, each, points)
+    plots.save(sweeps.figure(history, list(values), score), folder / "sweep.png")
+    best, value = _best(each, score)
+    says = f"no point has a finite {score}"
+    if best is not None:
+        says = f"best {score}: {value:.4g} at {best}; again: jaxfl run --config {folder / 'best.toml'}"
+        at = {key: v[list(each).index(best)] for key, v in points.items()}
+        chosen = dataclasses.replace(setup, options=(*setup.options, *(f"{key}={v!r}" for key, v in at.items())))
+        results.write(folder / "best.toml", config.saved("run", [name], chosen, world.setup))
+    columns = points | {"best": [label == best for label in each]}
+    results.conclude(world, each, seconds, folder, columns=columns, says=says, as_json=command.json)
+    return 0
+
+
+def _best(histories: dict[str, Any], score: str) -> tuple[str | None, float]:
+    """The point with the best mean over seeds at the end; one with a seed that is not finite there is none."""
+    ends = {point: h[h["round"] == h["round"].max()][score].mean(skipna=False) for point, h in histories.items()}
+    ends = {point: value for point, value in ends.items() if jnp.isfinite(value)}
+    if not ends:
+        return None, float("nan")
+    best = (max if score in report.HIGHER else min)(ends, key=ends.__getitem__)
+    return best, ends[best]
+
+
+def _score(name: str | None, arm: Arm, point: dict[str, float]) -> str:
+    """The column that judges the points, which is known without running them.
+
+    Raises:
+        InputError: the history will not have it.
+    """
+    key = jax.random.key(0)
+    model = jax.eval_shape(arm.model, key) if callable(arm.model) else arm.model
+    state, logs = jax.eval_shape(
+        lambda x, hyper: engine.rollout(arm.algorithm, arm.scenario, x, 1, hyper=hyper), model, point
+    )
+    read = engine.build(arm.algorithm, point).read
+    scores = jax.eval_shape(lambda arrays, state: arm.metric.measure(arrays, read(state)), arm.metric.arrays, state)
+    columns = [*scores, *(column for column, log in logs.items() if log.ndim == 1), "diverged"]
+    if name is not None and name not in columns:
+        raise InputError(f"score is {name!r}, but the history will have {', '.join(columns)}.")
+    return name or next(column for column in ("accuracy", "test_loss", "error") if column in columns)
