@@ -14,13 +14,11 @@ from common import digits_world, quadratics, ring, same
 
 from jaxfl.algorithms.dsgd import dsgd
 from jaxfl.algorithms.fedavg import fedavg
-from jaxfl.algorithms.fedprox import fedprox
 from jaxfl.algorithms.scaffold import scaffold
 from jaxfl.core import InputError, Metric
 from jaxfl.engine import run as engine
-from jaxfl.engine.run import grid, rollout, run
+from jaxfl.engine.run import rollout, run
 from jaxfl.learn.data import digits
-from jaxfl.mapping import block_size, map_nodes
 from jaxfl.measure.metrics import shared_test
 from jaxfl.world import cohort, topology
 from jaxfl.world.scenario import scenario
@@ -170,27 +168,6 @@ def test_diverged_nodes_are_counted():
     assert list(result.history["diverged"]) == [0, 4, 4]
 
 
-def test_a_sweep_is_its_points_run_one_by_one(tmp_path):
-    task, world = digits_world(c=5)
-    factory = partial(fedprox, task, steps=2, batch=8)
-    points = grid(lr=(0.1, 0.3), mu=(0.0, 1.0))
-    assert points == {"lr": [0.1, 0.1, 0.3, 0.3], "mu": [0.0, 1.0, 0.0, 1.0]}
-    swept = run(factory, world, task.init, 4, hyper=points, seeds=2, every=2, out=tmp_path)
-    assert len(swept.history) == 4 * 2 * 5
-    assert swept.state.shared[0].shape == (8, 650)
-    for i, (lr, mu) in enumerate(zip(*points.values(), strict=True)):
-        alone = run(factory, world, task.init, 4, hyper={"lr": lr, "mu": mu}, seeds=2, every=2)
-        np.testing.assert_allclose(swept.state.shared[0][2 * i : 2 * i + 2], alone.state.shared[0], atol=1e-6)
-        mine = swept.history.query("lr == @lr and mu == @mu").drop(columns=["lr", "mu"]).reset_index(drop=True)
-        np.testing.assert_allclose(mine["loss"], alone.history["loss"], rtol=1e-5)
-        np.testing.assert_array_equal(mine["total_up_bits"], alone.history["total_up_bits"])
-    again = run(factory, world, task.init, 4, hyper={"lr": [0.1], "mu": 1.0}, every=2)
-    assert list(again.history["lr"]) == [0.1] * 5
-    for bad in ({"lr": [0.1, 0.2], "mu": [1.0]}, {"lr": []}, {"lr": [[0.1]]}):
-        with pytest.raises(InputError, match="equally long lists"):
-            run(factory, world, task.init, 4, hyper=bad)
-
-
 def test_what_is_logged_by_node_is_kept_by_node(gossip):
     task, world, algorithm = gossip
 
@@ -243,14 +220,6 @@ def test_the_same_numbers_on_one_and_eight_devices(tmp_path):
         got.append(np.load(path))
     for name in got[0].files:
         np.testing.assert_allclose(got[0][name], got[1][name], atol=2e-6, err_msg=name)
-
-
-def test_blocks_divide_where_they_can():
-    assert block_size(1000, 2**18) == 8
-    assert block_size(7, 2**19) == 4
-    assert block_size(5, 1) == 5
-    doubled = map_nodes(lambda s, r: s * r, jnp.float32(2), jnp.arange(7.0), bytes_each=2**20)
-    np.testing.assert_array_equal(doubled, 2 * np.arange(7.0))
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,14 @@ def test_the_last_score_of_each_point():
         sweeps.last(history().assign(loss=np.nan), ["lr"], "loss")
 
 
+def test_a_point_that_diverged_has_no_last_score():
+    late = history()
+    late.loc[(late["lr"] == 1.0) & (late["round"] == 2), "accuracy"] = np.nan
+    table = sweeps.last(late, ["lr"], "accuracy")
+    assert np.isnan(table.loc[1.0, "mean"])
+    assert np.isfinite(table.loc[0.1, "mean"])
+
+
 def test_one_line_for_each_combination_of_the_other_values():
     fig = sweeps.figure(history(), ["lr", "mu"], "accuracy")
     (ax,) = fig.axes

@@ -66,7 +66,8 @@ class Recorder:
         import pandas as pd
 
         names = list(self.labels[0])
-        table = pd.DataFrame(self.rows).sort_values([*names, "round"], kind="stable").reset_index(drop=True)
+        table = pd.DataFrame(self.rows) if self.rows else pd.DataFrame(columns=[*names, "round"])
+        table = table.sort_values([*names, "round"], kind="stable").reset_index(drop=True)
         for name, total in TOTALS.items():
             if name in table:
                 table[total] = table[name].fillna(0.0).groupby([table[name] for name in names]).cumsum()

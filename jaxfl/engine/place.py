@@ -83,10 +83,26 @@ def specs(state: State, devices: int, axis: int = 0) -> State:
     return State(whole(state.shared), by_row(state.nodes), Mail(by_row(state.mail.nodes), whole(state.mail.shared)))
 
 
-def place_state(mesh: Mesh, state: State, seeds: bool) -> State:
-    """`nodes` over the mesh by row, `shared` on every device; `seeds`: a seed axis comes first."""
-    where = specs(state, mesh.size, int(seeds))
-    return jax.tree.map(lambda a, spec: _put(a, NamedSharding(mesh, spec)), state, where)
+def placement(mesh: Mesh, state: State, several: bool) -> State:
+    """Where each leaf lives on `mesh`; `several`: an axis of runs comes first, spread where the mesh is one of runs."""
+    if AXIS in mesh.shape:
+        return specs(state, mesh.size, int(several))
+    return jax.tree.map(lambda a: P(*mesh.axis_names), state)
+
+
+def place_state(mesh: Mesh, state: State, several: bool) -> State:
+    """The leaves of `state` where `placement` says."""
+    return jax.tree.map(lambda a, spec: _put(a, NamedSharding(mesh, spec)), state, placement(mesh, state, several))
+
+
+def everywhere(tree: Tree) -> Tree:
+    """Inside a compiled round: every device has, and works out, all of `tree`.
+
+    Left to itself XLA cuts the sorts and loops of small vectors in pieces and exchanges these at every step.
+    """
+    if AXIS not in jax.sharding.get_abstract_mesh().shape:
+        return tree
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(jnp.asarray(a), P()), tree)
 
 
 def keep_place(state: State) -> State:

@@ -1,8 +1,7 @@
 """The engine: scanned chunks of rounds, seeds and swept values in one program, evaluation, log, checkpoints."""
 
 import contextlib
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxfl.canonical import canonical
 from jaxfl.core import Algorithm, Array, Env, InputError, Metric, Scenario, State, Tree
 from jaxfl.engine import checkpoint, keys
 from jaxfl.engine.history import Recorder
-from jaxfl.engine.place import keep_place, node_mesh, place, place_state, to_host, wait_for_all
+from jaxfl.engine.place import everywhere, keep_place, node_mesh, place, place_state, to_host, wait_for_all
 from jaxfl.engine.progress import bar
+from jaxfl.engine.runs import Runs, lay_out, of_a_seed, over_runs, run_mesh, side_by_side
 from jaxfl.mapping import block_of
-
-SEED_BYTES = 2**21  # on a CPU, seeds whose whole state is smaller than this advance side by side, larger ones in turn
 
 
 class Result(NamedTuple):
@@ -59,7 +58,7 @@ def _rounds(algorithm, step, count, t, carry, key, hyper, arrays, data, byz, lin
 
     def body(carry, t):
         world, state = carry
-        world, now = step(keys.round_key(key, t, "world"), arrays, world, t)
+        world, now = everywhere(step(keys.round_key(key, t, "world"), arrays, world, t))
         env = _env(t, now, data, byz, links)
         state, log = algorithm.round(keys.round_key(key, t, "algorithm"), env, state)
         return (world, keep_place(state)), {"seconds": env.seconds} | log
@@ -67,48 +66,41 @@ def _rounds(algorithm, step, count, t, carry, key, hyper, arrays, data, byz, lin
     return jax.lax.scan(body, carry, t + jnp.arange(count))
 
 
-def _over_runs(f: Callable, together: int | None, *rows: Tree):
-    """`f` over a leading axis of runs in blocks of `together`; None: there is no such axis."""
-    if together is None:
-        return f(*rows)
-    return jax.lax.map(lambda row: f(*row), rows, batch_size=together)
+@partial(jax.jit, static_argnames=("algorithm", "scenario", "draw", "runs"))
+def _start(algorithm, scenario, draw, runs, x, key, hyper, *rest):
+    first = lambda common, k, h, _: _first(algorithm, scenario, draw, common[0], k, h, *common[1])
+    return over_runs(first, runs, (x, rest), key, hyper, ())
 
 
-@partial(jax.jit, static_argnames=("algorithm", "scenario", "draw", "together"))
-def _start(algorithm, scenario, draw, together, x, key, hyper, *rest):
-    return _over_runs(lambda k, h: _first(algorithm, scenario, draw, x, k, h, *rest), together, key, hyper)
+@partial(jax.jit, static_argnames=("algorithm", "step", "count", "runs", "block"), donate_argnames=("carry",))
+def _chunk(algorithm, step, count, runs, block, t, carry, key, hyper, *rest):
+    def advance(common, of_seed, h, state):
+        (t, rest), (k, world) = common, of_seed
+        (world, state), logs = _rounds(algorithm, step, count, t, (world, state), k, h, *rest)
+        return world, (state, logs)
 
-
-@partial(jax.jit, static_argnames=("algorithm", "step", "count", "together", "block"), donate_argnames=("carry",))
-def _chunk(algorithm, step, count, together, block, t, carry, key, hyper, *rest):
+    world, state = carry
     with block_of(block):
-        advance = lambda c, k, h: _rounds(algorithm, step, count, t, c, k, h, *rest)
-        return _over_runs(advance, together, carry, key, hyper)
+        world, (state, logs) = over_runs(advance, runs, (t, rest), (key, world), hyper, state)
+    return (world, state), logs
 
 
-@partial(jax.jit, static_argnames=("algorithm", "measure", "together", "block"))
-def _evaluate(algorithm, measure, together, block, state, hyper, arrays):
-    def one(state, hyper):
+@partial(jax.jit, static_argnames=("algorithm", "measure", "runs", "block"))
+def _evaluate(algorithm, measure, runs, block, state, hyper, arrays):
+    def one(arrays, _, hyper, state):
         answer = build(algorithm, hyper).read(state)
         scores = measure(arrays, answer)
         floats = [a for a in map(jnp.asarray, jax.tree.leaves(answer)) if jnp.issubdtype(a.dtype, jnp.floating)]
         if floats:
             rows = [a.reshape(-1, a.shape[-1]) if a.ndim else a[None, None] for a in floats]
             scores = {"diverged": sum((~jnp.isfinite(r).all(1)).sum() for r in rows)} | scores
-        return scores
+        return (), scores
 
     with block_of(block):
-        return _over_runs(one, together, state, hyper)
+        return over_runs(one, runs, arrays, (), hyper, state)[1]
 
 
-def _side_by_side(carry: Tree, runs: int) -> int:
-    """How many runs advance at once: all on an accelerator, on a CPU as many as stay in cache."""
-    if jax.default_backend() != "cpu":
-        return runs
-    return max(1, SEED_BYTES * runs // max(1, sum(a.nbytes for a in jax.tree.leaves(carry))))
-
-
-def _by_run(tree: Tree, runs: int | None) -> dict[str, np.ndarray]:
+def _by_run(tree: Tree, runs: Runs | None) -> dict[str, np.ndarray]:
     """To the host, with a leading axis of runs in any case."""
     got = to_host(tree)
     return got if runs is not None else {name: np.asarray(a)[None] for name, a in got.items()}
@@ -157,45 +149,23 @@ def rollout_from(
     return (t + rounds, carry), logs
 
 
-def grid(**values: Sequence[float]) -> dict[str, list[float]]:
-    """All combinations of the values given, as lists that go together: `hyper=grid(lr=(0.1, 0.3), mu=(0, 1))`."""
-    return dict(zip(values, map(list, zip(*itertools.product(*values.values()), strict=True)), strict=True))
-
-
-def _runs(seed: int, seeds: int | None, hyper: dict) -> tuple[list[dict], dict[str, Array]]:
-    """What tells the runs apart, a row each, and the hyper-parameters, `[runs]` where there are several runs."""
-    given = {name: np.asarray(v, np.float64) for name, v in hyper.items()}
-    lengths = {name: v.size for name, v in given.items() if v.ndim}
-    if any(v.ndim > 1 or not v.size for v in given.values()) or len(set(lengths.values())) > 1:
-        raise InputError(f"hyper has lists of {lengths} values, but needs single numbers or equally long lists.")
-    points, each = max(lengths.values(), default=1), seeds or 1
-    labels = [
-        {name: float(given[name][p]) for name in lengths} | {"seed": s}
-        for p in range(points)
-        for s in range(seed, seed + each)
-    ]
-    if seeds is None and not lengths:
-        return labels, {name: jnp.asarray(v, jnp.float32) for name, v in given.items()}
-    rows = {name: np.repeat(np.broadcast_to(v, points), each) for name, v in given.items()}
-    return labels, {name: jnp.asarray(v, jnp.float32) for name, v in rows.items()}
+def shared_measure(evaluate: Metric | None) -> Metric | None:
+    """The metric with the one function of its make, of which there is a compiled program perhaps."""
+    return None if evaluate is None else evaluate._replace(measure=canonical(evaluate.measure))
 
 
 def inputs(scenario: Scenario, model, seed: int, seeds: int | None, hyper: dict | None, mesh: Mesh | None) -> tuple:
     """What the compiled programs of a run are called with, not yet placed.
 
-    Returns the mesh, the runs' labels, how many runs there are (None: one without an axis of runs), the function that
-    draws a model or None, a given model or None, and what does not change: `(key, hyper, arrays, data, byz, links)`.
+    Returns the mesh, the runs' labels, the runs (None: one without an axis of runs), the function that draws a model or
+    None, a given model or None, and what does not change: `(key, hyper, arrays, data, byz, links)`.
     """
     n = scenario.byz.shape[0]
+    labels, runs, key, hyper = lay_out(seed, seeds, hyper or {})
     if mesh is None and jax.device_count() > 1:
-        mesh = node_mesh(max(k for k in range(1, jax.device_count() + 1) if n % k == 0))
-    labels, hyper = _runs(seed, seeds, hyper or {})
-    several = seeds is not None or len(labels[0]) > 1
-    runs, key = (len(labels) if several else None), keys.run_key(seed)
-    if several:
-        key = jax.vmap(jax.random.key)(jnp.array([row["seed"] for row in labels]))
+        mesh = run_mesh(runs) or node_mesh(max(k for k in range(1, jax.device_count() + 1) if n % k == 0))
     fixed = key, hyper, scenario.arrays, scenario.data, scenario.byz, scenario.links
-    draw, x = (model, None) if callable(model) else (None, jax.tree.map(jnp.asarray, model))
+    draw, x = (canonical(model), None) if callable(model) else (None, jax.tree.map(jnp.asarray, model))
     return mesh, labels, runs, draw, x, fixed
 
 
@@ -238,7 +208,8 @@ def run(
         checkpoints: save after every chunk to `out`.
         resume: go on from the newest checkpoint in `out`.
         carry: go on from the `carry` of an earlier result.
-        mesh: devices over which nodes are sharded; None takes all there are, or as many as divide the nodes.
+        mesh: devices over which nodes (`place.node_mesh`) or runs (`runs.run_mesh`) are spread; None takes all there
+            are for runs if they divide these, else for nodes as many as divide them.
         block: nodes mapped at once on a device (None: chosen by bytes).
         seed_block: runs advanced side by side (None: chosen by bytes).
         progress: show a bar (None: on a terminal).
@@ -259,6 +230,7 @@ def run(
             raise InputError(f"out: {folder} holds a run already; choose another folder or resume it.")
         wait_for_all("folder checked")
 
+    algorithm, evaluate = canonical(algorithm), shared_measure(evaluate)
     mesh, labels, runs, draw, x, fixed = inputs(scenario, model, seed, seeds, hyper, mesh)
     hyper = fixed[1]
     with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
@@ -272,8 +244,8 @@ def run(
         else:
             carry = _start(algorithm, scenario[:2], draw, runs, x, *fixed)
             if mesh is not None:
-                carry = place(mesh, carry[0]), place_state(mesh, carry[1], runs is not None)
-        together = None if runs is None else min(runs, seed_block or _side_by_side(carry, runs))
+                carry = place(mesh, carry[0], of_a_seed(mesh, runs)), place_state(mesh, carry[1], runs is not None)
+        runs = side_by_side(runs, carry[1], seed_block)
         recorder = Recorder(labels, None if folder is None else folder / "log.jsonl", jax.process_index() == 0)
         if resume and folder is not None:
             t, carry = checkpoint.load(folder, carry)
@@ -282,7 +254,7 @@ def run(
         def scores():
             if evaluate is None:
                 return {}
-            got = _evaluate(algorithm, evaluate.measure, together, block, carry[1], hyper, evaluate.arrays)
+            got = _evaluate(algorithm, evaluate.measure, runs, block, carry[1], hyper, evaluate.arrays)
             return _by_run(got, runs)
 
         if t == 0:
@@ -290,7 +262,7 @@ def run(
         with bar(rounds, t, progress) as advance:
             while t < rounds:
                 count = min(every, rounds - t)
-                carry, logs = _chunk(algorithm, scenario.step, count, together, block, np.int32(t), carry, *fixed)
+                carry, logs = _chunk(algorithm, scenario.step, count, runs, block, np.int32(t), carry, *fixed)
                 logs, measured = _by_run(logs, runs), scores()
                 recorder.add(t, logs, measured)
                 t += count

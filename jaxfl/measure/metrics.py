@@ -59,9 +59,11 @@ def among(metric: Metric, ids: Any) -> Metric:
     if ids.ndim != 1 or not ids.size:
         raise InputError(f"ids has shape {list(ids.shape)}: a row of at least one node id is needed.")
 
+    all_of_them = metric.measure
+
     def measure(arrays, answer):
         inner, ids = arrays
-        return metric.measure(inner, jax.tree.map(lambda a: a if a.ndim == 1 else a[ids], answer))
+        return all_of_them(inner, jax.tree.map(lambda a: a if a.ndim == 1 else a[ids], answer))
 
     return Metric(measure, (metric.arrays, jnp.asarray(ids, jnp.int32)))
 

@@ -31,7 +31,8 @@ def last(history: Any, names: Sequence[str], score: str) -> Any:
     done = history[history[score].notna()]
     if not len(done):
         raise InputError(f"score is {score!r}, but nothing was evaluated under that name.")
-    ends = done.sort_values("round").groupby([*names, "seed"])[score].last()
+    # of the last round in which anybody has a score: who diverged since has none
+    ends = history[history["round"] == done["round"].max()].groupby([*names, "seed"])[score].last()
     return ends.groupby(level=list(names)).agg(mean="mean", std="std", low="min", high="max")
 
 
