@@ -79,14 +79,27 @@ class Graph:
     own: Array | None = None  # [n] float32
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Strata:
+    """A static promise: of `n` nodes in `count` equal blocks, block `b` holds the members in block `b` of the slots.
+
+    It lets a device that owns whole blocks of nodes read and write their members' rows alone. With one block a node
+    every node sits in the slot of its number. One block promises nothing.
+    """
+
+    count: int = 1
+
+
 class Cohort(NamedTuple):
-    """Who acts in a round. All fields `[c]`."""
+    """Who acts in a round. All arrays are `[c]`."""
 
     ids: Array  # int32, distinct node ids
     weight: Array  # float32, how much a member counts; 0 = absent
     age: Array  # int32, server versions since the member's model was read (0 = fresh)
     steps: Array | None = None  # int32, local steps a member runs (None = all of them)
     asked: Array | None = None  # bool, who was handed the model, in time or not (None = those of weight > 0)
+    strata: Strata = Strata()  # static
 
 
 class Links(NamedTuple):

@@ -90,7 +90,7 @@ def diloco(
         most, via, plan = pace.plan(now["pace"], net)
         bound = [b for b in (c.steps, most) if b is not None]
         allowed = jnp.broadcast_to(jnp.min(jnp.stack(jnp.broadcast_arrays(*bound)), 0), c.ids.shape) if bound else None
-        mine = rows_of(c.ids, s.nodes) if keep_state else None
+        mine = rows_of(c, s.nodes) if keep_state else None
         move, log = at(c.ids, learn)(key, env, now["x"], steps=allowed, state=mine)
         delta, mail, cost = via.aggregate(key, env, s.mail, -move)
         out = train_log(log, c) | cost | {"down_bits": cost["up_bits"]} | plan
@@ -103,7 +103,7 @@ def diloco(
         if delay:
             keep = lambda new, old: jnp.where(env.t >= delay, new, old)
             x, outer = jax.tree.map(keep, (x, outer), (now["x"], now["outer"]))
-        nodes = put_rows(c.ids, s.nodes, log["state"], present) if keep_state else s.nodes
+        nodes = put_rows(c, s.nodes, log["state"], present) if keep_state else s.nodes
         shared = {"x": x, "outer": outer, "flying": flying, "pace": pace.see(now["pace"], delta)}
         return State(shared, nodes, mail), timing.all_reduce_round(env, log["steps"], out, on_the_way)
 

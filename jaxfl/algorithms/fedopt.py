@@ -29,7 +29,6 @@ from jaxfl.exchange.versions import push, recall, versions
 from jaxfl.learn.local import displacement, local_sgd, train_log
 from jaxfl.learn.server import adagrad_moment, adam_moment, scale_by_moments, yogi_moment
 from jaxfl.learn.task import Task
-from jaxfl.mapping import at
 
 
 def fedopt(
@@ -61,8 +60,8 @@ def fedopt(
         c, scale, aged = counted(stale, env.cohort)
         env = env._replace(cohort=c)
         read = recall(past, c.age) if stale.longest else x  # [c, d] or [d]
-        move, log = at(c.ids, learn)(key, env, read, {"current": x} if stale.mixing else None, steps=c.steps)  # [c, d]
-        delta, mail, cost = net.aggregate(key, env, s.mail, move)  # [d]
+        told = {"current": x} if stale.mixing else None
+        delta, log, mail, cost = net.collect(key, env, s.mail, learn, read, told, steps=c.steps)  # delta [d]
         delta = delta if scale is None else scale * delta
         u, opt = tx.update(-delta, opt, x)
         past = push(past, x + u) if stale.longest else ()

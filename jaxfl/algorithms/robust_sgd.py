@@ -56,10 +56,10 @@ def robust_sgd(
 
     def round(key, env, s):
         c, now = env.cohort, s.shared
-        messages, log = at(c.ids, member)(key, env, now["x"], state=rows_of(c.ids, s.nodes))  # [c, d]
+        messages, log = at(c.ids, member)(key, env, now["x"], state=rows_of(c, s.nodes))  # [c, d]
         v, mail, cost = net.aggregate(key, env, s.mail, messages, own=now["v"])  # [d]
         u, opt = down.update(v, now["server"], now["x"])
-        nodes = put_rows(c.ids, s.nodes, log["state"], c.weight > 0)
+        nodes = put_rows(c, s.nodes, log["state"], c.weight > 0)
         shared = {"x": now["x"] + u, "v": v, "server": opt}
         spent = timing.server_round(env, log["steps"], train_log(log, c) | net.broadcast(env, now["x"]) | cost)
         return State(shared, nodes, mail), spent

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 
 from jaxfl.core import (
     Array,
+    Cohort,
     Env,
     Graph,
     Inbox,
     InputError,
     Mail,
     Outbox,
+    Strata,
     Tree,
     n_nodes,
     node_keys,
@@ -32,7 +34,7 @@ from jaxfl.exchange import rules
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.codecs import PLAIN, Codec, Collective
 from jaxfl.exchange.mix import mix
-from jaxfl.mapping import map_nodes, put_rows, rows_of
+from jaxfl.mapping import at, map_nodes, put_rows, rows_of
 
 
 class Network(NamedTuple):
@@ -58,9 +60,9 @@ class Network(NamedTuple):
         return Mail((tile(self.codec.init(message), n), tile(mine, n)), (colluders, common))
 
     def _send(
-        self, key: Array, mail: Mail, ids: Array | None, messages: Array, present: Array | None = None
+        self, key: Array, mail: Mail, who: Cohort, messages: Array, present: Array | None = None
     ) -> tuple[Array, Mail, Array]:
-        """What the messages `[c, m]` of nodes `ids` (None: all, in order) are after the codec, and their bits `[c]`.
+        """What the messages `[c, m]` of a cohort are after the codec, and their bits `[c]`.
 
         Who is not `present` `[c]` (None: all are) sends nothing and remembers what it did before.
         """
@@ -68,8 +70,7 @@ class Network(NamedTuple):
         if self.codec is PLAIN:
             return messages, mail, jnp.full(c, 32.0 * m)
         memory, other = mail.nodes
-        who = slice(None) if ids is None else ids
-        keys = node_keys(stream(key, "codec"), jnp.arange(c) if ids is None else ids)
+        keys = node_keys(stream(key, "codec"), who.ids)
         rows = keys, rows_of(who, memory), messages
         sent, mine, bits = map_nodes(lambda _, row: self.codec.send(*row), (), rows)
         return sent, mail._replace(nodes=(put_rows(who, memory, mine, present), other)), bits
@@ -99,8 +100,8 @@ class Network(NamedTuple):
         chex.assert_shape(messages, (c.ids.shape[0], None))
         weight = c.weight / jnp.maximum(c.weight.sum(), 1e-12)
         if self.collective is not None:
-            return _all_reduce(self.collective, key, c.ids, mail, messages, weight)
-        sent, mail, bits = self._send(key, mail, c.ids, messages, weight > 0)
+            return _all_reduce(self.collective, key, c, mail, messages, weight)
+        sent, mail, bits = self._send(key, mail, c, messages, weight > 0)
         own = jnp.zeros(messages.shape[1], messages.dtype) if own is None else own
         cost = {"up_bits": jnp.where(weight > 0, bits, 0).sum()}
         bad = env.byz[c.ids]
@@ -117,6 +118,22 @@ class Network(NamedTuple):
         out = self.rule(own, sent, weight)
         # decided by the result [m], as looking at the messages would read [c, m] once more
         return jax.lax.cond(jnp.isfinite(out).all(), lambda _: out, present, sent), mail, cost
+
+    def collect(self, key: Array, env: Env, mail: Mail, learn: Callable, x: Array, shared: dict | None = None, **own):
+        """What the cohort learns, `learn` of ONE node as for `mapping.at`, combined: `([m], log, mail, cost)`.
+
+        It is `aggregate` of the nodes' messages. Where that is a plain mean, the messages are added up block by block
+        and `[c, m]` is never stored.
+        """
+        c = env.cohort
+        plain = self.codec is PLAIN and self.attack is None and self.collective is None
+        if self.rule is rules.mean and plain:
+            weight = c.weight / jnp.maximum(c.weight.sum(), 1e-12)
+            out, log = at(c.ids, learn, weight)(key, env, x, shared, **own)
+            return out, log, mail, {"up_bits": (weight > 0).sum() * (32.0 * out.size)}
+        messages, log = at(c.ids, learn)(key, env, x, shared, **own)
+        out, mail, cost = self.aggregate(key, env, mail, messages)
+        return out, log, mail, cost
 
     def gossip(self, key: Array, env: Env, mail: Mail, messages: Array):
         """Every node combines its own message with those of its neighbours: `([n, m], mail, cost)`."""
@@ -135,13 +152,14 @@ class Network(NamedTuple):
 
     def _gossip_once(self, key: Array, env: Env, g: Graph, mail: Mail, messages: Array) -> tuple[Array, Mail, Array]:
         (n, m), byz = messages.shape, env.byz
-        sent, mail, bits = self._send(key, mail, None, messages, env.alive)
+        up = jnp.ones(n) if env.alive is None else env.alive.astype(jnp.float32)
+        who = Cohort(jnp.arange(n), up, jnp.zeros(n, jnp.int32), strata=Strata(n))
+        sent, mail, bits = self._send(key, mail, who, messages, env.alive)
         live = g.weight != 0
         # one product where every message is alike: no gather, and exact
         total = live.sum() * (32.0 * m) if self.codec is PLAIN else jnp.where(live, bits[g.nbr], 0).sum()
         if self.rule is rules.mean and self.attack is None:
             return mix(g, messages, sent), mail, total
-        up = jnp.ones(n) if env.alive is None else env.alive.astype(jnp.float32)
         mail, known = self._plan(key, mail, sent, up, byz)
 
         def receive(shared, row):
@@ -186,11 +204,11 @@ class Network(NamedTuple):
         return inbox, {"up_bits": bits, "down_bits": bits, "messages": told}
 
 
-def _all_reduce(collective: Collective, key: Array, ids: Array, mail: Mail, messages: Array, weight: Array):
+def _all_reduce(collective: Collective, key: Array, who: Cohort, mail: Mail, messages: Array, weight: Array):
     (coder, memory), (colluders, common) = mail
-    mine = rows_of(ids, memory)
+    mine = rows_of(who, memory)
     out, mine, common, bits = collective.reduce(stream(key, "collective"), mine, common, messages, weight)
-    memory = put_rows(ids, memory, mine)
+    memory = put_rows(who, memory, mine)
     return out, Mail((coder, memory), (colluders, common)), {"up_bits": jnp.where(weight > 0, bits, 0).sum()}
 
 

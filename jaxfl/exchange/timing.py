@@ -28,7 +28,7 @@ def server_round(env: Env, steps: Array, log: dict, up: Array | None = None, dow
         return log
     present = env.cohort.weight > 0
     asked = present if env.cohort.asked is None else env.cohort.asked
-    mine = rows_of(env.cohort.ids, env.links)
+    mine = rows_of(env.cohort, env.links)
     up = log["up_bits"] / jnp.maximum(present.sum(), 1) if up is None else up
     down = log["down_bits"] / jnp.maximum(asked.sum(), 1) if down is None else down
     busy = transfer(mine.down, mine.latency, down) + steps * mine.step + transfer(mine.up, mine.latency, up)
@@ -45,7 +45,7 @@ def all_reduce_round(env: Env, steps: Array, log: dict, flying: Array | None = N
     if env.links is None:
         return log
     present = env.cohort.weight > 0
-    mine = rows_of(env.cohort.ids, env.links)
+    mine = rows_of(env.cohort, env.links)
     each = log["up_bits"] / jnp.maximum(present.sum(), 1) if flying is None else flying
     both = jnp.maximum(transfer(mine.up, mine.latency, each), transfer(mine.down, mine.latency, each))
     work, moved = _slowest(steps * mine.step, present), _slowest(both, present)

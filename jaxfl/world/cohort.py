@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Cohort, InputError, Process, process, stream
+from jaxfl.core import Array, Cohort, InputError, Process, Strata, node_keys, process, stream
 
 OVERFLOW = 1e-6  # probability a round that a Poisson cohort does not fit its capacity
 
@@ -50,8 +50,8 @@ def _probability(name: str, p: Any, n: int, least: float = 0.0) -> Array:
     return jnp.asarray(values, jnp.float32)
 
 
-def _cohort(ids: Array, weight: Array) -> Cohort:
-    return Cohort(ids.astype(jnp.int32), weight, jnp.zeros(ids.shape, jnp.int32))
+def _cohort(ids: Array, weight: Array, strata: int = 1) -> Cohort:
+    return Cohort(ids.astype(jnp.int32), weight, jnp.zeros(ids.shape, jnp.int32), strata=Strata(strata))
 
 
 def subset(key: Array, n: int, c: int) -> Array:
@@ -81,7 +81,7 @@ def everyone(n: int, weight: Any = None) -> Process:
     """All nodes in every round; `c = n`."""
 
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Cohort]:
-        return s, _cohort(jnp.arange(n, dtype=jnp.int32), arrays["weight"])
+        return s, _cohort(jnp.arange(n, dtype=jnp.int32), arrays["weight"], n)
 
     return process(step, {"weight": base_weight(n, weight)})
 
@@ -97,6 +97,30 @@ def uniform(n: int, c: int, weight: Any = None) -> Process:
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Cohort]:
         ids = subset(stream(key, "uniform cohort"), n, c)
         return s, _cohort(ids, arrays["weight"][ids])
+
+    return process(step, {"weight": base})
+
+
+def stratified(n: int, c: int, strata: int, weight: Any = None) -> Process:
+    """`c / strata` distinct nodes, uniformly, of each of `strata` blocks of `n / strata` successive nodes.
+
+    A node is in with probability `c / n`, as in `uniform`. Where the nodes live on several devices and `strata` is a
+    multiple of their number, a member's row is read and written where it lives, and none crosses between devices.
+    Which nodes are drawn does not depend on the devices. Proportionate stratified sampling (Neyman, 1934).
+
+    Raises:
+        InputError: `c` is outside 1..n, `strata` does not divide `n` and `c`, or bad base weights.
+    """
+    base, c = base_weight(n, weight), _members(c, n)
+    if strata < 1 or n % strata or c % strata:
+        raise InputError(f"strata = {strata}: a number that divides n = {n} and c = {c} is needed.")
+
+    def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Cohort]:
+        block = jnp.arange(strata, dtype=jnp.int32)
+        keys = node_keys(stream(key, "stratified cohort"), block)
+        within = jax.vmap(lambda k: subset(k, n // strata, c // strata))(keys)
+        ids = (block[:, None] * (n // strata) + within).reshape(c)
+        return s, _cohort(ids, arrays["weight"][ids], strata)
 
     return process(step, {"weight": base})
 

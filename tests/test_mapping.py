@@ -1,0 +1,71 @@
+"""Mapping over nodes: blocks, sums by weight, and what the rule of the block size looks at."""
+
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from common import digits_world
+
+from jaxfl import mapping
+from jaxfl.core import Env
+from jaxfl.exchange.codecs import half
+from jaxfl.exchange.network import Network
+from jaxfl.learn.local import displacement, local_sgd
+from jaxfl.learn.models import CNN
+from jaxfl.learn.task import classification
+from jaxfl.mapping import at, block_of, block_size, map_nodes
+
+
+def test_blocks_divide_where_they_can():
+    assert block_size(1000, 2**18) == 8
+    assert block_size(7, 2**19) == 4
+    assert block_size(5, 1) == 5
+    doubled = map_nodes(lambda s, r: s * r, jnp.float32(2), jnp.arange(7.0), bytes_each=2**20)
+    np.testing.assert_array_equal(doubled, 2 * np.arange(7.0))
+
+
+@pytest.mark.parametrize("block", [None, 1, 3, 4, 11])
+def test_a_sum_by_weight_is_that_of_the_rows_and_what_weighs_nothing_may_be_nan(block):
+    rows = np.random.default_rng(0).normal(size=(11, 5)).astype(np.float32)
+    weight = np.linspace(0, 1, 11, dtype=np.float32)  # the first weighs nothing
+    f = lambda s, r: (s * jnp.where(r == rows[0], jnp.nan, r), r[0])
+    with block_of(block):
+        total, first = map_nodes(f, jnp.float32(2), jnp.asarray(rows), weight=jnp.asarray(weight))
+    np.testing.assert_allclose(total, 2 * weight.astype(np.float64) @ rows, rtol=1e-5)
+    np.testing.assert_array_equal(first, rows[:, 0])
+
+
+def test_a_block_holds_the_windows_of_images_and_not_just_the_rows():
+    """The patches [20 * 14 * 14, 144] of the second convolution are 28 times a row of parameters."""
+    task = classification(CNN, jnp.zeros((1, 784)))
+    x, y = jnp.zeros((20, 784)), jnp.zeros(20, jnp.int32)
+
+    def train(x, row):
+        down = lambda r, _: (r - jax.grad(lambda r: task.loss(task.unravel(r), x, y).mean())(r), None)
+        return jax.lax.scan(down, row, None, length=3)[0]
+
+    rows = jnp.zeros((8, task.dim))
+    assert mapping._matmul_bytes(train, x, rows) == 4 * 20 * 14 * 14 * 144
+    assert mapping._matmul_bytes(lambda s, r: r + s, jnp.float32(1), rows) == 0
+
+
+@pytest.mark.parametrize("net", [Network(), Network(codec=half())])
+def test_what_a_network_collects_is_what_it_aggregates(net):
+    """Also with absent members and several blocks: where it is a plain mean the messages are never stored."""
+    task, world = digits_world(c=5)
+    key, x = jax.random.key(1), task.init(jax.random.key(2))
+    _, now = world.step(key, world.arrays, world.init(key, world.arrays), jnp.int32(0))
+    members = now.cohort._replace(weight=now.cohort.weight.at[0].set(0))
+    env = Env(jnp.int32(0), now.seconds, world.data, now.graph, members, world.byz)
+    learn = displacement(local_sgd(task, optax.sgd(0.1), steps=2, batch=4))
+    mail = net.init(env, x)
+    with block_of(2):
+        out, log, _, cost = net.collect(key, env, mail, learn, x)
+        rows, slow = at(members.ids, learn)(key, env, x)
+    want, _, bits = net.aggregate(key, env, mail, rows)
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(log, slow, rtol=1e-5)
+    assert cost == bits
