@@ -299,3 +299,29 @@ def test_other_bad_arguments_are_refused():
     noisy = T.quadratic_noise(2, 1.0)
     with pytest.raises(InputError, match="noise in x"):
         noisy.loss(jnp.zeros(2), (jnp.ones((4, 2, 2)), jnp.ones((4, 3))), jnp.ones((4, 2)))
+
+
+@pytest.mark.parametrize("build", ["classification", "regression", "language_model"])
+def test_bfloat16_rounds_the_arithmetic_and_nothing_else(build):
+    key = jax.random.key(0)
+    if build == "language_model":
+        x = jax.random.randint(key, (8, 12), 0, 17)
+        module, y = partial(Transformer, 17, 16, 2, length=12), jnp.roll(x, -1, 1)
+    else:
+        x = jax.random.normal(key, (8, 30))
+        module = partial(MLP, (30, 16, 5))
+        y = jnp.arange(8) % 5 if build == "classification" else jax.random.normal(key, (8, 5))
+    full, half = (getattr(T, build)(module, x, compute=c) for c in (None, "bfloat16"))
+    row = full.init(key)
+    np.testing.assert_array_equal(row, half.init(key))
+    grads = [jax.grad(lambda r, t=t: t.loss(t.unravel(r), x, y).mean())(row) for t in (full, half)]
+    assert grads[1].dtype == half.loss(half.unravel(row), x, y).dtype == jnp.float32
+    apart = np.linalg.norm(grads[1] - grads[0]) / np.linalg.norm(grads[0])
+    assert 1e-5 < apart < 0.03  # bfloat16 has 8 bits
+    losses = [T.mean_loss(t, row, x, y) for t in (full, half)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
+def test_another_type_is_refused():
+    with pytest.raises(InputError, match="compute is int32, allowed are bfloat16"):
+        T.classification(partial(MLP, (3, 2)), jnp.zeros((1, 3)), compute="int32")

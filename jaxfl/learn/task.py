@@ -89,8 +89,13 @@ def from_functions(
     return Task(init, one_each, predict, correct, unravel, ravel, dim)
 
 
-def _functional(module: Any, sample_x: Tree) -> tuple[Callable[[Array], Tree], Callable[[Tree, Tree], Array], Array]:
-    """`(key) -> params`, `(params, x) -> output` and the abstract output of a flax module."""
+def _functional(
+    module: Any, sample_x: Tree, compute: Any = None
+) -> tuple[Callable[[Array], Tree], Callable[[Tree, Tree], Array], Array]:
+    """`(key) -> params`, `(params, x) -> output` and the abstract output of a flax module.
+
+    `compute` is the type of its arithmetic, None that of its parameters; the output is float32 again.
+    """
     from flax import linen, nnx
 
     if isinstance(module, linen.Module):
@@ -126,7 +131,17 @@ def _functional(module: Any, sample_x: Tree) -> tuple[Callable[[Array], Tree], C
             f"module has variables that are not parameters ({', '.join(extra)}), allowed is a model of parameters "
             "only: GroupNorm or LayerNorm for BatchNorm, and no Dropout."
         )
-    return init, apply, jax.eval_shape(apply, jax.eval_shape(init, jax.random.key(0)), sample_x)
+    forward = apply if compute is None else _in_type(apply, compute)
+    return init, forward, jax.eval_shape(forward, jax.eval_shape(init, jax.random.key(0)), sample_x)
+
+
+def _in_type(apply: Callable, compute: Any) -> Callable:
+    """`apply` whose arithmetic is of the type `compute`, with float32 parameters (and gradients) and outputs."""
+    dtype = jnp.dtype(compute)
+    if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        raise InputError(f"compute is {dtype}, allowed are bfloat16, float16 and float32.")
+    cast = lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
+    return lambda params, x: apply(*jax.tree.map(cast, (params, x))).astype(jnp.float32)
 
 
 def _check_labels(logits: Array, y: Array) -> None:
@@ -150,7 +165,7 @@ def _hits(logits: Array, y: Array) -> Array:
     return (logits.argmax(-1) == y).astype(jnp.float32).reshape(y.shape[0], -1).mean(axis=1)
 
 
-def classification(module: Any, sample_x: Tree, classes: int | None = None) -> Task:
+def classification(module: Any, sample_x: Tree, classes: int | None = None, compute: Any = None) -> Task:
     """Softmax cross-entropy in nats of a flax module that maps `x [b, ...]` to logits `[b, classes]`.
 
     Args:
@@ -158,6 +173,8 @@ def classification(module: Any, sample_x: Tree, classes: int | None = None) -> T
             (`functools.partial(MLP, (784, 64, 10))`).
         sample_x: a batch of inputs `[b, ...]`, or its `jax.ShapeDtypeStruct`; only shape and type are read.
         classes: where given, the number of logits the module must have.
+        compute: type of the module's arithmetic, such as "bfloat16", which an accelerator multiplies faster and in half
+            the memory of activations; parameters, updates and the loss stay float32. None: that of the parameters.
 
     Labels are integers `[b]`; a label out of range (-1 for unknown) makes the loss NaN.
 
@@ -165,13 +182,13 @@ def classification(module: Any, sample_x: Tree, classes: int | None = None) -> T
         InputError: `module` is neither, or has variables other than parameters (batch statistics, dropout keys), or its
             output is not `[b, classes]`; while tracing, labels of another shape or type.
     """
-    init, apply, logits = _functional(module, sample_x)
+    init, apply, logits = _functional(module, sample_x, compute)
     if len(logits.shape) != 2 or classes not in (None, logits.shape[-1]):
         raise InputError(f"module gives logits {logits.shape}, must be [b, {classes or 'classes'}].")
     return from_functions(init, lambda p, x, y: _cross_entropy(apply(p, x), y), apply, _hits)
 
 
-def language_model(module: Any, sample_x: Tree) -> Task:
+def language_model(module: Any, sample_x: Tree, compute: Any = None) -> Task:
     """Next-token cross-entropy in nats a token: `x [b, length]` integers, `y [b, length]` the tokens that follow.
 
     Loss and accuracy of an example are means over its tokens. `module` maps `x` to logits `[b, length, vocabulary]`;
@@ -180,7 +197,7 @@ def language_model(module: Any, sample_x: Tree) -> Task:
     Raises:
         InputError: as `classification`, for an output that is not `[b, length, vocabulary]`.
     """
-    init, apply, logits = _functional(module, sample_x)
+    init, apply, logits = _functional(module, sample_x, compute)
     if logits.shape[:-1] != sample_x.shape or len(logits.shape) != 3:
         raise InputError(
             f"module gives logits {logits.shape} for tokens {sample_x.shape}, must be [b, length, vocabulary]."
@@ -197,7 +214,7 @@ def _half_square(prediction: Array, y: Array) -> Array:
     return 0.5 * ((prediction - y) ** 2).reshape(y.shape[0], -1).sum(axis=1)
 
 
-def regression(module: Any, sample_x: Tree) -> Task:
+def regression(module: Any, sample_x: Tree, compute: Any = None) -> Task:
     """Half the squared error, summed over outputs, of a flax module that maps `x [b, ...]` to the shape of `y`.
 
     An output `[b, 1]` also serves targets `[b]`. Arguments are those of `classification`; there is no accuracy.
@@ -205,7 +222,7 @@ def regression(module: Any, sample_x: Tree) -> Task:
     Raises:
         InputError: as `classification`; while tracing, targets of another shape than the predictions.
     """
-    init, apply, _ = _functional(module, sample_x)
+    init, apply, _ = _functional(module, sample_x, compute)
     return from_functions(init, lambda p, x, y: _half_square(apply(p, x), y), apply)
 
 
