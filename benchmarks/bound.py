@@ -9,7 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "nodes"
@@ -18,6 +18,16 @@ AXIS = "nodes"
 def mesh():
     """All devices in a row."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def everywhere(tree):
+    """Arrays on every device."""
+    return jax.device_put(tree, NamedSharding(mesh(), P()))
+
+
+def by_row(tree):
+    """Arrays with their rows over the devices."""
+    return jax.device_put(tree, NamedSharding(mesh(), P(AXIS)))
 
 
 def init(key):
@@ -31,10 +41,9 @@ def init(key):
     }
 
 
-def loss(p, x, y):
-    """Mean cross-entropy of a batch."""
-    logits = jax.nn.relu(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
-    return (jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, y[:, None], 1)[:, 0]).mean()
+def mlp(p, x):
+    """Logits of a batch."""
+    return jax.nn.relu(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
 
 
 def init_cnn(key):
@@ -65,32 +74,51 @@ def _pool(x):
     return larger(larger(x[:, :, 0, :, 0], x[:, :, 0, :, 1]), larger(x[:, :, 1, :, 0], x[:, :, 1, :, 1]))
 
 
-def loss_cnn(p, x, y):
-    """Mean cross-entropy of a batch of flat images."""
+def cnn(p, x):
+    """Logits of a batch of flat images."""
     x = x.reshape(-1, 28, 28, 1)
     x = _pool(jax.nn.relu(_windows(x) @ p["k1"] + p["b1"]))
     x = _pool(jax.nn.relu(_windows(x) @ p["k2"] + p["b2"]))
-    logits = x.reshape(x.shape[0], -1) @ p["w"] + p["b"]
-    return (jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, y[:, None], 1)[:, 0]).mean()
+    return x.reshape(x.shape[0], -1) @ p["w"] + p["b"]
 
 
-def _sgd(p, x, y, lr, loss=loss):
-    return jax.tree.map(lambda p, g: p - lr * g, p, jax.grad(loss)(p, x, y))
+def _sgd(p, x, y, lr, predict=mlp):
+    """A step on the mean cross-entropy of a batch."""
+
+    def loss(p):
+        logits = predict(p, x)
+        return (jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, y[:, None], 1)[:, 0]).mean()
+
+    return jax.tree.map(lambda p, g: p - lr * g, p, jax.grad(loss)(p))
 
 
-def fedavg(*, clients, samples, cohort, steps, batch, lr, rounds, loss=loss):
-    """W1, W2: `run(params, t, x, y) -> params` after `rounds` rounds of FedAvg with `cohort` of `clients` clients."""
+def _first(i, samples, y):
+    """Where node `i`'s samples begin; shards overlap where there are more of them than data."""
+    return i * samples % (y.shape[0] - samples + 1)
+
+
+def fedavg(*, clients, samples, cohort, steps, batch, lr, rounds, predict=mlp, together=1):
+    """W1, W2: `run(params, t, x, y) -> params` after `rounds` rounds of FedAvg with `cohort` of `clients` clients.
+
+    A device scans over its clients, or over blocks of `together` of them, which an accelerator needs to be busy.
+    """
 
     def client(p, key, i, x, y):
-        index = i * samples + jax.random.randint(key, (steps, batch), 0, samples)
-        return jax.lax.scan(lambda p, j: (_sgd(p, x[j], y[j], lr, loss), None), p, index)[0]
+        index = _first(i, samples, y) + jax.random.randint(key, (steps, batch), 0, samples)
+        return jax.lax.scan(lambda p, j: (_sgd(p, x[j], y[j], lr, predict), None), p, index)[0]
 
     def share(ids, keys, p, x, y):
         def add(total, one):
-            new = client(p, one[1], one[0], x, y)
-            return jax.tree.map(lambda s, a, b: s + (a - b) / cohort, total, new, p), None
+            if together == 1:
+                new = client(p, one[1], one[0], x, y)
+                return jax.tree.map(lambda s, a, b: s + (a - b) / cohort, total, new, p), None
+            new = jax.vmap(client, (None, 0, 0, None, None))(p, one[1], one[0], x, y)
+            return jax.tree.map(lambda s, a, b: s + (a - b).sum(0) / cohort, total, new, p), None
 
-        return jax.lax.psum(jax.lax.scan(add, jax.tree.map(jnp.zeros_like, p), (ids, keys))[0], AXIS)
+        blocks = (ids, keys)
+        if together > 1:
+            blocks = jax.tree.map(lambda a: a.reshape(-1, together), blocks)
+        return jax.lax.psum(jax.lax.scan(add, jax.tree.map(jnp.zeros_like, p), blocks)[0], AXIS)
 
     spread = jax.shard_map(
         share, mesh=mesh(), in_specs=(P(AXIS), P(AXIS), P(), P(), P()), out_specs=P(), check_vma=False
@@ -115,7 +143,7 @@ def ring_gossip(*, nodes, samples, batch, lr, rounds):
     behind = [(r, (r + 1) % devices) for r in range(devices)]
 
     def step(p, key, i, x, y):
-        j = i * samples + jax.random.randint(key, (batch,), 0, samples)
+        j = _first(i, samples, y) + jax.random.randint(key, (batch,), 0, samples)
         return _sgd(p, x[j], y[j], lr)
 
     def share(p, keys, ids, x, y):

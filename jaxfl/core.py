@@ -69,7 +69,9 @@ class Graph:
     Weight 0 means no edge (a padded slot points at `i` itself). The own weight is `1 - weight[i].sum()` unless `own`
     gives it (column-stochastic matrices, whose rows do not sum to one). `shifts` promises that slot `s` of every node
     points `shifts[s]` places further round a circle, `nbr[i, s] == (i + shifts[s]) % n`, with no weight of 0: mixing
-    then needs no gather. `rev[i, s]` is the slot in which `nbr[i, s]` hears `i` (None where some edge has no reverse).
+    then needs no gather. `reach` promises that nobody hears a node more than `reach` places away round that circle:
+    devices then exchange border rows alone. `rev[i, s]` is the slot in which `nbr[i, s]` hears `i` (None where some
+    edge has no reverse).
     """
 
     nbr: Array  # [n, k] int32
@@ -77,6 +79,7 @@ class Graph:
     rev: Array | None = None  # [n, k] int32
     shifts: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
     own: Array | None = None  # [n] float32
+    reach: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 @jax.tree_util.register_static

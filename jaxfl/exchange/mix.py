@@ -26,9 +26,19 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
     first = own_weight(graph)[:, None] * own
     if graph.shifts is not None and 8 * k < n:
         return first + _by_shifts(graph.weight, graph.shifts, sent)
-    if n <= DENSE_RATIO * k:
-        return first + _by_matmul(graph, sent)
-    return first + _by_slots(graph, sent)
+    devices = node_shards()
+    if devices == 1 or n % devices:
+        return first + _by_table(graph.nbr, graph.weight, sent)
+    each, reach = n // devices, n if graph.reach is None else graph.reach
+
+    def local(nbr: Array, weight: Array, sent: Array) -> Array:
+        if reach > each:
+            return _by_table(nbr, weight, jax.lax.all_gather(sent, AXIS, tiled=True))
+        start = each * jax.lax.axis_index(AXIS) - reach
+        return _by_table((nbr - start) % n, weight, _with_border(sent, reach, reach, devices))
+
+    spread = jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)
+    return first + spread(graph.nbr, graph.weight, sent)
 
 
 def _by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array) -> Array:
@@ -43,47 +53,50 @@ def _by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array) -> Array:
     return total
 
 
+def _with_border(sent: Array, behind: int, ahead: int, devices: int) -> Array:
+    """A device's rows between the `behind` last of the device before and the `ahead` first of the one after."""
+    parts = [sent]
+    if ahead:
+        ring = [((r + 1) % devices, r) for r in range(devices)]
+        parts.append(jax.lax.ppermute(sent[:ahead], AXIS, ring))
+    if behind:
+        ring = [(r, (r + 1) % devices) for r in range(devices)]
+        parts.insert(0, jax.lax.ppermute(sent[sent.shape[0] - behind :], AXIS, ring))
+    return jnp.concatenate(parts)
+
+
 def _by_halo(weight: Array, sent: Array, shifts: list[int], devices: int) -> Array:
     """Each device receives only the border rows of its two neighbours."""
     ahead, behind = max(0, *shifts), max(0, *(-s for s in shifts))
 
     def local(weight, sent):
-        size = sent.shape[0]
-        parts = [sent]
-        if ahead:
-            ring = [((r + 1) % devices, r) for r in range(devices)]
-            parts.append(jax.lax.ppermute(sent[:ahead], AXIS, ring))
-        if behind:
-            ring = [(r, (r + 1) % devices) for r in range(devices)]
-            parts.insert(0, jax.lax.ppermute(sent[size - behind :], AXIS, ring))
-        wide = jnp.concatenate(parts)
+        wide = _with_border(sent, behind, ahead, devices)
         total = jnp.zeros_like(sent)
         for slot, shift in enumerate(shifts):
-            total = total + weight[:, slot, None] * jax.lax.dynamic_slice_in_dim(wide, behind + shift, size)
+            total = total + weight[:, slot, None] * jax.lax.dynamic_slice_in_dim(wide, behind + shift, sent.shape[0])
         return total
 
     return jax.shard_map(local, in_specs=(P(AXIS), P(AXIS)), out_specs=P(AXIS), check_vma=False)(weight, sent)
 
 
-def _by_matmul(graph: Graph, sent: Array) -> Array:
-    n, k = graph.nbr.shape
-    row = jnp.broadcast_to(jnp.arange(n)[:, None], (n, k))
-    matrix = jnp.zeros((n, n), graph.weight.dtype).at[row, graph.nbr].add(graph.weight)
-    sound = jnp.isfinite(sent).all(1)
-
-    def spoilt(sent: Array) -> Array:
-        hears = (matrix != 0) @ (~sound).astype(matrix.dtype) > 0
-        return jnp.where(hears[:, None], jnp.nan, times(jnp.where(sound[:, None], sent, 0.0)))
-
-    def times(sent: Array) -> Array:
-        return jnp.matmul(matrix, sent, precision=jax.lax.Precision.HIGHEST)
-
-    return jax.lax.cond(sound.all(), times, spoilt, sent)
+def _by_table(nbr: Array, weight: Array, heard: Array) -> Array:
+    """The rows `heard` `[w, m]` of which `nbr` `[r, k]` are wanted, weighed: `[r, m]`."""
+    if heard.shape[0] <= DENSE_RATIO * nbr.shape[1]:
+        return _by_matmul(nbr, weight, heard)
+    return _by_slots(nbr, weight, heard)
 
 
-def _by_slots(graph: Graph, sent: Array) -> Array:
+def _by_matmul(nbr: Array, weight: Array, heard: Array) -> Array:
+    row = jnp.broadcast_to(jnp.arange(nbr.shape[0])[:, None], nbr.shape)
+    matrix = jnp.zeros((nbr.shape[0], heard.shape[0]), weight.dtype).at[row, nbr].add(weight)
+    times = lambda heard: jnp.matmul(matrix, heard, precision=jax.lax.Precision.HIGHEST)
+    return jax.lax.cond(jnp.isfinite(heard).all(), times, lambda heard: _by_slots(nbr, weight, heard), heard)
+
+
+def _by_slots(nbr: Array, weight: Array, heard: Array) -> Array:
     def add(total, slot):
         nbr, weight = slot
-        return total + jnp.where(weight[:, None] != 0, weight[:, None] * sent[nbr], 0.0), None
+        return total + jnp.where(weight[:, None] != 0, weight[:, None] * heard[nbr], 0.0), None
 
-    return jax.lax.scan(add, jnp.zeros_like(sent), (graph.nbr.T, graph.weight.T))[0]
+    zero = jnp.zeros((nbr.shape[0], heard.shape[1]), heard.dtype)
+    return jax.lax.scan(add, zero, (nbr.T, weight.T))[0]

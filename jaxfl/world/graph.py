@@ -4,6 +4,7 @@ Every generator returns weights of 0 and 1 (1 = edge); a padded slot points at t
 `mixing` turns a graph into mixing weights. The own weight is implicit, so no graph here has a self-loop.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +78,13 @@ def circulant(n: int, shifts: Sequence[int]) -> Graph:
     rev = None
     if all(n - s in slot for s in shifts):
         rev = jnp.broadcast_to(jnp.array([slot[n - s] for s in shifts], jnp.int32), nbr.shape)
-    return Graph(jnp.asarray(nbr, jnp.int32), jnp.ones(nbr.shape, jnp.float32), rev=rev, shifts=shifts)
+    return Graph(
+        jnp.asarray(nbr, jnp.int32),
+        jnp.ones(nbr.shape, jnp.float32),
+        rev=rev,
+        shifts=shifts,
+        reach=max(min(s, n - s) for s in shifts),
+    )
 
 
 def ring(n: int) -> Graph:
@@ -109,7 +116,7 @@ def _lattice(rows: int, cols: int, wrap: bool) -> Graph:
     else:
         pairs = [(ids[:-1], ids[1:]), (ids[:, :-1], ids[:, 1:])]
     i, j = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
-    return from_edges(rows * cols, i, j, both=True)
+    return dataclasses.replace(from_edges(rows * cols, i, j, both=True), reach=cols)
 
 
 def torus(rows: int, cols: int) -> Graph:
