@@ -25,7 +25,7 @@ from jaxfl.named.network import network_of
 from jaxfl.named.options import accepted
 from jaxfl.named.topology import pushed, topology_of
 from jaxfl.world import churn
-from jaxfl.world.cohort import uniform
+from jaxfl.world.cohort import stratified, uniform
 from jaxfl.world.links import links
 from jaxfl.world.scenario import scenario
 
@@ -115,10 +115,17 @@ def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[st
     elif speeds is not None:
         parts |= {"links": speeds, "round_seconds": 0.0}
     if entry.kind == "federated":
-        parts["cohort"] = uniform(setup.nodes, setup.cohort or 1, world.data.size)
+        parts["cohort"] = _participation(setup, world.data.size)
     elif entry.kind == "gossip":
         parts["topology"] = world.topology
     return Arm(algorithm, scenario(world.data, **parts), world.task.init, world.metric)
+
+
+def _participation(setup: Setup, size: Any) -> Process:
+    """Who takes part in a round."""
+    if setup.strata == 1:
+        return uniform(setup.nodes, setup.cohort or 1, size)
+    return stratified(setup.nodes, setup.cohort or 1, setup.strata, size)
 
 
 def _links(setup: Setup) -> Links | None:

@@ -20,6 +20,7 @@ TEXT = ("shakespeare", "topics")
 KEYED = (*TEXT, "synthetic")  # data sets whose samples have a natural key
 PARTITIONS = ("dirichlet", "iid", "pathological", "lognormal", "power", "natural", "resampled")
 MODELS = ("mlp", "cnn", "lenet", "resnet", "logistic", "transformer")
+COMPUTES = ("float32", "bfloat16", "float16")
 MIXINGS = ("metropolis", "uniform", "lazy", "max_degree", "optimal")
 STATIC = ("ring", "torus", "grid", "hypercube", "exponential", "complete", "star", "regular", "erdos_renyi")
 STATIC += ("barabasi_albert", "watts_strogatz", "geometric", "caveman", "two_level")
@@ -86,6 +87,8 @@ class Setup:
     """Model of every node."""
     hidden: Count = 16
     """Hidden units of the mlp, width of the transformer."""
+    compute: Annotated[str, *_named(COMPUTES, "float32")] = "float32"
+    """Type of the model's arithmetic; parameters and updates stay float32. For accelerators."""
     topology: Annotated[str, *_named(STATIC + VARYING, "exponential")] = "exponential"
     """Who hears whom in gossip systems; one_peer, matching, el_oracle and el_local change every round."""
     degree: Count = 8
@@ -94,6 +97,9 @@ class Setup:
     """Mixing weights of a topology that does not change."""
     cohort: Annotated[Count | None, _maybe("INT", "a tenth of the nodes")] = None
     """Clients that take part in a round of a federated system."""
+    strata: Count = 1
+    """Equal blocks of nodes, each with its share of the cohort: a multiple of the devices keeps what nodes remember
+    where it lives."""
     concurrency: Annotated[Count | None, _maybe("INT", "a tenth of the nodes")] = None
     """Clients at work at any time in an asynchronous system; how long each takes is log-normal, median 1 s,
     and its steps and transfers on top."""

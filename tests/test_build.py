@@ -4,13 +4,14 @@ import dataclasses
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxfl import config, zoo
 from jaxfl.build import build, prepare
 from jaxfl.config import Setup
-from jaxfl.core import Graph
+from jaxfl.core import Graph, InputError
 from jaxfl.engine.run import run
 from jaxfl.exchange import secure
 from jaxfl.learn import data
@@ -181,3 +182,19 @@ def test_without_links_a_job_is_log_normal_alone():
     world = prepare(dataclasses.replace(TINY, concurrency=1, goal=1), ["fedasync"])
     law = build(world, "fedasync", {}).scenario.arrays["cohort"]["seconds"]
     assert {name: float(value) for name, value in law.items()} == {"median": 1.0, "sigma": 1.0}
+
+
+def test_compute_and_strata_reach_the_model_and_the_cohort():
+    row, x = jax.random.normal(jax.random.key(0), (64 * 5 + 5 + 50 + 10,)), jnp.ones((3, 64))
+    full, half = (world(model="mlp", hidden=5, compute=c).task for c in ("float32", "bfloat16"))
+    a, b = (t.predict(t.unravel(row), x) for t in (full, half))
+    assert 0 < np.abs(a - b).max() < 0.05 * np.abs(a).max()
+    with pytest.raises(InputError, match="compute is bfloat16, but the logistic model"):
+        world(model="logistic", compute="bfloat16")
+    place = build(world(nodes=8, cohort=4, strata=2), "fedavg", {}).scenario
+    key = jax.random.key(1)
+    ids = np.asarray(place.step(key, place.arrays, place.init(key, place.arrays), jnp.int32(0))[1].cohort.ids)
+    assert (ids[:2] < 4).all()
+    assert (ids[2:] >= 4).all()
+    with pytest.raises(InputError, match="strata = 3"):
+        build(world(nodes=8, cohort=4, strata=3), "fedavg", {})

@@ -131,14 +131,14 @@ def _functional(
             f"module has variables that are not parameters ({', '.join(extra)}), allowed is a model of parameters "
             "only: GroupNorm or LayerNorm for BatchNorm, and no Dropout."
         )
-    forward = apply if compute is None else _in_type(apply, compute)
+    forward = apply if compute in (None, "float32") else _in_type(apply, compute)
     return init, forward, jax.eval_shape(forward, jax.eval_shape(init, jax.random.key(0)), sample_x)
 
 
 def _in_type(apply: Callable, compute: Any) -> Callable:
     """`apply` whose arithmetic is of the type `compute`, with float32 parameters (and gradients) and outputs."""
     dtype = jnp.dtype(compute)
-    if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+    if dtype not in (jnp.bfloat16, jnp.float16):
         raise InputError(f"compute is {dtype}, allowed are bfloat16, float16 and float32.")
     cast = lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
     return lambda params, x: apply(*jax.tree.map(cast, (params, x))).astype(jnp.float32)

@@ -63,18 +63,21 @@ def task_of(setup: Setup, dataset: data.Dataset) -> Task:
     sample: Any = jax.ShapeDtypeStruct((2, *dataset.x.shape[1:]), dataset.x.dtype)
     features, classes = math.prod(dataset.x.shape[1:]), dataset.classes or 1
     if setup.model == "logistic":
+        if setup.compute != "float32":
+            raise InputError(f"compute is {setup.compute}, but the logistic model is float32: take mlp with bfloat16.")
         return logistic_regression(features, classes)
     if setup.model == "mlp":
-        return classification(partial(models.MLP, (features, setup.hidden, classes)), sample, classes)
+        return classification(partial(models.MLP, (features, setup.hidden, classes)), sample, classes, setup.compute)
     if setup.model == "transformer":
         module = partial(models.Transformer, classes, setup.hidden, DEPTH, length=dataset.x.shape[1])
-        return language_model(module, sample)
+        return language_model(module, sample, setup.compute)
     side = math.isqrt(features)
     if side * side != features:
         raise InputError(f"model is {setup.model}, but data {setup.data} has {features} features, not square images.")
     if setup.model == "lenet" and side < SMALLEST_LENET:
         raise InputError(f"model is lenet, but needs {SMALLEST_LENET} pixels a side, and data {setup.data} has {side}.")
-    return classification(partial(models.MODELS[str(setup.model)], (side, side, 1), classes), sample, classes)
+    module = partial(models.MODELS[str(setup.model)], (side, side, 1), classes)
+    return classification(module, sample, classes, setup.compute)
 
 
 def metric_of(setup: Setup, task: Task, dataset: data.Dataset) -> Metric:
