@@ -1,0 +1,37 @@
+"""The file of results: JSON lines, of which a run replaces those of its own workloads."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from workloads import ORDER
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All rows, in the order of the workloads; none where there is no file."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted(rows, key=lambda row: ORDER.index(row["suite"]))
+
+
+def replace(path: Path, name: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`rows` in the place of those of the workload `name`; returns what the file then holds."""
+    kept = [row for row in read(path) if row["suite"] != name] + list(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return read(path)
+
+
+def ours(rows: Iterable[dict], workload: str, **where: Any) -> list[dict]:
+    """jaxfl's rows of a workload (`W1`, in any suite but `gpu`) whose entries are `where`."""
+    want = {"workload": workload, **where}
+    good = lambda row: row["suite"] != "gpu" and "peer" not in row and "seconds" in row
+    return [row for row in rows if good(row) and all(row.get(k) == v for k, v in want.items())]
+
+
+def peers(rows: Iterable[dict], workload: str, **where: Any) -> list[dict]:
+    """Rows of other libraries that ran."""
+    want = {"workload": workload, **where}
+    return [r for r in rows if "peer" in r and "seconds" in r and all(r.get(k) == v for k, v in want.items())]

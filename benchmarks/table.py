@@ -1,0 +1,160 @@
+"""The results page, from the rows."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from checks import checks
+from results import ours, peers
+
+HEAD = """# Benchmarks
+
+Made by `python benchmarks/suite.py` from `results.jsonl`; what each workload is stands at the top of that file. The
+bound is `benchmarks/bound.py`, the same work by hand in plain JAX (W6: FedAvg with cohorts of as many members; W8: the
+same federation with 1,000 clients; sweep: its points one by one, without compilation). jaxfl and the bound take turns
+in one process; a time is the median of warm blocks of rounds, the ratio the median of the turns' ratios.
+
+The floor is the machine's own limit: the larger of FLOPs over the rate measured for batched matrix products of the
+workload's shapes in cache, and of bytes over the bandwidth measured in arrays of the workload's size, on as many
+devices in the same process. FLOPs are those of the products of forward and backward pass. Bytes are the mini-batches,
+and of the models one reading and one writing a local step (in gossip: a round). "Of the limit" is the floor over our
+time.
+"""
+MEMORY = """Start-up runs from the start of the process to the end of the first round: imports, data, compilation.
+Memory is in MB of 10^6 bytes, of a process that runs jaxfl alone: its peak, without a compilation cache, and what a run
+adds to the process after the imports, with a warm cache (the compiler's own memory is in the peak only). Data are train
+and test set, shards and graph. The last column is what the run adds over state and data.
+"""
+PEERS = """Rounds of other libraries on the same work in the same run, each in a virtual environment of its own
+(`benchmarks/peers`). CPU is that of all processes of a round; accuracy is taken after equally many rounds.
+"""
+MISSING = "No other library was measured: `python benchmarks/peers/install.py` installs them.\n"
+
+
+def _number(value: float | None, form: str = ",.3g", scale: float = 1.0) -> str:
+    return "" if value is None else f"{value * scale:{form}}"
+
+
+def _ms(value: float | None) -> str:
+    """Milliseconds to three digits."""
+    if value is None:
+        return ""
+    value *= 1e3
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ratio(row: dict) -> str:
+    return f"{row['ratio']:.2f} ({row['ratio_low']:.2f}, {row['ratio_high']:.2f})" if "ratio" in row else ""
+
+
+def _limit(row: dict) -> str:
+    return f"{row['floor_seconds'] / row['seconds']:.0%}" if "floor_seconds" in row else ""
+
+
+def _accuracy(row: dict) -> str:
+    return " / ".join(f"{row[k]:.3f}" for k in ("accuracy", "bound_accuracy") if row.get(k) is not None)
+
+
+def _table(columns: Sequence[tuple[str, Callable[[dict], str]]], rows: Iterable[dict]) -> str:
+    """A Markdown table of `rows`; a row with an error says so instead of its numbers."""
+    lines = ["| " + " | ".join(name for name, _ in columns) + " |", "|" + " --- |" * len(columns)]
+    for row in rows:
+        cells = [show(row) for _, show in columns if "error" not in row]
+        if "error" in row:
+            cells = [*(show(row) for _, show in columns[:3]), f"failed: {row['error'][:120]}"]
+            cells += [""] * (len(columns) - len(cells))
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+WHAT = [
+    ("workload", lambda r: r["workload"]),
+    ("nodes", lambda r: f"{r['nodes']:,}" if "nodes" in r else ""),
+    ("a round", lambda r: f"{r['cohort']:,}" if r.get("cohort") else ""),
+]
+SPEED = [
+    *WHAT,
+    ("ms a round", lambda r: _ms(r["seconds"])),
+    ("bound, ms", lambda r: _ms(r.get("bound_seconds"))),
+    ("ratio (lowest, highest turn)", _ratio),
+    ("floor, ms", lambda r: _ms(r.get("floor_seconds"))),
+    ("of the limit", _limit),
+    ("CPU ms", lambda r: _ms(r.get("cpu_seconds"))),
+    ("compile, CPU s", lambda r: _number(r.get("compile_cpu_seconds"), ".1f")),
+    ("accuracy / bound's", _accuracy),
+]
+USE = [
+    *WHAT,
+    ("start-up, s", lambda r: _number(r["startup_seconds"], ".1f")),
+    ("with a warm cache, s", lambda r: _number(r["startup_warm_seconds"], ".1f")),
+    ("peak MB", lambda r: _number(r["peak_mb"], ",.0f")),
+    ("run MB", lambda r: _number(r["run_mb"], ",.0f")),
+    ("state MB", lambda r: _number(r["state_mb"], ",.1f")),
+    ("data MB", lambda r: _number(r["data_mb"], ",.1f")),
+    ("run over both", lambda r: f"{r['run_mb'] / (r['state_mb'] + r['data_mb']):.2f}"),
+]
+BESIDE = [
+    *WHAT,
+    ("library", lambda r: r.get("peer", "**jaxfl**") + (f" {r['version']}" if "version" in r else "")),
+    ("ms a round", lambda r: _ms(r["seconds"])),
+    ("times jaxfl's", lambda r: _number(r.get("times"), ",.3g")),
+    ("CPU ms", lambda r: _ms(r.get("cpu_seconds"))),
+    ("start-up, s", lambda r: _number(r.get("startup_seconds"), ".1f")),
+    ("peak MB", lambda r: _number(r.get("peak_mb"), ",.0f")),
+    ("accuracy", lambda r: _number(r.get("accuracy"), ".3f")),
+    ("rounds", lambda r: f"{r['rounds']:,}" if "rounds" in r else ""),
+]
+
+
+def _beside(rows: list[dict]) -> Iterable[dict]:
+    """Ours and then the peers of every case that a peer ran, the fastest first."""
+    cases = dict.fromkeys((r["workload"], r["nodes"], r.get("cohort")) for r in rows if "peer" in r and "seconds" in r)
+    for workload, nodes, cohort in cases:
+        where = {"nodes": nodes, "cohort": cohort}
+        mine = ours(rows, workload, **where)[:1]
+        yield from mine
+        for row in sorted(peers(rows, workload, **where), key=lambda r: r["seconds"]):
+            yield row | ({"times": row["seconds"] / mine[0]["seconds"]} if mine else {})
+    yield from (r | {"error": f"{r['peer']}: {r['error']}"} for r in rows if "peer" in r and "error" in r)
+
+
+def _compile_table(rows: list[dict]) -> str:
+    """Systems and the CPU seconds their round takes to compile, the slowest first, four a line."""
+    slow = sorted((r for r in rows if "compile" in r), key=lambda r: -r["cpu_seconds"])
+    cells = [f"`{r['compile']}` {r['cpu_seconds']:.1f}" for r in slow]
+    lines = ["| " + " | ".join(cells[i : i + 4]) + " |" for i in range(0, len(cells), 4)]
+    return "\n".join(["| | | | |", "| --- | --- | --- | --- |", *lines]) + "\n"
+
+
+def _machines(rows: list[dict]) -> str:
+    """What ran where, and when."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        text = ", ".join(f"{k} {v}" for k, v in row["machine"].items() if k != "devices") + f", on {row['date']}"
+        found.setdefault(text, {})[row["suite"]] = None
+    return "\n".join(f"- {', '.join(names)}: {text}." for text, names in found.items()) + "\n"
+
+
+def _targets(rows: list[dict]) -> str:
+    said = {True: "yes", False: "**no**", None: ""}
+    lines = [f"| {c.target} | {c.measured} | {said[c.met]} |" for c in checks(rows)]
+    return "\n".join(["| target | measured | met |", "| --- | --- | --- |", *lines]) + "\n"
+
+
+def render(rows: list[dict], pictures: Sequence[tuple[str, str]]) -> str:
+    """The page, with `pictures` (caption, path)."""
+    own = [r for r in rows if "workload" in r and "peer" not in r]
+    here, there = ([r for r in own if (r["suite"] == "gpu") is on] for on in (False, True))
+    parts = [HEAD, "## Speed\n", _table(SPEED, here)]
+    parts += ["On a CPU, W4, W8, G10k and sweep run on one device, the others and their bounds on one device a core.\n"]
+    parts += [f"![{caption}]({path})\n" for caption, path in pictures]
+    parts += ["## Start-up and memory\n", MEMORY, _table(USE, [r for r in here if "run_mb" in r])]
+    parts += ["## Other libraries\n"]
+    parts += [PEERS, _table(BESIDE, _beside(rows))] if any("peer" in r for r in rows) else [MISSING]
+    if any("compile" in r for r in rows):
+        parts += ["## Compilation\n", "CPU seconds of start and round of a system (8 nodes, digits, MLP 64-16-10).\n"]
+        parts += [_compile_table(rows)]
+    if there:
+        devices = ", ".join(dict.fromkeys(f"{r['machine']['device']}" for r in there))
+        parts += [f"## On an accelerator: {devices}\n", _table(SPEED, there)]
+        parts += [_table(USE, [r for r in there if "run_mb" in r])]
+    parts += ["## Targets\n", _targets(rows), "## Machines\n", _machines(rows)]
+    return "\n".join(parts)

@@ -1,0 +1,87 @@
+"""Times, memory and accuracy, as the suite measures them."""
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from workloads.work import Side
+
+SCORED = 64  # at most so many nodes' models are evaluated
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process."""
+    use = resource.getrusage(resource.RUSAGE_SELF)
+    return use.ru_utime + use.ru_stime
+
+
+def memory() -> tuple[float, float]:
+    """What this process holds and the most it ever held, in MB (10^6 bytes): of an accelerator if there is one."""
+    account = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if account:
+        return account["bytes_in_use"] / 1e6, account["peak_bytes_in_use"] / 1e6
+    try:  # not `ru_maxrss`, which a process inherits from the one that started it
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        return peak, peak
+    size = {
+        line.split(":")[0]: int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith(("VmRSS", "VmHWM"))
+    }
+    return size["VmRSS"], size["VmHWM"]
+
+
+def megabytes(tree: Any) -> float:
+    """MB of the arrays of a tree."""
+    return sum(a.nbytes for a in jax.tree.leaves(tree) if hasattr(a, "nbytes")) / 1e6
+
+
+def accuracy(side: Side, state: Any, x: np.ndarray, y: np.ndarray) -> float:
+    """Mean accuracy on a test set of the models, or of up to 64 of them evenly spaced."""
+    models, predict = side.models(state), side.predict
+    every = -(-jax.tree.leaves(models)[0].shape[0] // SCORED)
+    models = jax.device_get(jax.tree.map(lambda a: a[::every], models))
+    right = jax.jit(lambda models, x, y: jax.lax.map(lambda m: (predict(m, x).argmax(-1) == y).mean(), models))
+    return float(right(models, x, y).mean())
+
+
+def _clocked(step: Callable) -> tuple[float, float, Any]:
+    """Wall and CPU seconds of a call, and what it returns."""
+    cpu, begin = cpu_seconds(), time.perf_counter()
+    got = step()
+    return time.perf_counter() - begin, cpu_seconds() - cpu, got
+
+
+def race(sides: Mapping[str, Side], rounds: int, turns: int, test: tuple | None = None) -> dict[str, float]:
+    """Warm seconds a round of one side or two that take turns; the first is ours.
+
+    Returns, with the side's name before each (nothing for the first): `seconds` and `cpu_seconds` a round, medians of
+    the turns, `seconds_low` and `seconds_high`, `compile_cpu_seconds` (of the first block, less those of a later one)
+    and, given `test` `(x, y)`, `accuracy` after the first block. With two sides also `ratio`, the median of the turns'
+    ratios, `ratio_low` and `ratio_high`.
+    """
+    row: dict[str, float] = {}
+    first = {}
+    for name, side in sides.items():
+        _, first[name], state = _clocked(side.step)
+        if test is not None and side.models is not None:
+            row[f"{name}accuracy"] = accuracy(side, state, *test)
+        del state
+        side.step()
+    times = np.array([[_clocked(side.step)[:2] for side in sides.values()] for _ in range(turns)])  # [turns, sides, 2]
+    for (wall, cpu), name in zip(times.transpose(1, 2, 0), sides, strict=True):
+        row |= {
+            f"{name}seconds": float(np.median(wall)) / rounds,
+            f"{name}seconds_low": float(wall.min()) / rounds,
+            f"{name}seconds_high": float(wall.max()) / rounds,
+            f"{name}cpu_seconds": float(np.median(cpu)) / rounds,
+            f"{name}compile_cpu_seconds": max(0.0, first[name] - float(np.median(cpu))),
+        }
+    if len(sides) == 2:
+        ratio = times[:, 0, 0] / times[:, 1, 0]
+        row |= {"ratio": float(np.median(ratio)), "ratio_low": float(ratio.min()), "ratio_high": float(ratio.max())}
+    return row
