@@ -1,6 +1,5 @@
 """Mapping over nodes: blocks, sums by weight, and what the rule of the block size looks at."""
 
-
 import chex
 import jax
 import jax.numpy as jnp

@@ -309,3 +309,14 @@ def test_resampled_refuses_numbers_out_of_range():
     for kw, words in (({"n": 0}, "n is 0"), ({"n": 2, "size": 0}, "size is 0"), ({"n": 2, "alpha": 0.0}, "alpha is 0")):
         with pytest.raises(InputError, match=words):
             resampled(data, **kw)
+
+
+def test_a_cpu_reads_samples_where_they_are_unless_their_owner_may_write_to_them():
+    known = from_arrays(np.random.default_rng(0).normal(size=(50, 33)), np.arange(50) % 3)
+    assert iid(known, 5).x.unsafe_buffer_pointer() == known.x.ctypes.data
+    with pytest.raises(ValueError, match="read-only"):
+        known.x[0] = 1
+    mine = known._replace(x=known.x.copy())
+    shards = iid(mine, 5)
+    mine.x[:] = 0
+    np.testing.assert_array_equal(shards.x, known.x)

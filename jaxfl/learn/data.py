@@ -16,11 +16,15 @@ from jaxfl.core import InputError
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist installs it
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+BOUNDARY = 64  # bytes
 _INT32_MAX = np.iinfo(np.int32).max
 
 
 class Dataset(NamedTuple):
-    """A train and a test set as NumPy arrays on the host; `N` train samples, `M` test samples."""
+    """A train and a test set as NumPy arrays on the host; `N` train samples, `M` test samples.
+
+    Inputs made by `from_arrays` are read-only, as a CPU device may use them without a copy.
+    """
 
     x: np.ndarray  # [N, ...] float32, or int32 for tokens and ids
     y: np.ndarray  # [N, ...] int32 labels, or float32 targets
@@ -84,6 +88,16 @@ def _floats(name: str, a: np.ndarray) -> np.ndarray:
     if bad:
         raise InputError(f"{name} holds {bad} NaN or infinite values as float32, all must be finite.")
     return a
+
+
+def _settled(a: np.ndarray) -> np.ndarray:
+    """A read-only copy on a boundary of 64 bytes: a CPU device can use it where it is (`partition.shards`)."""
+    room = np.empty(a.nbytes + BOUNDARY, np.uint8)
+    begin = -room.ctypes.data % BOUNDARY
+    copy = room[begin : begin + a.nbytes].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    copy.flags.writeable = False
+    return copy
 
 
 def _integers(name: str, a: np.ndarray, bound: int, what: str) -> np.ndarray:
@@ -162,6 +176,7 @@ def from_arrays(
         raise InputError(f"y has dtype {y.dtype} with classes={classes}, labels must be integers.")
     else:
         targets = {k: _floats(k, a) for k, a in targets.items()}
+    inputs = {k: _settled(a) for k, a in inputs.items()}
     return Dataset(**inputs, **targets, classes=classes, groups=groups, group_names=group_names, name=name)
 
 

@@ -7,6 +7,7 @@ without a sample.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +20,8 @@ BLOCK = 50_000  # nodes drawn at once
 def shards(data: Dataset, owner: np.ndarray, n: int | None = None) -> Shards:
     """The shards of `n` nodes from the owner of each train sample `[N]`; -1 leaves a sample out.
 
-    Copies the samples to the device once; within a shard they keep their order. `n` is by default the largest owner
+    Copies the samples to the device once, unless a CPU can read them where they are; within a shard they keep their
+    order. `n` is by default the largest owner
     + 1. Raises InputError for an owner out of range or a node that owns nothing.
     """
     owner = np.asarray(owner)
@@ -33,9 +35,14 @@ def shards(data: Dataset, owner: np.ndarray, n: int | None = None) -> Shards:
         raise InputError(f"owner leaves {n - np.count_nonzero(size)} of n={n} nodes without a sample, all need one.")
     order = np.argsort(owner, kind="stable")[len(owner) - size.sum() :]
     start = np.cumsum(size) - size
-    x, y = jnp.array(data.x), jnp.array(data.y)
+    x, y = _on_device(data.x), jnp.array(data.y)
     order, start, sizes = (jnp.asarray(a.astype(np.int32)) for a in (order, start, size))
     return Shards(x, y, order, start, sizes, longest=int(size.max()))
+
+
+def _on_device(a: np.ndarray) -> jax.Array:
+    """On a CPU a read-only array itself, where it is aligned; else a copy, as its owner may write to it."""
+    return jnp.array(a) if a.flags.writeable else jax.device_put(a)
 
 
 def _check(data: Dataset, n: int, each: int = 1, name: str = "min_size") -> None:
@@ -201,7 +208,7 @@ def resampled(data: Dataset, n: int, alpha: float | None = None, seed: int = 0, 
             parts.append(by_label[first[label] + (rng.random(label.shape) * count[label]).astype(int)].ravel())
         order = np.concatenate(parts)
     start = jnp.arange(n, dtype=jnp.int32) * size
-    x, y = jnp.array(data.x), jnp.array(data.y)
+    x, y = _on_device(data.x), jnp.array(data.y)
     return Shards(x, y, jnp.asarray(order.astype(np.int32)), start, jnp.full_like(start, size), longest=size)
 
 
