@@ -24,14 +24,21 @@ def draws_apart(f: Callable, shared: Tree, row: Tree) -> tuple[Callable, Callabl
     closed, out = jax.make_jaxpr(f, return_shape=True)(shared, row)
     jaxpr, structure = closed.jaxpr, jax.tree.structure(out)
     size = lambda v: v.aval.size * v.aval.dtype.itemsize
-    known = {v for v in (*jaxpr.invars, *jaxpr.constvars) if not jnp.issubdtype(v.aval.dtype, jnp.inexact)}
-    first, then = [], []
+    whole = lambda v: not jnp.issubdtype(v.aval.dtype, jnp.inexact)
+    known = {v for v in (*jaxpr.invars, *jaxpr.constvars) if whole(v)}
+    varies = set(jaxpr.invars[len(jax.tree.leaves(shared)) :])
+    first, then, made = [], [], set()
     for eqn in jaxpr.eqns:
         early = not eqn.effects and all(isinstance(v, Literal) or v in known for v in eqn.invars)
-        early &= all(size(v) <= SMALL for v in eqn.outvars)
-        (first if early else then).append(eqn)
-        known |= set(eqn.outvars) if early else set()
-    made = {v for eqn in first for v in eqn.outvars}
+        if not early or any(size(v) > SMALL for v in eqn.outvars):
+            then.append(eqn)
+            continue
+        first.append(eqn)
+        known |= set(eqn.outvars)
+        if any(not isinstance(v, Literal) and v in varies | made for v in eqn.invars):
+            made |= set(eqn.outvars)
+        else:  # the same for every node: made again where it is used, not once a node
+            then.append(eqn)
     used = [v for eqn in then for v in eqn.invars] + list(jaxpr.outvars)
     across = list(dict.fromkeys(v for v in used if not isinstance(v, Literal) and v in made))
 

@@ -173,7 +173,8 @@ def test_no_row_of_a_node_leaves_its_device():
         assert message <= moved[f"scaffold {case}"] < message + 100
     for case in ("32 None", "32 4"):  # besides, every member's row, read and written
         assert moved[f"scaffold {case}"] > message + 2 * 16 * row
-    assert row <= moved["diloco"] < row + 100
+    # the sum of messages, and once more where one is not finite, the dearer branch of which a plan counts
+    assert row <= moved["diloco"] < 2 * row + 100
 
 
 @pytest.mark.parametrize(

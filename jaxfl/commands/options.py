@@ -79,7 +79,7 @@ class Plan(One):
     """Compile a system without running it: memory, FLOPs, bytes, collectives and predicted seconds of a round."""
 
     memory_gb: Memory = None
-    """Memory of a device to fit into, in 10^9 bytes: says how many nodes that allows."""
+    """Memory to fit into, in 10^9 bytes of a device, on a CPU of the process: says how many nodes that allows."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,4 +39,7 @@ def _planned(name: str, setup: Setup) -> plan.Plan:
     world = prepare(setup, [name])
     arm = build(world, name, system_options(setup, [name])[name])
     mesh = mesh_of(setup.devices, world.setup.nodes)
-    return plan.plan(arm.algorithm, arm.scenario, arm.model, seeds=setup.seeds, evaluate=arm.metric, mesh=mesh)
+    every = min(setup.rounds, setup.every or max(1, setup.rounds // 10))
+    return plan.plan(
+        arm.algorithm, arm.scenario, arm.model, seeds=setup.seeds, every=every, evaluate=arm.metric, mesh=mesh
+    )

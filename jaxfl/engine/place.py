@@ -36,13 +36,19 @@ def use_cores(count: int) -> None:
 def _put(a: Array, where: NamedSharding) -> Array:
     """One array on the mesh, which may span processes that each hold all of it."""
     if where.is_fully_addressable:
-        return jax.device_put(a, where)
+        return jax.device_put(_seen_by_all(a) if where.is_fully_replicated else a, where)
     if not getattr(a, "is_fully_addressable", True):
         return jax.jit(lambda a: a, out_shardings=where)(a)
     if jnp.issubdtype(jnp.asarray(a).dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_put(jax.random.key_data(a), where))
     host = np.asarray(a)
     return jax.make_array_from_callback(host.shape, where, lambda part: host[part])
+
+
+def _seen_by_all(a: Array) -> Array | np.ndarray:
+    """A CPU device's array as host memory, which all CPU devices of the process share instead of copying it."""
+    alone = isinstance(a, jax.Array) and len(a.devices()) == 1 and next(iter(a.devices())).platform == "cpu"
+    return np.asarray(a) if alone and not jnp.issubdtype(a.dtype, jax.dtypes.extended) else a
 
 
 def place(mesh: Mesh, tree: Tree, spec: P = P()) -> Tree:

@@ -45,7 +45,8 @@ def _first(algorithm, scenario, draw, x, key, hyper, arrays, data, byz, links):
     x = x if draw is None else draw(keys.model_key(key))
     env = _env(jnp.int32(0), now, data, byz, links)
     carry = world, build(algorithm, hyper).init(keys.init_key(key, "algorithm"), env, x)
-    return jax.tree.map(_strong, carry)
+    world, state = jax.tree.map(_strong, carry)
+    return everywhere(world), keep_place(state)
 
 
 def _strong(a: Array) -> Array:
