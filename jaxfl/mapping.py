@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxfl.core import Array, Cohort, Env, Tree, node_keys, stream
 from jaxfl.draws import draws_apart
+from jaxfl.traced import programs_in
 
 AXIS = "nodes"
 CACHE_BYTES = 2 * 2**20  # rows of one block on a CPU: the L2 of a core
@@ -66,8 +67,7 @@ def _matmul_bytes(f: Callable, shared: Tree, stacked: Tree) -> int:
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "dot_general":
                 found += [math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in (*eqn.invars, *eqn.outvars)]
-            inner = [v for p in eqn.params.values() for v in (p if isinstance(p, tuple | list) else [p])]
-            found += [largest(getattr(v, "jaxpr", v)) for v in inner if hasattr(v, "eqns")]
+            found += [largest(inner) for inner in programs_in(eqn)]
         return max(found)
 
     return largest(jax.make_jaxpr(f)(shared, _one_of(stacked)).jaxpr)

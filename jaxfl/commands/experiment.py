@@ -4,12 +4,14 @@ import contextlib
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from jaxfl import config
-from jaxfl.build import build, prepare
+from jaxfl.build import Arm, build, prepare
 from jaxfl.commands import results
 from jaxfl.commands.options import Compare, Run
 from jaxfl.commands.start import mesh_of
+from jaxfl.config import Setup
 from jaxfl.core import InputError
 from jaxfl.engine import run as engine
 from jaxfl.named.options import system_options, zoo_name
@@ -47,20 +49,8 @@ def main(command: Run | Compare) -> int:
         for i, (name, arm) in enumerate(arms.items()):
             began = time.perf_counter()
             print(f"{i + 1}/{len(arms)} {name} ...", file=sys.stderr, flush=True)
-            histories[name] = engine.run(
-                arm.algorithm,
-                arm.scenario,
-                arm.model,
-                setup.rounds,
-                seed=setup.seed,
-                seeds=setup.seeds,
-                every=setup.every,
-                evaluate=arm.metric,
-                out=folder / name,
-                checkpoints=setup.checkpoints,
-                resume=(folder / name / "log.jsonl").exists(),
-                mesh=mesh,
-            ).history
+            resume = (folder / name / "log.jsonl").exists()
+            histories[name] = history_of(arm, setup, folder / name, mesh, checkpoints=setup.checkpoints, resume=resume)
             seconds[name] = time.perf_counter() - began
             results.write_history(folder, histories)
             print(f"{i + 1}/{len(arms)} {name} {seconds[name]:.1f} s", file=sys.stderr, flush=True)
@@ -71,6 +61,23 @@ def main(command: Run | Compare) -> int:
         finished = {name: histories[name] for name in seconds}
         results.conclude(world, finished, seconds, folder, as_json=command.json)
     return code
+
+
+def history_of(arm: Arm, setup: Setup, out: Path, mesh: Any, **named: Any) -> Any:
+    """The history of one system as long and as often as the setup says; `named` go to `engine.run.run`."""
+    return engine.run(
+        arm.algorithm,
+        arm.scenario,
+        arm.model,
+        setup.rounds,
+        seed=setup.seed,
+        seeds=setup.seeds,
+        every=setup.every,
+        evaluate=arm.metric,
+        out=out,
+        mesh=mesh,
+        **named,
+    ).history
 
 
 def _check_same(command: Run | Compare) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxfl import config
 from jaxfl.build import Arm, build, prepare
 from jaxfl.commands import results
+from jaxfl.commands.experiment import history_of
 from jaxfl.commands.options import Sweep
 from jaxfl.commands.start import mesh_of
 from jaxfl.core import InputError
@@ -39,19 +40,7 @@ def main(command: Sweep) -> int:
     results.write(folder / "config.toml", config.saved("sweep", [name], setup, world.setup))
     results.describe(world, folder)
     began = time.perf_counter()
-    history = engine.run(
-        arm.algorithm,
-        arm.scenario,
-        arm.model,
-        setup.rounds,
-        seed=setup.seed,
-        seeds=setup.seeds,
-        hyper=points,
-        every=setup.every,
-        evaluate=arm.metric,
-        out=folder / name,
-        mesh=mesh,
-    ).history
+    history = history_of(arm, setup, folder / name, mesh, hyper=points)
     each = sweeps.points(history, list(values))
     seconds = dict.fromkeys(each, (time.perf_counter() - began) / len(each))
     results.write_history(folder, each, points)

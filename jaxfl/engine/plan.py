@@ -26,6 +26,7 @@ from jaxfl.engine.hlo import Work, counts, works
 from jaxfl.engine.place import placement
 from jaxfl.engine.run import _chunk, _evaluate, _start, inputs, shared_measure
 from jaxfl.engine.runs import Runs, of_a_seed, side_by_side
+from jaxfl.traced import programs_in
 
 MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "dynamic_slice", "dynamic_update_slice")
 MOVES += ("gather", "scatter", "concatenate", "pad", "convert_element_type", "select_n", "copy", "split", "rev")
@@ -215,19 +216,11 @@ def _bytes(tree: Tree) -> int:
     return sum(_leaf_bytes(a) for a in jax.tree.leaves(tree))
 
 
-def _inner(params: Mapping[str, Any]) -> list[Any]:
-    """The programs inside an operation's parameters."""
-    found = []
-    for value in params.values():
-        found += [v for v in (value if isinstance(value, tuple | list) else [value]) if hasattr(v, "eqns")]
-    return found
-
-
 def _flops(jaxpr: Any) -> float:
     """FLOPs of a traced program: products and sums of its dots, one for every element of anything else."""
     total = 0.0
     for eqn in jaxpr.eqns:
-        inner = [_flops(getattr(j, "jaxpr", j)) for j in _inner(eqn.params)]
+        inner = [_flops(program) for program in programs_in(eqn)]
         if eqn.primitive.name == "scan":
             total += eqn.params["length"] * sum(inner)
         elif eqn.primitive.name == "cond":
