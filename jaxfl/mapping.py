@@ -92,7 +92,8 @@ def map_nodes(f: Callable, shared: Tree, stacked: Tree, *, bytes_each: int = 0, 
     """
     count = jax.tree.leaves(stacked)[0].shape[0]
     devices = node_shards()
-    each = max(bytes_each, _bytes_each(stacked, count), _matmul_bytes(f, shared, stacked))
+    # a matrix is in cache together with its gradient
+    each = max(bytes_each, _bytes_each(stacked, count), 2 * _matmul_bytes(f, shared, stacked))
 
     def local(shared: Tree, stacked: Tree, weight: Array | None) -> Tree:
         here = jax.tree.leaves(stacked)[0].shape[0]

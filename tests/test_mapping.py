@@ -38,7 +38,7 @@ def test_a_sum_by_weight_is_that_of_the_rows_and_what_weighs_nothing_may_be_nan(
 
 
 def test_a_block_holds_the_windows_of_images_and_not_just_the_rows():
-    """The patches [20 * 14 * 14, 144] of the second convolution are 28 times a row of parameters."""
+    """The windows [144, 20 * 7 * 7] of the second convolution, a quarter of them, are 7 times a row of parameters."""
     task = classification(CNN, jnp.zeros((1, 784)))
     x, y = jnp.zeros((20, 784)), jnp.zeros(20, jnp.int32)
 
@@ -47,7 +47,7 @@ def test_a_block_holds_the_windows_of_images_and_not_just_the_rows():
         return jax.lax.scan(down, row, None, length=3)[0]
 
     rows = jnp.zeros((8, task.dim))
-    assert mapping._matmul_bytes(train, x, rows) == 4 * 20 * 14 * 14 * 144
+    assert mapping._matmul_bytes(train, x, rows) == 4 * 144 * 20 * 7 * 7
     assert mapping._matmul_bytes(lambda s, r: r + s, jnp.float32(1), rows) == 0
 
 

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jaxfl.core import Array, InputError
 
 
-def _pads(length: int, kernel: int, stride: int, padding: str) -> tuple[int, int]:
+def pads(length: int, kernel: int, stride: int, padding: str) -> tuple[int, int]:
+    """Zeros in front of and behind a line of `length` pixels; "SAME" makes `ceil(length / stride)` windows.
+
+    Raises:
+        InputError: another `padding` than "SAME" or "VALID".
+    """
+    if padding not in ("SAME", "VALID"):
+        raise InputError(f"padding is {padding!r}, allowed are 'SAME' and 'VALID'.")
     if padding == "VALID":
         return 0, 0
     total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
@@ -34,13 +41,11 @@ def patches(x: Array, kernel: int, stride: int = 1, padding: str = "SAME") -> Ar
         InputError: `x` is not of rank 4 or smaller than the window, `kernel` or `stride` is below 1, or another
             `padding`.
     """
-    if padding not in ("SAME", "VALID"):
-        raise InputError(f"padding is {padding!r}, allowed are 'SAME' and 'VALID'.")
     if kernel < 1 or stride < 1:
         raise InputError(f"kernel is {kernel} and stride is {stride}, both must be at least 1.")
     if x.ndim != 4:
         raise InputError(f"x has shape {x.shape}, images must be [b, h, w, channels].")
-    high, wide = (_pads(n, kernel, stride, padding) for n in x.shape[1:3])
+    high, wide = (pads(n, kernel, stride, padding) for n in x.shape[1:3])
     rows, columns = ((n + sum(p) - kernel) // stride + 1 for n, p in zip(x.shape[1:3], (high, wide), strict=True))
     if rows < 1 or columns < 1:
         raise InputError(f"x has shape {x.shape}, smaller than the {kernel} x {kernel} window with VALID padding.")
@@ -50,6 +55,12 @@ def patches(x: Array, kernel: int, stride: int = 1, padding: str = "SAME") -> Ar
     right, down = (columns - 1) * stride + 1, (rows - 1) * stride + 1
     x = jnp.concatenate([x[:, :, j : j + right : stride] for j in range(kernel)], axis=-1)
     return jnp.concatenate([x[:, i : i + down : stride] for i in range(kernel)], axis=-1)
+
+
+def check_kernel(kernel: Array, channels: int) -> None:
+    """Raise InputError unless `kernel` is `[k, k, channels, features]`."""
+    if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != channels:
+        raise InputError(f"kernel has shape {kernel.shape}, must be [k, k, {channels}, features] for this x.")
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, padding: str = "SAME") -> Array:
@@ -67,8 +78,7 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: str = "SAME") -> Arr
     Raises:
         InputError: as `patches`, or `kernel` is not square or has other channels than `x`.
     """
-    if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != x.shape[-1]:
-        raise InputError(f"kernel has shape {kernel.shape}, must be [k, k, {x.shape[-1]}, features] for this x.")
+    check_kernel(kernel, x.shape[-1])
     return patches(x, kernel.shape[0], stride, padding) @ kernel.reshape(-1, kernel.shape[-1])
 
 
@@ -91,10 +101,16 @@ def max_pool(x: Array) -> Array:
         InputError: `x` is not of rank 4 or an image is smaller than the window.
     """
 
+    return largest(_quarters(x))
+
+
+def largest(four: list[Array]) -> Array:
+    """Elementwise the largest of four arrays, the first of equal ones; its gradient is elementwise too."""
+
     def larger(a: Array, b: Array) -> Array:
         return jnp.where((a >= b) | (a != a), a, b)
 
-    a, b, c, d = _quarters(x)
+    a, b, c, d = four
     return larger(larger(a, b), larger(c, d))
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 
 from jaxfl.core import Array, InputError
 from jaxfl.learn import convolution
+from jaxfl.learn.conv_pool import ConvPool, conv_pool
 
 
 def _images(x: Array, image: tuple[int, int, int]) -> Array:
@@ -67,6 +68,17 @@ class Conv(nnx.Module):
         return y if self.bias is None else y + self.bias
 
 
+def _weights(layer: Conv | nnx.Linear) -> tuple[Array, Array]:
+    """Kernel and bias."""
+    kernel = layer.kernel[...]
+    return kernel, jnp.zeros(kernel.shape[-1]) if layer.bias is None else layer.bias[...]
+
+
+def _pooled(conv: Conv) -> ConvPool:
+    """A convolution of stride 1 as a layer of `conv_pool`."""
+    return ConvPool(*_weights(conv), conv.padding)
+
+
 class MLP(nnx.Module):
     """Perceptron with ReLU between layers; `sizes` runs from inputs to outputs, `(784, 64, 10)`.
 
@@ -112,9 +124,9 @@ class CNN(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Images `[b, h, w, channels]` or flat `[b, h * w * channels]` to logits `[b, classes]`."""
-        x = convolution.max_pool(nnx.relu(self.conv1(_images(x, self.image))))
-        x = convolution.max_pool(nnx.relu(self.conv2(x)))
-        return self.dense(x.reshape(x.shape[0], -1))
+        layers = [_pooled(self.conv1), _pooled(self.conv2)]
+        kernel, bias = _weights(self.dense)
+        return conv_pool(_images(x, self.image), layers, kernel) + bias
 
 
 class LeNet(nnx.Module):
@@ -133,8 +145,12 @@ class LeNet(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Images `[b, h, w, channels]` or flat `[b, h * w * channels]` to logits `[b, classes]`."""
-        x = convolution.max_pool(nnx.relu(self.conv1(_images(x, self.image))))
-        return self.head(convolution.max_pool(nnx.relu(self.conv2(x))))
+        layers = [_pooled(self.conv1), _pooled(self.conv2)]
+        kernel, bias = _weights(self.head.layers[0])
+        x = conv_pool(_images(x, self.image), layers, kernel) + bias
+        for layer in self.head.layers[1:]:
+            x = layer(nnx.relu(x))
+        return x
 
 
 class _Block(nnx.Module):
