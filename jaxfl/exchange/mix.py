@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Array, Graph, own_weight
 from jaxfl.mapping import AXIS, node_shards
 
+PIECE_BYTES = 16 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
 DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost, on CPU as on GPU
 
 
@@ -33,7 +34,7 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
 
     def local(nbr: Array, weight: Array, sent: Array) -> Array:
         if reach > each:
-            return _by_table(nbr, weight, jax.lax.all_gather(sent, AXIS, tiled=True))
+            return _by_gather(nbr, weight, sent, devices)
         start = each * jax.lax.axis_index(AXIS) - reach
         return _by_table((nbr - start) % n, weight, _with_border(sent, reach, reach, devices))
 
@@ -77,6 +78,24 @@ def _by_halo(weight: Array, sent: Array, shifts: list[int], devices: int) -> Arr
         return total
 
     return jax.shard_map(local, in_specs=(P(AXIS), P(AXIS)), out_specs=P(AXIS), check_vma=False)(weight, sent)
+
+
+def _by_gather(nbr: Array, weight: Array, sent: Array, devices: int) -> Array:
+    """Every device hears all rows, a few columns of them at a time: rows of all nodes would not fit where shards do."""
+    each, m = sent.shape
+    whole = devices * each * m * sent.dtype.itemsize
+    width = max(1, m * max(PIECE_BYTES, whole // (4 * devices)) // whole)
+    hear = lambda part: _by_table(nbr, weight, jax.lax.all_gather(part, AXIS, tiled=True))
+    if width >= m:
+        return hear(sent)
+
+    def piece(mixed: Array, start: Array) -> tuple[Array, None]:
+        part = hear(jax.lax.dynamic_slice_in_dim(sent, start, width, axis=1))
+        return jax.lax.dynamic_update_slice_in_dim(mixed, part, start, axis=1), None
+
+    # the last piece may hold columns of the one before, which come out the same
+    starts = jnp.minimum(jnp.arange(0, m, width), m - width)
+    return jax.lax.scan(piece, jnp.zeros_like(sent), starts)[0]
 
 
 def _by_table(nbr: Array, weight: Array, heard: Array) -> Array:
