@@ -24,31 +24,30 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
     chex.assert_shape([own, sent], (n, None))
     if k == 0:
         return own
-    first = own_weight(graph)[:, None] * own
+    kept = own_weight(graph)[:, None]
     if graph.shifts is not None and 8 * k < n:
-        return first + _by_shifts(graph.weight, graph.shifts, sent)
+        return _by_shifts(graph.weight, graph.shifts, sent, kept * own)
     devices = node_shards()
     if devices == 1 or n % devices:
-        return first + _by_table(graph.nbr, graph.weight, sent)
+        return _by_table(graph.nbr, graph.weight, sent, kept * own)
     each, reach = n // devices, n if graph.reach is None else graph.reach
 
-    def local(nbr: Array, weight: Array, sent: Array) -> Array:
+    def local(nbr: Array, weight: Array, kept: Array, own: Array, sent: Array) -> Array:
         if reach > each:
-            return _by_gather(nbr, weight, sent, devices)
+            return _by_gather(nbr, weight, kept, own, sent, devices)
         start = each * jax.lax.axis_index(AXIS) - reach
-        return _by_table((nbr - start) % n, weight, _with_border(sent, reach, reach, devices))
+        return _by_table((nbr - start) % n, weight, _with_border(sent, reach, reach, devices), kept * own)
 
     spread = jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)
-    return first + spread(graph.nbr, graph.weight, sent)
+    return spread(graph.nbr, graph.weight, kept, own, sent)
 
 
-def _by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array) -> Array:
+def _by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array, total: Array) -> Array:
     n = sent.shape[0]
     devices = node_shards()
     near = [s if 2 * s <= n else s - n for s in shifts]
     if devices > 1 and n % devices == 0 and max(map(abs, near)) <= n // devices:
-        return _by_halo(weight, sent, near, devices)
-    total = jnp.zeros_like(sent)
+        return _by_halo(weight, sent, near, devices, total)
     for slot, shift in enumerate(shifts):
         total = total + weight[:, slot, None] * jnp.roll(sent, -shift, axis=0)
     return total
@@ -66,56 +65,56 @@ def _with_border(sent: Array, behind: int, ahead: int, devices: int) -> Array:
     return jnp.concatenate(parts)
 
 
-def _by_halo(weight: Array, sent: Array, shifts: list[int], devices: int) -> Array:
+def _by_halo(weight: Array, sent: Array, shifts: list[int], devices: int, total: Array) -> Array:
     """Each device receives only the border rows of its two neighbours."""
     ahead, behind = max(0, *shifts), max(0, *(-s for s in shifts))
 
-    def local(weight, sent):
+    def local(weight, sent, total):
         wide = _with_border(sent, behind, ahead, devices)
-        total = jnp.zeros_like(sent)
         for slot, shift in enumerate(shifts):
             total = total + weight[:, slot, None] * jax.lax.dynamic_slice_in_dim(wide, behind + shift, sent.shape[0])
         return total
 
-    return jax.shard_map(local, in_specs=(P(AXIS), P(AXIS)), out_specs=P(AXIS), check_vma=False)(weight, sent)
+    return jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)(weight, sent, total)
 
 
-def _by_gather(nbr: Array, weight: Array, sent: Array, devices: int) -> Array:
+def _by_gather(nbr: Array, weight: Array, kept: Array, own: Array, sent: Array, devices: int) -> Array:
     """Every device hears all rows, a few columns of them at a time: rows of all nodes would not fit where shards do."""
     each, m = sent.shape
     whole = devices * each * m * sent.dtype.itemsize
     width = max(1, m * max(PIECE_BYTES, whole // (4 * devices)) // whole)
-    hear = lambda part: _by_table(nbr, weight, jax.lax.all_gather(part, AXIS, tiled=True))
+    hear = lambda own, sent: _by_table(nbr, weight, jax.lax.all_gather(sent, AXIS, tiled=True), kept * own)
     if width >= m:
-        return hear(sent)
+        return hear(own, sent)
 
     def piece(mixed: Array, start: Array) -> tuple[Array, None]:
-        part = hear(jax.lax.dynamic_slice_in_dim(sent, start, width, axis=1))
-        return jax.lax.dynamic_update_slice_in_dim(mixed, part, start, axis=1), None
+        new = hear(*(jax.lax.dynamic_slice_in_dim(a, start, width, axis=1) for a in (own, sent)))
+        return jax.lax.dynamic_update_slice_in_dim(mixed, new, start, axis=1), None
 
-    # the last piece may hold columns of the one before, which come out the same
+    # the last piece may hold columns of the one before, which come out the same; what the result starts from is all
+    # written over, but made of `own` it is made after it, in the memory of the rows from which `own` was trained
     starts = jnp.minimum(jnp.arange(0, m, width), m - width)
-    return jax.lax.scan(piece, jnp.zeros_like(sent), starts)[0]
+    return jax.lax.scan(piece, kept * own, starts)[0]
 
 
-def _by_table(nbr: Array, weight: Array, heard: Array) -> Array:
-    """The rows `heard` `[w, m]` of which `nbr` `[r, k]` are wanted, weighed: `[r, m]`."""
+def _by_table(nbr: Array, weight: Array, heard: Array, total: Array) -> Array:
+    """`total` `[r, m]` and the rows `heard` `[w, m]` of which `nbr` `[r, k]` are wanted, weighed: `[r, m]`."""
     if heard.shape[0] <= DENSE_RATIO * nbr.shape[1]:
-        return _by_matmul(nbr, weight, heard)
-    return _by_slots(nbr, weight, heard)
+        return total + _by_matmul(nbr, weight, heard)
+    return _by_slots(nbr, weight, heard, total)
 
 
 def _by_matmul(nbr: Array, weight: Array, heard: Array) -> Array:
     row = jnp.broadcast_to(jnp.arange(nbr.shape[0])[:, None], nbr.shape)
     matrix = jnp.zeros((nbr.shape[0], heard.shape[0]), weight.dtype).at[row, nbr].add(weight)
     times = lambda heard: jnp.matmul(matrix, heard, precision=jax.lax.Precision.HIGHEST)
-    return jax.lax.cond(jnp.isfinite(heard).all(), times, lambda heard: _by_slots(nbr, weight, heard), heard)
+    zero = jnp.zeros((nbr.shape[0], heard.shape[1]), heard.dtype)
+    return jax.lax.cond(jnp.isfinite(heard).all(), times, lambda heard: _by_slots(nbr, weight, heard, zero), heard)
 
 
-def _by_slots(nbr: Array, weight: Array, heard: Array) -> Array:
+def _by_slots(nbr: Array, weight: Array, heard: Array, total: Array) -> Array:
     def add(total, slot):
         nbr, weight = slot
         return total + jnp.where(weight[:, None] != 0, weight[:, None] * heard[nbr], 0.0), None
 
-    zero = jnp.zeros((nbr.shape[0], heard.shape[1]), heard.dtype)
-    return jax.lax.scan(add, zero, (nbr.T, weight.T))[0]
+    return jax.lax.scan(add, total, (nbr.T, weight.T))[0]
