@@ -11,8 +11,6 @@ rounds inside a longer run.
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import statistics
@@ -52,16 +50,10 @@ def predict(name: str, case: int, nodes: int | None = None) -> dict:
     return row | {"compile_seconds": made.compile_seconds, "seconds": made.seconds()}
 
 
-def _release() -> None:
-    """Give memory that is free back to the system, and forget the peak."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def measure(name: str, case: int, nodes: int | None = None) -> dict:
     """What runs take."""
     import jax
+    import timing
 
     from jaxfl.engine.plan import resident
     from jaxfl.engine.run import run
@@ -76,7 +68,7 @@ def measure(name: str, case: int, nodes: int | None = None) -> dict:
     own = sum(a.nbytes for a in jax.tree.leaves((world.arrays, world.data, world.byz, world.links)))
     go(2)
     process = resident()[1]
-    _release()
+    timing.release()
     before = resident()[0] - own
     go(3)
     arrays = resident()[1] - before

@@ -21,7 +21,8 @@ time.
 MEMORY = """Start-up runs from the start of the process to the end of the first round: imports, data, compilation.
 Memory is in MB of 10^6 bytes, of a process that runs jaxfl alone: its peak, without a compilation cache, and what a run
 adds to the process after the imports, with a warm cache (the compiler's own memory is in the peak only). Data are train
-and test set, shards and graph. The last column is what the run adds over state and data.
+and test set, shards and graph. "Over both" is over state and data. Arrays are what a further run in that process takes,
+which loads no library or program: those take 110 to 130 MB, whatever the workload.
 """
 PEERS = """Rounds of other libraries on the same work in the same run, each in a virtual environment of its own
 (`benchmarks/peers`). CPU is that of all processes of a round; accuracy is taken after equally many rounds.
@@ -90,6 +91,11 @@ USE = [
     ("state MB", lambda r: _number(r["state_mb"], ",.1f")),
     ("data MB", lambda r: _number(r["data_mb"], ",.1f")),
     ("run over both", lambda r: f"{r['run_mb'] / (r['state_mb'] + r['data_mb']):.2f}"),
+    ("arrays MB", lambda r: _number(r.get("arrays_mb"), ",.0f")),
+    (
+        "arrays over both",
+        lambda r: f"{r['arrays_mb'] / (r['state_mb'] + r['data_mb']):.2f}" if "arrays_mb" in r else "",
+    ),
 ]
 BESIDE = [
     *WHAT,

@@ -70,6 +70,7 @@ def test_the_command_measures_and_keeps(tmp_path):
     assert found["state_mb"] == pytest.approx(64 * 2410 * 4e-6)  # 64 nodes, MLP 64-32-10
     assert found["data_mb"] == pytest.approx(1797 * 65 * 4e-6, rel=0.1)  # digits, shards and graph
     assert found["run_mb"] < found["peak_mb"]
+    assert 0 < found["arrays_mb"] < found["run_mb"]
     assert 0 < found["startup_warm_seconds"] < found["startup_seconds"]
     assert found["date"]
     assert results.read(tmp_path / "results.jsonl") == [kept, found]
