@@ -92,8 +92,9 @@ def map_nodes(f: Callable, shared: Tree, stacked: Tree, *, bytes_each: int = 0, 
     """
     count = jax.tree.leaves(stacked)[0].shape[0]
     devices = node_shards()
-    # a matrix is in cache together with its gradient
-    each = max(bytes_each, _bytes_each(stacked, count), 2 * _matmul_bytes(f, shared, stacked))
+    row, matrix = max(bytes_each, _bytes_each(stacked, count)), _matmul_bytes(f, shared, stacked)
+    # a matrix larger than the row is made of activations, which are in cache together with their gradient
+    each = 2 * matrix if matrix > row else row
 
     def local(shared: Tree, stacked: Tree, weight: Array | None) -> Tree:
         here = jax.tree.leaves(stacked)[0].shape[0]
