@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from results import ours, peers
+from results import ours, over_held, peers
 
 LOOPS = ("plain PyTorch loop", "torch.func.vmap")  # peers that are no framework
 
@@ -52,8 +52,8 @@ def _memory(rows: list[dict], of: str, column: str) -> Check:
     target = f"memory of {of} at most 3 times the stacked state and the data set, every workload"
     name = lambda r: f"{r['workload']}, {r['nodes']:,}" + (f", {r['cohort']:,} a round" if r.get("cohort") else "")
     workloads = dict.fromkeys(r.get("workload", "") for r in rows)
-    held = [r for w in workloads for r in ours(rows, w) if column in r]
-    found = {name(r): r[column] / (r["state_mb"] + r["data_mb"]) for r in held}
+    times = {name(r): over_held(r, column) for w in workloads for r in ours(rows, w)}
+    found = {name: value for name, value in times.items() if value is not None}
     if not found:
         return Check(target)
     worst = max(found, key=lambda name: found[name])

@@ -86,10 +86,7 @@ def alone(case: workloads.Case) -> dict:
     row |= {"state_mb": timing.megabytes(state), "data_mb": timing.megabytes(work.held(program))}
     if jax.default_backend() == "cpu":  # an accelerator's memory is that of the arrays anyway
         del state
-        timing.release()
-        before = timing.memory()[0] - row["data_mb"]
-        work.afresh(program, 3)
-        row["arrays_mb"] = timing.memory()[1] - before
+        row["arrays_mb"] = timing.further(lambda: work.afresh(program, 3), row["data_mb"])
     return row
 
 

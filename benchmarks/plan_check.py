@@ -55,7 +55,6 @@ def measure(name: str, case: int, nodes: int | None = None) -> dict:
     import jax
     import timing
 
-    from jaxfl.engine.plan import resident
     from jaxfl.engine.run import run
 
     work, (algorithm, world, task, _) = _load(name, case, nodes)
@@ -67,14 +66,11 @@ def measure(name: str, case: int, nodes: int | None = None) -> dict:
 
     own = sum(a.nbytes for a in jax.tree.leaves((world.arrays, world.data, world.byz, world.links)))
     go(2)
-    process = resident()[1]
-    timing.release()
-    before = resident()[0] - own
-    go(3)
-    arrays = resident()[1] - before
+    process = timing.memory()[1]
+    arrays = timing.further(lambda: go(3), own / 1e6)
     short, long = ([go(chunks) for _ in range(5)] for chunks in (1, 4))
     seconds = (statistics.median(long) - statistics.median(short)) / 3 / work.rounds
-    return {"arrays_mb": arrays / 1e6, "process_mb": process / 1e6, "seconds": seconds}
+    return {"arrays_mb": arrays, "process_mb": process, "seconds": seconds}
 
 
 def _child(mode: str, name: str, case: int, nodes: int | None) -> dict:

@@ -35,3 +35,8 @@ def peers(rows: Iterable[dict], workload: str, **where: Any) -> list[dict]:
     """Rows of other libraries that ran."""
     want = {"workload": workload, **where}
     return [r for r in rows if "peer" in r and "seconds" in r and all(r.get(k) == v for k, v in want.items())]
+
+
+def over_held(row: dict, column: str) -> float | None:
+    """A memory of `row` over its state and data, which no run can do without; None if that was not measured."""
+    return row[column] / (row["state_mb"] + row["data_mb"]) if column in row else None

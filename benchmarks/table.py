@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from checks import checks
-from results import ours, peers
+from results import ours, over_held, peers
 
 HEAD = """# Benchmarks
 
@@ -91,12 +91,9 @@ USE = [
     ("run MB", lambda r: _number(r["run_mb"], ",.0f")),
     ("state MB", lambda r: _number(r["state_mb"], ",.1f")),
     ("data MB", lambda r: _number(r["data_mb"], ",.1f")),
-    ("run over both", lambda r: f"{r['run_mb'] / (r['state_mb'] + r['data_mb']):.2f}"),
+    ("run over both", lambda r: _number(over_held(r, "run_mb"), ".2f")),
     ("arrays MB", lambda r: _number(r.get("arrays_mb"), ",.0f")),
-    (
-        "arrays over both",
-        lambda r: f"{r['arrays_mb'] / (r['state_mb'] + r['data_mb']):.2f}" if "arrays_mb" in r else "",
-    ),
+    ("arrays over both", lambda r: _number(over_held(r, "arrays_mb"), ".2f")),
 ]
 BESIDE = [
     *WHAT,

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from workloads.work import Side
 
+from jaxfl.engine.plan import resident
+
 SCORED = 64  # at most so many nodes' models are evaluated
 
 
@@ -26,25 +28,26 @@ def memory() -> tuple[float, float]:
     account = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if account:
         return account["bytes_in_use"] / 1e6, account["peak_bytes_in_use"] / 1e6
-    try:  # not `ru_maxrss`, which a process inherits from the one that started it
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        return peak, peak
-    size = {
-        line.split(":")[0]: int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith(("VmRSS", "VmHWM"))
-    }
-    return size["VmRSS"], size["VmHWM"]
+    now, peak = resident()
+    if not peak:  # the last resort: a process inherits `ru_maxrss` from the one that started it
+        now = peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1000
+    return now / 1e6, peak / 1e6
 
 
-def release() -> None:
-    """Give memory that is free back to the system, and forget the most this process held (Linux; elsewhere nothing)."""
+def further(run: Callable, own: float) -> float:
+    """The most MB that the process holds in `run()`, less what it held before but for `own` MB.
+
+    Where `run` loads and compiles nothing, that is its arrays and `own`. Elsewhere than on Linux, free memory counts.
+    """
     gc.collect()
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # free memory back to the system
+        Path("/proc/self/clear_refs").write_text("5")  # forget the most it held
     except OSError:
         pass
+    before = memory()[0] - own
+    run()
+    return memory()[1] - before
 
 
 def megabytes(tree: Any) -> float:

@@ -6,6 +6,8 @@ finite reaches those who hear it and nobody else: a weight of 0 is no link, thou
 `shifts` have no such weight).
 """
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -100,16 +102,15 @@ def _by_gather(nbr: Array, weight: Array, kept: Array, own: Array, sent: Array, 
 def _by_table(nbr: Array, weight: Array, heard: Array, total: Array) -> Array:
     """`total` `[r, m]` and the rows `heard` `[w, m]` of which `nbr` `[r, k]` are wanted, weighed: `[r, m]`."""
     if heard.shape[0] <= DENSE_RATIO * nbr.shape[1]:
-        return total + _by_matmul(nbr, weight, heard)
+        return _by_matmul(nbr, weight, heard, total)
     return _by_slots(nbr, weight, heard, total)
 
 
-def _by_matmul(nbr: Array, weight: Array, heard: Array) -> Array:
+def _by_matmul(nbr: Array, weight: Array, heard: Array, total: Array) -> Array:
     row = jnp.broadcast_to(jnp.arange(nbr.shape[0])[:, None], nbr.shape)
     matrix = jnp.zeros((nbr.shape[0], heard.shape[0]), weight.dtype).at[row, nbr].add(weight)
-    times = lambda heard: jnp.matmul(matrix, heard, precision=jax.lax.Precision.HIGHEST)
-    zero = jnp.zeros((nbr.shape[0], heard.shape[1]), heard.dtype)
-    return jax.lax.cond(jnp.isfinite(heard).all(), times, lambda heard: _by_slots(nbr, weight, heard, zero), heard)
+    times = lambda heard, total: total + jnp.matmul(matrix, heard, precision=jax.lax.Precision.HIGHEST)
+    return jax.lax.cond(jnp.isfinite(heard).all(), times, partial(_by_slots, nbr, weight), heard, total)
 
 
 def _by_slots(nbr: Array, weight: Array, heard: Array, total: Array) -> Array:

@@ -11,7 +11,7 @@ Tried: Winograd's F(2 x 2, 3 x 3), whose tile is the pool's window, does with 4 
 for twice the compile time; gradients by hand (`custom_vjp`) were no faster than those that JAX derives from this form.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -70,8 +70,7 @@ def _convolved(length: int, layers: Sequence[ConvPool]) -> list[int]:
     """Pixels of a line after the convolution of each layer, before its pool."""
     found = []
     for kernel, _, padding in layers:
-        k = kernel.shape[0]
-        found.append(length + sum(convolution.pads(length, k, 1, padding)) - k + 1)
+        found.append(convolution.windows(length, kernel.shape[0], 1, padding))
         length = found[-1] // 2
     return found
 
@@ -111,8 +110,8 @@ class _Axis(NamedTuple):
         at = [d // self.scale for d in self.offsets() if d % self.scale == p]
         return max(0, -min(at)), max(0, max(at) + self.after - self.before)
 
-    def offsets(self) -> Iterator[int]:
-        return iter(range(-self.low, self.scale + self.kernel - 1 - self.low))
+    def offsets(self) -> range:
+        return range(-self.low, self.scale + self.kernel - 1 - self.low)
 
     def start(self, d: int) -> int:
         """Where the slice at offset `d` starts in its padded lattice."""
@@ -120,9 +119,8 @@ class _Axis(NamedTuple):
 
 
 def _axis(layer: ConvPool, scale: int, before: int) -> _Axis:
-    kernel = layer.kernel.shape[0]
-    low, high = convolution.pads(before * scale, kernel, 1, layer.padding)
-    return _Axis(scale, kernel, low, before, (before * scale + low + high - kernel + 1) // scale)
+    line = before * scale, layer.kernel.shape[0], 1, layer.padding
+    return _Axis(scale, line[1], convolution.pads(*line)[0], before, convolution.windows(*line) // scale)
 
 
 def _layer(planes: list[list[Array]], layer: ConvPool, b: int) -> list[list[Array]]:

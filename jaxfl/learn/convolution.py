@@ -25,6 +25,11 @@ def pads(length: int, kernel: int, stride: int, padding: str) -> tuple[int, int]
     return total // 2, total - total // 2
 
 
+def windows(length: int, kernel: int, stride: int, padding: str) -> int:
+    """How many windows of `kernel` pixels a padded line of `length` pixels has."""
+    return (length + sum(pads(length, kernel, stride, padding)) - kernel) // stride + 1
+
+
 def patches(x: Array, kernel: int, stride: int = 1, padding: str = "SAME") -> Array:
     """Every `kernel` x `kernel` window of the images, as a vector ordered (row, column, channel).
 
@@ -46,7 +51,7 @@ def patches(x: Array, kernel: int, stride: int = 1, padding: str = "SAME") -> Ar
     if x.ndim != 4:
         raise InputError(f"x has shape {x.shape}, images must be [b, h, w, channels].")
     high, wide = (pads(n, kernel, stride, padding) for n in x.shape[1:3])
-    rows, columns = ((n + sum(p) - kernel) // stride + 1 for n, p in zip(x.shape[1:3], (high, wide), strict=True))
+    rows, columns = (windows(n, kernel, stride, padding) for n in x.shape[1:3])
     if rows < 1 or columns < 1:
         raise InputError(f"x has shape {x.shape}, smaller than the {kernel} x {kernel} window with VALID padding.")
     x = jnp.pad(x, ((0, 0), high, wide, (0, 0)))
@@ -100,7 +105,6 @@ def max_pool(x: Array) -> Array:
     Raises:
         InputError: `x` is not of rank 4 or an image is smaller than the window.
     """
-
     return largest(_quarters(x))
 
 

@@ -74,9 +74,10 @@ def _weights(layer: Conv | nnx.Linear) -> tuple[Array, Array]:
     return kernel, jnp.zeros(kernel.shape[-1]) if layer.bias is None else layer.bias[...]
 
 
-def _pooled(conv: Conv) -> ConvPool:
-    """A convolution of stride 1 as a layer of `conv_pool`."""
-    return ConvPool(*_weights(conv), conv.padding)
+def _pooled(x: Array, convolutions: Sequence[Conv], dense: nnx.Linear) -> Array:
+    """Convolutions of stride 1, each with ReLU and a 2 x 2 max pool, then a dense layer: `[b, outputs]`."""
+    kernel, bias = _weights(dense)
+    return conv_pool(x, [ConvPool(*_weights(conv), conv.padding) for conv in convolutions], kernel) + bias
 
 
 class MLP(nnx.Module):
@@ -93,10 +94,13 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """`[b, ...]`, flattened to `[b, sizes[0]]`, to `[b, sizes[-1]]`."""
-        x = x.reshape(x.shape[0], -1)
-        for layer in self.layers[:-1]:
-            x = nnx.relu(layer(x))
-        return self.layers[-1](x)
+        return self.rest(self.layers[0](x.reshape(x.shape[0], -1)))
+
+    def rest(self, x: Array) -> Array:
+        """What follows the first layer, `[b, sizes[1]]` to `[b, sizes[-1]]`."""
+        for layer in self.layers[1:]:
+            x = layer(nnx.relu(x))
+        return x
 
 
 class CNN(nnx.Module):
@@ -124,9 +128,7 @@ class CNN(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Images `[b, h, w, channels]` or flat `[b, h * w * channels]` to logits `[b, classes]`."""
-        layers = [_pooled(self.conv1), _pooled(self.conv2)]
-        kernel, bias = _weights(self.dense)
-        return conv_pool(_images(x, self.image), layers, kernel) + bias
+        return _pooled(_images(x, self.image), (self.conv1, self.conv2), self.dense)
 
 
 class LeNet(nnx.Module):
@@ -145,12 +147,7 @@ class LeNet(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Images `[b, h, w, channels]` or flat `[b, h * w * channels]` to logits `[b, classes]`."""
-        layers = [_pooled(self.conv1), _pooled(self.conv2)]
-        kernel, bias = _weights(self.head.layers[0])
-        x = conv_pool(_images(x, self.image), layers, kernel) + bias
-        for layer in self.head.layers[1:]:
-            x = layer(nnx.relu(x))
-        return x
+        return self.head.rest(_pooled(_images(x, self.image), (self.conv1, self.conv2), self.head.layers[0]))
 
 
 class _Block(nnx.Module):
