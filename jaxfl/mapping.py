@@ -14,6 +14,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -78,82 +79,133 @@ def _one_of(stacked: Tree) -> Tree:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked)
 
 
-def map_nodes(f: Callable, shared: Tree, stacked: Tree, *, bytes_each: int = 0, weight: Array | None = None) -> Tree:
+def map_nodes(
+    f: Callable,
+    shared: Tree,
+    stacked: Tree,
+    *,
+    kept: Tree = None,
+    bytes_each: int = 0,
+    weight: Array | None = None,
+) -> Tree:
     """`f(shared, row)` for every row of `stacked` (leaves `[c, ...]`), results stacked `[c, ...]`.
 
     Args:
         f: function of one node.
         shared: what every node sees (replicated over devices).
         stacked: pytree with leading axis `c`.
-        bytes_each: memory of one node's work where it exceeds its row in `stacked`.
-        weight: `[c]`; then `f` returns a message `[m]` and something else, and of the messages only the sum by weight
-            is kept, `[m]`: added up while they are in cache, they never exist all at once. What weighs 0 need not be
-            finite.
+        kept: pytree with leading axis `c` whose rows `f` replaces; then it is `f(shared, row, kept) -> (result, kept)`,
+            and so is what is returned. Blocks write over what they read, so that there is one copy of it all.
+        bytes_each: memory of one node's work where it exceeds its rows.
+        weight: `[c]`; then the result of `f` is a message `[m]` and something else, and of the messages only the sum by
+            weight is kept, `[m]`: added up while they are in cache, they never exist all at once. What weighs 0 need
+            not be finite.
     """
+    if kept is None:
+        return map_nodes(
+            lambda shared, row, kept: (f(shared, row), kept),
+            shared,
+            stacked,
+            kept=(),
+            bytes_each=bytes_each,
+            weight=weight,
+        )[0]
     count = jax.tree.leaves(stacked)[0].shape[0]
     devices = node_shards()
-    row, matrix = max(bytes_each, _bytes_each(stacked, count)), _matmul_bytes(f, shared, stacked)
+    whole = lambda shared, both: f(shared, *both)
+    row = max(bytes_each, _bytes_each((stacked, kept), count))
+    matrix = _matmul_bytes(whole, shared, (stacked, kept))
     # a matrix larger than the row is made of activations, which are in cache together with their gradient
     each = 2 * matrix if matrix > row else row
 
-    def local(shared: Tree, stacked: Tree, weight: Array | None) -> Tree:
+    def local(shared: Tree, stacked: Tree, kept: Tree, weight: Array | None) -> Tree:
         here = jax.tree.leaves(stacked)[0].shape[0]
         size = block_size(here, each)
         if size >= here:
-            return _in_blocks(lambda row: f(shared, row), stacked, weight, size)
-        draw, rest = draws_apart(f, shared, _one_of(stacked))
-        drawn = jax.vmap(lambda row: draw(shared, row))(stacked)
-        return _in_blocks(lambda row: rest(shared, *row), (stacked, drawn), weight, size)
+            return _in_blocks(partial(f, shared), stacked, kept, weight, size)
+        draw, rest = draws_apart(whole, shared, (_one_of(stacked), _one_of(kept)))
+        drawn = jax.vmap(lambda row, kept: draw(shared, (row, kept)))(stacked, kept)
+        g = lambda row, kept: rest(shared, (row[0], kept), row[1])
+        return _in_blocks(g, (stacked, drawn), kept, weight, size)
 
     if devices == 1:
-        return local(shared, stacked, weight)
+        return local(shared, stacked, kept, weight)
     pad = -count % devices
     if pad:
         index = jnp.concatenate([jnp.arange(count), jnp.zeros(pad, jnp.int32)])
-        stacked = jax.tree.map(lambda a: a[index], stacked)
+        stacked, kept = jax.tree.map(lambda a: a[index], (stacked, kept))
         weight = None if weight is None else jnp.pad(weight, (0, pad))
 
-    def share(shared: Tree, stacked: Tree, weight: Array | None) -> Tree:
-        out = local(shared, stacked, weight)
-        return out if weight is None else (jax.lax.psum(out[0], AXIS), out[1])
+    def share(shared: Tree, stacked: Tree, kept: Tree, weight: Array | None) -> Tree:
+        out, kept = local(shared, stacked, kept, weight)
+        return (out if weight is None else (jax.lax.psum(out[0], AXIS), out[1])), kept
 
-    whole = P(AXIS) if weight is None else (P(), P(AXIS))
-    spread = jax.shard_map(share, in_specs=(P(), P(AXIS), P(AXIS)), out_specs=whole, check_vma=False)
-    out = spread(shared, stacked, weight)
+    of_all = P(AXIS) if weight is None else (P(), P(AXIS))
+    spread = jax.shard_map(
+        share, in_specs=(P(), P(AXIS), P(AXIS), P(AXIS)), out_specs=(of_all, P(AXIS)), check_vma=False
+    )
+    out, kept = spread(shared, stacked, kept, weight)
     cut = lambda tree: jax.tree.map(lambda a: a[:count], tree) if pad else tree
-    return cut(out) if weight is None else (out[0], cut(out[1]))
+    return (cut(out) if weight is None else (out[0], cut(out[1]))), cut(kept)
 
 
-def _in_blocks(f: Callable, stacked: Tree, weight: Array | None, size: int) -> Tree:
+def _in_blocks(f: Callable, stacked: Tree, kept: Tree, weight: Array | None, size: int) -> tuple[Tree, Tree]:
     """`map_nodes` on one device: `size` nodes as one vmap, and the blocks as a loop."""
-    if weight is None:
-        if size >= jax.tree.leaves(stacked)[0].shape[0]:
-            return jax.vmap(f)(stacked)
-        return jax.lax.map(f, stacked, batch_size=size if size > 1 else None)
+    count = jax.tree.leaves(stacked)[0].shape[0]
 
-    def add(total: Array | float, block: Tree) -> tuple[Array, Tree]:
-        weight, rows = block
-        if size == 1:
-            message, rest = f(jax.tree.map(lambda a: a[0], rows))
-            total = total + jnp.where(weight[0] != 0, weight[0] * message, 0)
-            return total, jax.tree.map(lambda a: a[None], rest)
-        messages, rest = jax.vmap(f)(rows)
-        messages = jnp.where((weight != 0)[:, None], messages, 0)
-        return total + jnp.matmul(weight, messages, precision=jax.lax.Precision.HIGHEST), rest
+    def add(f: Callable, sum_up: Callable, total: Array | float, rows: Tree, kept: Tree, weight: Array | None) -> tuple:
+        """The sum with a block's messages, what else comes of the block, and what it keeps."""
+        out, kept = f(rows, kept)
+        return (total, out, kept) if weight is None else (total + sum_up(weight, out[0]), out[1], kept)
 
-    count = weight.shape[0]
+    present = lambda weight, messages: jnp.where((weight != 0)[:, None], messages, 0)
+    summed = lambda weight, messages: jnp.matmul(weight, present(weight, messages), precision=jax.lax.Precision.HIGHEST)
+    one = partial(add, f, lambda weight, message: jnp.where(weight != 0, weight * message, 0))
+    several = partial(add, jax.vmap(f), summed)
     blocks, left = divmod(count, size)
-    cut = lambda start, stop: jax.tree.map(lambda a: a[start:stop], (weight, stacked))
-    if blocks == 1 and not left:
-        return add(0.0, (weight, stacked))
-    whole = jax.tree.map(lambda a: a.reshape(blocks, size, *a.shape[1:]), cut(0, blocks * size))
-    message = jax.eval_shape(f, jax.tree.map(lambda a: a[0], stacked))[0]
-    total, rest = jax.lax.scan(add, jnp.zeros(message.shape, message.dtype), whole)
-    rest = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), rest)
+    together = lambda total, rest: rest if weight is None else (total, rest)
+    if blocks <= 1 and not left:
+        total, rest, kept = several(0.0, stacked, kept, weight)
+        return together(total, rest), kept
+
+    if size == 1:
+        advance, read, write = (
+            one,
+            partial(jax.lax.dynamic_index_in_dim, keepdims=False),
+            partial(jax.lax.dynamic_update_index_in_dim, axis=0),
+        )
+    else:
+        advance = several
+        read = lambda a, k: jax.lax.dynamic_slice_in_dim(a, k * size, size)
+        write = lambda a, b, k: jax.lax.dynamic_update_slice_in_dim(a, b, k * size, 0)
+
+    def step(carry: tuple, block: tuple) -> tuple[tuple, Tree]:
+        total, kept, before = carry
+        k, rows, weight = block
+        # what the block before keeps is written only now, so that all reading comes after it: where XLA sees a reader
+        # that could come after the writing, it copies the whole of it in every step
+        kept = jax.tree.map(lambda a, b: write(a, b, jnp.maximum(k - 1, 0)), kept, before)
+        total, rest, new = advance(total, rows, jax.tree.map(lambda a: read(a, k), kept), weight)
+        return (total, kept, new), rest
+
+    total = 0.0
+    if weight is not None:
+        message = jax.eval_shape(f, _one_of(stacked), _one_of(kept))[0][0]
+        total = jnp.zeros(message.shape, message.dtype)
+    rows = jax.tree.map(lambda a: a[: blocks * size], (stacked, weight)) if left else (stacked, weight)
+    if size > 1:
+        rows = jax.tree.map(lambda a: a.reshape(blocks, size, *a.shape[1:]), rows)
+    first = jax.tree.map(lambda a: read(a, 0), kept)
+    (total, kept, last), rest = jax.lax.scan(step, (total, kept, first), (jnp.arange(blocks), *rows))
+    kept = jax.tree.map(lambda a, b: write(a, b, blocks - 1), kept, last)
+    if size > 1:
+        rest = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), rest)
     if left:
-        total, last = add(total, cut(blocks * size, count))
+        tail = jax.tree.map(lambda a: a[blocks * size :], (stacked, kept, weight))
+        total, last, new = several(total, *tail)
         rest = jax.tree.map(lambda *a: jnp.concatenate(a), rest, last)
-    return total, rest
+        kept = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, blocks * size, 0), kept, new)
+    return together(total, rest), kept
 
 
 def _at_home(c: Cohort, f: Callable, rows: Tree, *stacked: Tree) -> Tree:
@@ -179,40 +231,64 @@ def rows_of(c: Cohort, rows: Tree) -> Tree:
     return _at_home(c, lambda ids, rows: jax.tree.map(lambda a: a[ids], rows), rows)
 
 
-def put_rows(c: Cohort, rows: Tree, new: Tree, present: Array | None = None) -> Tree:
-    """Leaves `[n, ...]` with the members' rows replaced by `new` `[c, ...]` where `present` `[c]` (None: all)."""
+def put_rows(c: Cohort, rows: Tree, new: Tree) -> Tree:
+    """Leaves `[n, ...]` with the members' rows replaced by `new` `[c, ...]`."""
 
-    def put(ids: Array | slice, rows: Tree, new: Tree, present: Array | None) -> Tree:
-        def one(a: Array, v: Array) -> Array:
-            if present is not None:
-                v = jnp.where(present.reshape(present.shape + (1,) * (v.ndim - 1)), v, a[ids])
-            return a.at[ids].set(v)
+    def put(ids: Array | slice, rows: Tree, new: Tree) -> Tree:
+        return new if isinstance(ids, slice) else jax.tree.map(lambda a, v: a.at[ids].set(v), rows, new)
 
-        return jax.tree.map(one, rows, new)
-
-    return _at_home(c, put, rows, new, present)
+    return _at_home(c, put, rows, new)
 
 
-def at(ids: Array, learn: Callable, weight: Array | None = None) -> Callable:
-    """Lift `learn(key, data, i, x, **named)` of ONE node to the nodes `ids` `[c]`.
+def map_kept(
+    c: Cohort, f: Callable, shared: Tree, stacked: Tree, kept: Tree, *, present: Array | None = None, **more: Any
+) -> tuple[Tree, Tree]:
+    """`map_nodes` with what all nodes keep, leaves `[n, ...]`: `f(shared, row, kept) -> (result, kept)` of a member.
 
-    The lifted function is `(key, env, x, shared=None, **own) -> ([c, d], dict of [c, ...])`. `x` is one row for all
-    (`[d]`) or one row a node (`[c, d]`). The dict `shared` holds named arguments that all nodes see alike, `own` those
-    with a leading axis `[c]`, each an array or a tree; what is None is left out. With a `weight` `[c]` the first
-    result is the nodes' sum by weight, `[d]` (`map_nodes`).
+    Who is not `present` `[c]` (None: all are) keeps what it had. Returns the results, stacked `[c, ...]`, and what all
+    nodes keep now; `more` as in `map_nodes`.
     """
 
-    def lifted(key: Array, env: Env, x: Array, shared: dict | None = None, **own: Tree):
+    def one(shared: Tree, row: tuple, mine: Tree) -> tuple[Tree, Tree]:
+        row, here = row
+        out, new = f(shared, row, mine)
+        return out, new if here is None else jax.tree.map(lambda a, b: jnp.where(here, a, b), new, mine)
+
+    out, rows = map_nodes(one, shared, (stacked, present), kept=rows_of(c, kept), **more)
+    return out, put_rows(c, kept, rows)
+
+
+def at(who: Cohort | Array, learn: Callable, weight: Array | None = None) -> Callable:
+    """Lift `learn(key, data, i, x, **named)` of ONE node to the members of a cohort or the nodes of ids `[c]`.
+
+    The lifted function is `(key, env, x, shared=None, kept=None, **own) -> ([c, d], dict of [c, ...])`. `x` is one row
+    for all (`[d]`) or one row a node (`[c, d]`). The dict `shared` holds named arguments that all nodes see alike,
+    `own` those with a leading axis `[c]`, each an array or a tree; what is None is left out. With a `weight` `[c]` the
+    first result is the nodes' sum by weight, `[d]` (`map_nodes`).
+
+    The dict `kept` holds what nodes keep from round to round, leaves `[n, ...]` of all nodes for a cohort and
+    `[c, ...]` for ids: `learn` takes a member's row by its name and logs the new one under the same name. The log then
+    holds the new `[n, ...]` or `[c, ...]`, in which the absent (`cohort.weight` 0) keep what they had.
+    """
+    c, ids = (who, who.ids) if isinstance(who, Cohort) else (None, who)
+
+    def lifted(key: Array, env: Env, x: Array, shared: dict | None = None, kept: dict | None = None, **own: Tree):
         keys = node_keys(stream(key, "learn"), ids)
         common = dict(shared or {})
         own = {name: v for name, v in own.items() if v is not None}
         (common if x.ndim == 1 else own)["x"] = x
 
-        def one(shared, row):
+        def one(shared, row, mine):
             (data, common), (key, i, own) = shared, row
-            args = common | own
-            return learn(key, data, i, args.pop("x"), **args)
+            args = common | own | mine
+            y, log = learn(key, data, i, args.pop("x"), **args)
+            return (y, {name: v for name, v in log.items() if name not in mine}), {name: log[name] for name in mine}
 
-        return map_nodes(one, (env.data, common), (keys, ids, own), bytes_each=4 * x.shape[-1], weight=weight)
+        rows, how = (keys, ids, own), {"bytes_each": 4 * x.shape[-1], "weight": weight}
+        if c is None or not kept:
+            (y, log), new = map_nodes(one, (env.data, common), rows, kept=kept or {}, **how)
+        else:
+            (y, log), new = map_kept(c, one, (env.data, common), rows, kept, present=c.weight > 0, **how)
+        return y, log | new
 
     return lifted

@@ -9,13 +9,13 @@ import pytest
 from common import digits_world
 
 from jaxfl import mapping
-from jaxfl.core import Env
+from jaxfl.core import Cohort, Env, Strata
 from jaxfl.exchange.codecs import half
 from jaxfl.exchange.network import Network
 from jaxfl.learn.local import displacement, local_sgd
 from jaxfl.learn.models import CNN
 from jaxfl.learn.task import classification
-from jaxfl.mapping import at, block_of, block_size, map_nodes
+from jaxfl.mapping import at, block_of, block_size, map_kept, map_nodes
 
 
 def test_blocks_divide_where_they_can():
@@ -35,6 +35,39 @@ def test_a_sum_by_weight_is_that_of_the_rows_and_what_weighs_nothing_may_be_nan(
         total, first = map_nodes(f, jnp.float32(2), jnp.asarray(rows), weight=jnp.asarray(weight))
     np.testing.assert_allclose(total, 2 * weight.astype(np.float64) @ rows, rtol=1e-5)
     np.testing.assert_array_equal(first, rows[:, 0])
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("block", [None, 1, 3, 11])
+def test_what_nodes_keep_is_replaced_row_by_row(block, weighed):
+    rows, before = jnp.arange(22.0).reshape(11, 2), {"sum": jnp.ones((11, 2)), "rounds": jnp.arange(11)}
+    weight = jnp.linspace(0, 1, 11) if weighed else None
+    f = lambda s, row, kept: ((s * row, row[0]), {"sum": kept["sum"] + row, "rounds": kept["rounds"] + 1})
+    with block_of(block):
+        (message, first), after = map_nodes(f, jnp.float32(2), rows, kept=before, weight=weight)
+    np.testing.assert_allclose(message, 2 * (np.asarray(weight) @ rows if weighed else np.asarray(rows)), rtol=1e-6)
+    np.testing.assert_array_equal(first, rows[:, 0])
+    chex.assert_trees_all_equal(after, {"sum": 1 + rows, "rounds": 1 + jnp.arange(11)})
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_there_is_one_copy_of_what_nodes_keep(block):
+    """In a loop over rounds as well, with members who are absent and results that need what was kept before."""
+    who = Cohort(jnp.arange(32), jnp.ones(32), jnp.zeros(32, jnp.int32), strata=Strata(32))
+    f = lambda x, k, kept: (kept.sum(), jnp.sin(kept) + x)
+
+    def rounds(kept, present):
+        once = lambda kept, _: map_kept(who, f, jnp.float32(1), who.ids, kept, present=present)[::-1]
+        return jax.lax.scan(once, kept, length=3)
+
+    kept, present = jnp.ones((32, 2**14)), jnp.arange(32) > 0
+    with block_of(block):
+        program = jax.jit(rounds, donate_argnums=0).lower(kept, present).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 0.2 * kept.nbytes
+    after, sums = program(kept, present)
+    now = np.stack([np.ones(32), np.where(present, 1 + np.sin(1), 1), np.where(present, 1 + np.sin(1 + np.sin(1)), 1)])
+    np.testing.assert_allclose(sums, 2**14 * now, rtol=1e-5)
+    np.testing.assert_allclose(after[:, 0], np.where(present, 1 + np.sin(now[2]), 1), rtol=1e-6)
 
 
 def test_a_block_holds_the_windows_of_images_and_not_just_the_rows():

@@ -114,7 +114,7 @@ def test_where_all_are_members_rows_are_neither_gathered_nor_scattered():
     rows, present = jnp.arange(12.0).reshape(6, 2), jnp.arange(6) % 2 == 0
 
     def change(rows, present):
-        return mapping.put_rows(who, rows, 2 * mapping.rows_of(who, rows), present)
+        return mapping.map_kept(who, lambda _, k, mine: (k, 2 * mine), (), who.ids, rows, present=present)[1]
 
     text = jax.jit(change).lower(rows, present).compile().as_text() or ""
     assert re.findall(r"\b(gather|scatter|dynamic-update-slice|copy)\(", text) == []
@@ -151,8 +151,8 @@ def rows_on_a_mesh():
     present = jnp.arange(16) % 3 > 0
 
     def change(who, rows, present):
-        mine = mapping.rows_of(who, rows)
-        return mine, mapping.put_rows(who, rows, jax.tree.map(lambda a: -a, mine), present)
+        minus = lambda _, k, mine: (mine, jax.tree.map(lambda a: -a, mine))
+        return mapping.map_kept(who, minus, (), who.ids, rows, present=present)
 
     with jax.set_mesh(node_mesh()):
         compiled = jax.jit(change).lower(who, rows, present).compile()

@@ -28,7 +28,6 @@ from jaxfl.exchange.codecs import half
 from jaxfl.exchange.network import Network
 from jaxfl.learn.local import displacement, local_sgd, optimizer_state, train_log
 from jaxfl.learn.task import Task
-from jaxfl.mapping import at, put_rows, rows_of
 
 
 class Pace(NamedTuple):
@@ -76,7 +75,12 @@ def diloco(
     require("delay", delay, least=0)
     inner = optax.adamw(lr) if local is None else local
     tx = optax.sgd(0.7, momentum=0.9, nesterov=True) if server is None else server
-    learn = displacement(local_sgd(task, inner, steps=steps, batch=batch, keep_state=keep_state))
+    moved = displacement(local_sgd(task, inner, steps=steps, batch=batch, keep_state=keep_state))
+
+    def learn(key, data, i, x, **named):
+        """The pseudo-gradient of one worker."""
+        move, log = moved(key, data, i, x, **named)
+        return -move, log
 
     def init(key, env, x):
         flying = (jnp.zeros((delay, x.size)), jnp.zeros(delay)) if delay else ()
@@ -90,9 +94,8 @@ def diloco(
         most, via, plan = pace.plan(now["pace"], net)
         bound = [b for b in (c.steps, most) if b is not None]
         allowed = jnp.broadcast_to(jnp.min(jnp.stack(jnp.broadcast_arrays(*bound)), 0), c.ids.shape) if bound else None
-        mine = rows_of(c, s.nodes) if keep_state else None
-        move, log = at(c.ids, learn)(key, env, now["x"], steps=allowed, state=mine)
-        delta, mail, cost = via.aggregate(key, env, s.mail, -move)
+        kept = {"state": s.nodes} if keep_state else None
+        delta, log, mail, cost = via.collect(key, env, s.mail, learn, now["x"], steps=allowed, kept=kept)
         out = train_log(log, c) | cost | {"down_bits": cost["up_bits"]} | plan
         came, flying, on_the_way = delta, (), None
         if delay:
@@ -103,9 +106,10 @@ def diloco(
         if delay:
             keep = lambda new, old: jnp.where(env.t >= delay, new, old)
             x, outer = jax.tree.map(keep, (x, outer), (now["x"], now["outer"]))
-        nodes = put_rows(c, s.nodes, log["state"], present) if keep_state else s.nodes
         shared = {"x": x, "outer": outer, "flying": flying, "pace": pace.see(now["pace"], delta)}
-        return State(shared, nodes, mail), timing.all_reduce_round(env, log["steps"], out, on_the_way)
+        return State(shared, log.get("state", s.nodes), mail), timing.all_reduce_round(
+            env, log["steps"], out, on_the_way
+        )
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
 

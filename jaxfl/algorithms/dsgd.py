@@ -48,8 +48,8 @@ def gossip_training(
         return State((), nodes, net.init(env, x))
 
     def round(key, env, s):
-        x, opt = s.nodes if keep_state else (s.nodes, None)
-        y, log = at(jnp.arange(n_nodes(env)), learn)(key, env, x, steps=env.cohort.steps, state=opt)  # [n, d]
+        x, kept = (s.nodes[0], {"state": s.nodes[1]}) if keep_state else (s.nodes, None)
+        y, log = at(jnp.arange(n_nodes(env)), learn)(key, env, x, kept=kept, steps=env.cohort.steps)  # [n, d]
         x, mail, cost = net.gossip(key, env, s.mail, y)  # [n, d]
         nodes = (x, log["state"]) if keep_state else x
         return State((), nodes, mail), timing.gossip_round(env, log["steps"], train_log(log, env.cohort) | cost)

@@ -25,7 +25,6 @@ from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import blend, drift, storm
 from jaxfl.learn.local import local_sgd, train_log
 from jaxfl.learn.task import Task
-from jaxfl.mapping import put_rows, rows_of
 
 
 def momentum_fl(
@@ -74,14 +73,13 @@ def momentum_fl(
         c, now = env.cohort, s.shared
         told = {"direction": now["g"]} | ({"previous": now["previous"]} if reduced else {})
         told |= {"shared_control": now["c"]} if controls else {}
-        control = rows_of(c, s.nodes) if controls else None
-        mean, log, mail, cost = net.collect(key, env, s.mail, member, now["x"], told, steps=c.steps, control=control)
-        d, nodes = now["x"].size, s.nodes
+        kept = {"control": s.nodes} if controls else None
+        mean, log, mail, cost = net.collect(key, env, s.mail, member, now["x"], told, steps=c.steps, kept=kept)
+        d = now["x"].size
         new = {"x": now["x"] - rate * mean[:d], "g": mean[:d]} | ({"previous": now["x"]} if reduced else {})
         if controls:
-            present = c.weight > 0
-            nodes = put_rows(c, nodes, log["control"], present)
-            new["c"] = now["c"] + (present.sum() / n_nodes(env)) * mean[d:]
+            new["c"] = now["c"] + ((c.weight > 0).sum() / n_nodes(env)) * mean[d:]
+        nodes = log.get("control", ())
         return State(new, nodes, mail), train_log(log, c) | net.broadcast(env, *jax.tree.leaves(now)) | cost
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])

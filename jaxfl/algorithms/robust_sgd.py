@@ -23,7 +23,7 @@ from jaxfl.exchange.rules import centered_clipping
 from jaxfl.learn.hooks import worker_momentum
 from jaxfl.learn.local import local_gradient, train_log
 from jaxfl.learn.task import Task
-from jaxfl.mapping import at, put_rows, rows_of
+from jaxfl.mapping import at
 
 
 def robust_sgd(
@@ -56,13 +56,12 @@ def robust_sgd(
 
     def round(key, env, s):
         c, now = env.cohort, s.shared
-        messages, log = at(c.ids, member)(key, env, now["x"], state=rows_of(c, s.nodes))  # [c, d]
+        messages, log = at(c, member)(key, env, now["x"], kept={"state": s.nodes})  # [c, d]
         v, mail, cost = net.aggregate(key, env, s.mail, messages, own=now["v"])  # [d]
         u, opt = down.update(v, now["server"], now["x"])
-        nodes = put_rows(c, s.nodes, log["state"], c.weight > 0)
         shared = {"x": now["x"] + u, "v": v, "server": opt}
         spent = timing.server_round(env, log["steps"], train_log(log, c) | net.broadcast(env, now["x"]) | cost)
-        return State(shared, nodes, mail), spent
+        return State(shared, log["state"], mail), spent
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
 

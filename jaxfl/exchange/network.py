@@ -34,7 +34,7 @@ from jaxfl.exchange import rules
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.codecs import PLAIN, Codec, Collective
 from jaxfl.exchange.mix import mix
-from jaxfl.mapping import at, map_nodes, put_rows, rows_of
+from jaxfl.mapping import at, map_kept, map_nodes, put_rows, rows_of
 
 
 class Network(NamedTuple):
@@ -71,9 +71,14 @@ class Network(NamedTuple):
             return messages, mail, jnp.full(c, 32.0 * m)
         memory, other = mail.nodes
         keys = node_keys(stream(key, "codec"), who.ids)
-        rows = keys, rows_of(who, memory), messages
-        sent, mine, bits = map_nodes(lambda _, row: self.codec.send(*row), (), rows)
-        return sent, mail._replace(nodes=(put_rows(who, memory, mine, present), other)), bits
+
+        def send(_, row: tuple, mine: Tree) -> tuple:
+            key, message = row
+            sent, mine, bits = self.codec.send(key, mine, message)
+            return (sent, bits), mine
+
+        (sent, bits), memory = map_kept(who, send, (), (keys, messages), memory, present=present)
+        return sent, mail._replace(nodes=(memory, other)), bits
 
     def _plan(self, key: Array, mail: Mail, sent: Array, weight: Array, bad: Array) -> tuple[Mail, Tree]:
         """What the colluders agree on, once a round, having seen every message."""
@@ -119,8 +124,8 @@ class Network(NamedTuple):
         # decided by the result [m], as looking at the messages would read [c, m] once more
         return jax.lax.cond(jnp.isfinite(out).all(), lambda _: out, present, sent), mail, cost
 
-    def collect(self, key: Array, env: Env, mail: Mail, learn: Callable, x: Array, shared: dict | None = None, **own):
-        """What the cohort learns, `learn` of ONE node as for `mapping.at`, combined: `([m], log, mail, cost)`.
+    def collect(self, key: Array, env: Env, mail: Mail, learn: Callable, x: Array, *shared: dict | None, **named):
+        """What the cohort learns, combined: `([m], log, mail, cost)`. `learn` of ONE node, `named` as in `mapping.at`.
 
         It is `aggregate` of the nodes' messages. Where that is a plain mean, the messages are added up block by block
         and `[c, m]` is never stored.
@@ -129,9 +134,9 @@ class Network(NamedTuple):
         plain = self.codec is PLAIN and self.attack is None and self.collective is None
         if self.rule is rules.mean and plain:
             weight = c.weight / jnp.maximum(c.weight.sum(), 1e-12)
-            out, log = at(c.ids, learn, weight)(key, env, x, shared, **own)
+            out, log = at(c, learn, weight)(key, env, x, *shared, **named)
             return out, log, mail, {"up_bits": (weight > 0).sum() * (32.0 * out.size)}
-        messages, log = at(c.ids, learn)(key, env, x, shared, **own)
+        messages, log = at(c, learn)(key, env, x, *shared, **named)
         out, mail, cost = self.aggregate(key, env, mail, messages)
         return out, log, mail, cost
 
