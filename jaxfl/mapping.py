@@ -1,19 +1,11 @@
 """The one switch for mapping a function over nodes: blocks on a device, shards over a mesh.
 
-An author writes a function of ONE node; `map_nodes` decides how it runs. On a CPU a block of nodes whose rows, or
-whose largest matrices, fit the second-level cache runs as one vmap and the blocks as a loop, which costs no more than
-a vmap of everything and bounds the memory of activations: a convolution's windows of images put a single node in a
-block. On an accelerator the block is as large as memory allows, so matmuls stay batched. Where an ambient mesh has an
-axis `nodes`, each device maps its own shard.
-
-Tried, and no faster on a CPU: larger blocks for a single local step, which reuses nothing (1.2 times the time of 2 MB
-at 8 MB, up to 1.5 at 32 MB); the first local step apart, whose forward matmul then has the weights of all in common.
+An author writes a function of ONE node; `map_nodes` decides how it runs. Where an ambient mesh has an axis `nodes`,
+each device maps its own shard, and on a device the nodes run in blocks (`jaxfl.blocks`).
 """
 
-import contextlib
-import contextvars
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,38 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from jaxfl.blocks import block_size, in_blocks, row_of
 from jaxfl.core import Array, Cohort, Env, Tree, node_keys, stream
 from jaxfl.draws import draws_apart
 from jaxfl.traced import programs_in
 
 AXIS = "nodes"
-CACHE_BYTES = 2 * 2**20  # rows of one block on a CPU: the L2 of a core
-ACCELERATOR_BYTES = 2 * 2**30
-
-_block: contextvars.ContextVar[int | None] = contextvars.ContextVar("block", default=None)
-
-
-@contextlib.contextmanager
-def block_of(size: int | None) -> Iterator[None]:
-    """Force blocks of `size` nodes while tracing (None: choose by bytes)."""
-    token = _block.set(size)
-    try:
-        yield
-    finally:
-        _block.reset(token)
 
 
 def node_shards() -> int:
     """Devices along the node axis of the ambient mesh (1 without a mesh)."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)
-
-
-def block_size(count: int, bytes_each: int) -> int:
-    """Nodes of one block: as many as the budget holds, rounded down to a divisor of `count` if a near one exists."""
-    budget = CACHE_BYTES if jax.default_backend() == "cpu" else ACCELERATOR_BYTES
-    want = min(count, _block.get() or max(1, budget // max(bytes_each, 1)))
-    near = [b for b in range(want, max(want // 2, 1) - 1, -1) if count % b == 0]
-    return near[0] if near else want
 
 
 def _bytes_each(stacked: Tree, count: int) -> int:
@@ -71,22 +42,11 @@ def _matmul_bytes(f: Callable, shared: Tree, stacked: Tree) -> int:
             found += [largest(inner) for inner in programs_in(eqn)]
         return max(found)
 
-    return largest(jax.make_jaxpr(f)(shared, _one_of(stacked)).jaxpr)
-
-
-def _one_of(stacked: Tree) -> Tree:
-    """The shapes of a row."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked)
+    return largest(jax.make_jaxpr(f)(shared, row_of(stacked)).jaxpr)
 
 
 def map_nodes(
-    f: Callable,
-    shared: Tree,
-    stacked: Tree,
-    *,
-    kept: Tree = None,
-    bytes_each: int = 0,
-    weight: Array | None = None,
+    f: Callable, shared: Tree, stacked: Tree, *, kept: Tree = None, bytes_each: int = 0, weight: Array | None = None
 ) -> Tree:
     """`f(shared, row)` for every row of `stacked` (leaves `[c, ...]`), results stacked `[c, ...]`.
 
@@ -102,14 +62,8 @@ def map_nodes(
             not be finite.
     """
     if kept is None:
-        return map_nodes(
-            lambda shared, row, kept: (f(shared, row), kept),
-            shared,
-            stacked,
-            kept=(),
-            bytes_each=bytes_each,
-            weight=weight,
-        )[0]
+        plain = lambda shared, row, kept: (f(shared, row), kept)
+        return map_nodes(plain, shared, stacked, kept=(), bytes_each=bytes_each, weight=weight)[0]
     count = jax.tree.leaves(stacked)[0].shape[0]
     devices = node_shards()
     whole = lambda shared, both: f(shared, *both)
@@ -122,11 +76,11 @@ def map_nodes(
         here = jax.tree.leaves(stacked)[0].shape[0]
         size = block_size(here, each)
         if size >= here:
-            return _in_blocks(partial(f, shared), stacked, kept, weight, size)
-        draw, rest = draws_apart(whole, shared, (_one_of(stacked), _one_of(kept)))
+            return in_blocks(partial(f, shared), stacked, kept, weight, size)
+        draw, rest = draws_apart(whole, shared, (row_of(stacked), row_of(kept)))
         drawn = jax.vmap(lambda row, kept: draw(shared, (row, kept)))(stacked, kept)
         g = lambda row, kept: rest(shared, (row[0], kept), row[1])
-        return _in_blocks(g, (stacked, drawn), kept, weight, size)
+        return in_blocks(g, (stacked, drawn), kept, weight, size)
 
     if devices == 1:
         return local(shared, stacked, kept, weight)
@@ -147,65 +101,6 @@ def map_nodes(
     out, kept = spread(shared, stacked, kept, weight)
     cut = lambda tree: jax.tree.map(lambda a: a[:count], tree) if pad else tree
     return (cut(out) if weight is None else (out[0], cut(out[1]))), cut(kept)
-
-
-def _in_blocks(f: Callable, stacked: Tree, kept: Tree, weight: Array | None, size: int) -> tuple[Tree, Tree]:
-    """`map_nodes` on one device: `size` nodes as one vmap, and the blocks as a loop."""
-    count = jax.tree.leaves(stacked)[0].shape[0]
-
-    def add(f: Callable, sum_up: Callable, total: Array | float, rows: Tree, kept: Tree, weight: Array | None) -> tuple:
-        """The sum with a block's messages, what else comes of the block, and what it keeps."""
-        out, kept = f(rows, kept)
-        return (total, out, kept) if weight is None else (total + sum_up(weight, out[0]), out[1], kept)
-
-    present = lambda weight, messages: jnp.where((weight != 0)[:, None], messages, 0)
-    summed = lambda weight, messages: jnp.matmul(weight, present(weight, messages), precision=jax.lax.Precision.HIGHEST)
-    one = partial(add, f, lambda weight, message: jnp.where(weight != 0, weight * message, 0))
-    several = partial(add, jax.vmap(f), summed)
-    blocks, left = divmod(count, size)
-    together = lambda total, rest: rest if weight is None else (total, rest)
-    if blocks <= 1 and not left:
-        total, rest, kept = several(0.0, stacked, kept, weight)
-        return together(total, rest), kept
-
-    if size == 1:
-        advance, read, write = (
-            one,
-            partial(jax.lax.dynamic_index_in_dim, keepdims=False),
-            partial(jax.lax.dynamic_update_index_in_dim, axis=0),
-        )
-    else:
-        advance = several
-        read = lambda a, k: jax.lax.dynamic_slice_in_dim(a, k * size, size)
-        write = lambda a, b, k: jax.lax.dynamic_update_slice_in_dim(a, b, k * size, 0)
-
-    def step(carry: tuple, block: tuple) -> tuple[tuple, Tree]:
-        total, kept, before = carry
-        k, rows, weight = block
-        # what the block before keeps is written only now, so that all reading comes after it: where XLA sees a reader
-        # that could come after the writing, it copies the whole of it in every step
-        kept = jax.tree.map(lambda a, b: write(a, b, jnp.maximum(k - 1, 0)), kept, before)
-        total, rest, new = advance(total, rows, jax.tree.map(lambda a: read(a, k), kept), weight)
-        return (total, kept, new), rest
-
-    total = 0.0
-    if weight is not None:
-        message = jax.eval_shape(f, _one_of(stacked), _one_of(kept))[0][0]
-        total = jnp.zeros(message.shape, message.dtype)
-    rows = jax.tree.map(lambda a: a[: blocks * size], (stacked, weight)) if left else (stacked, weight)
-    if size > 1:
-        rows = jax.tree.map(lambda a: a.reshape(blocks, size, *a.shape[1:]), rows)
-    first = jax.tree.map(lambda a: read(a, 0), kept)
-    (total, kept, last), rest = jax.lax.scan(step, (total, kept, first), (jnp.arange(blocks), *rows))
-    kept = jax.tree.map(lambda a, b: write(a, b, blocks - 1), kept, last)
-    if size > 1:
-        rest = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), rest)
-    if left:
-        tail = jax.tree.map(lambda a: a[blocks * size :], (stacked, kept, weight))
-        total, last, new = several(total, *tail)
-        rest = jax.tree.map(lambda *a: jnp.concatenate(a), rest, last)
-        kept = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, blocks * size, 0), kept, new)
-    return together(total, rest), kept
 
 
 def _at_home(c: Cohort, f: Callable, rows: Tree, *stacked: Tree) -> Tree:

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxfl.blocks import block_of
 from jaxfl.draws import SMALL, draws_apart
-from jaxfl.mapping import block_of, map_nodes
+from jaxfl.mapping import map_nodes
 
 KEYS = jax.random.split(jax.random.key(3), 6)
 

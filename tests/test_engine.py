@@ -70,9 +70,10 @@ def test_going_on_from_a_carry_or_a_checkpoint_changes_no_bit(which, request, tm
 def test_a_client_trains_alike_in_any_cohort_slot_and_block():
     import optax
 
+    from jaxfl.blocks import block_of
     from jaxfl.core import Env
     from jaxfl.learn.local import local_sgd
-    from jaxfl.mapping import at, block_of
+    from jaxfl.mapping import at
 
     task, world = digits_world(n=12)
     learn = local_sgd(task, optax.sgd(0.1), steps=3, batch=4)

@@ -9,13 +9,14 @@ import pytest
 from common import digits_world
 
 from jaxfl import mapping
+from jaxfl.blocks import block_of, block_size
 from jaxfl.core import Cohort, Env, Strata
 from jaxfl.exchange.codecs import half
 from jaxfl.exchange.network import Network
 from jaxfl.learn.local import displacement, local_sgd
 from jaxfl.learn.models import CNN
 from jaxfl.learn.task import classification
-from jaxfl.mapping import at, block_of, block_size, map_kept, map_nodes
+from jaxfl.mapping import at, map_kept, map_nodes
 
 
 def test_blocks_divide_where_they_can():

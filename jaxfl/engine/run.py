@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxfl.blocks import block_of
 from jaxfl.canonical import canonical
 from jaxfl.core import Algorithm, Array, Env, InputError, Metric, Scenario, State, Tree
 from jaxfl.engine import checkpoint, keys
@@ -18,7 +19,6 @@ from jaxfl.engine.history import Recorder
 from jaxfl.engine.place import everywhere, keep_place, node_mesh, place, place_state, to_host, wait_for_all
 from jaxfl.engine.progress import bar
 from jaxfl.engine.runs import Runs, lay_out, of_a_seed, over_runs, run_mesh, side_by_side
-from jaxfl.mapping import block_of
 
 
 class Result(NamedTuple):

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from jaxfl.blocks import CACHE_BYTES
 from jaxfl.core import Array, Tree, require
-from jaxfl.mapping import AXIS, CACHE_BYTES, node_shards
+from jaxfl.mapping import AXIS, node_shards
 
 HIGHEST = jax.lax.Precision.HIGHEST
 CHUNK_BYTES = 2**28  # of the messages on an accelerator; on a CPU a core's cache
