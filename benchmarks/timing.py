@@ -14,6 +14,7 @@ from workloads.work import Side
 
 from jaxfl.engine.plan import resident
 
+MMAP_THRESHOLD = -3  # as glibc's mallopt numbers it
 SCORED = 64  # at most so many nodes' models are evaluated
 
 
@@ -38,12 +39,16 @@ def further(run: Callable, own: float) -> float:
     """The most MB that the process holds in `run()`, less what it held before but for `own` MB.
 
     Where `run` loads and compiles nothing, that is its arrays and `own`. Elsewhere than on Linux, free memory counts.
+    From here on arrays of 128 kB or more come from the system and go back to it: what a heap keeps of smaller ones, up
+    to 32 MB each as the allocator is set, would depend on all that ran before.
     """
     gc.collect()
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # free memory back to the system
+        allocator = ctypes.CDLL("libc.so.6")
+        allocator.mallopt(MMAP_THRESHOLD, 2**17)
+        allocator.malloc_trim(0)  # free memory back to the system
         Path("/proc/self/clear_refs").write_text("5")  # forget the most it held
-    except OSError:
+    except (OSError, AttributeError):
         pass
     before = memory()[0] - own
     run()

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxfl.canonical import canonical
+
 Array = jax.Array
 Tree = Any
 
@@ -221,20 +223,6 @@ class Program(NamedTuple):
     read: Callable  # (s) -> the node's answer
     begin: Callable | None = None  # (key, s, Inbox) -> (s, Outbox): a round begins, the links may have changed
     rest: Callable | None = None  # (key, s, Inbox) -> (s, Outbox): all are silent; who speaks now goes on
-
-
-def canonical(f: Callable) -> Callable:
-    """The one function with this code and these closed-over values, if they can be hashed.
-
-    The compiled run is keyed by the identity of functions; two worlds of the same make then share one program.
-    """
-    try:
-        return _known.setdefault((f.__code__, tuple(c.cell_contents for c in f.__closure__ or ())), f)
-    except TypeError:
-        return f
-
-
-_known: dict = {}
 
 
 def _nothing(key: Array, arrays: Tree) -> tuple:

@@ -50,6 +50,11 @@ class Plan(NamedTuple):
     rounds: int  # of a chunk
     works: tuple[Work, ...]  # what a chunk starts
 
+    def __repr__(self) -> str:
+        """Without the hundreds of operations."""
+        told = ", ".join(f"{name}={value!r}" for name, value in self._asdict().items() if name != "works")
+        return f"Plan({told}, works=<{len(self.works)} operations>)"
+
     @property
     def memory(self) -> int:
         """Bytes one device needs."""

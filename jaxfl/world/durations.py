@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, InputError, Links, Tree, canonical
+from jaxfl.canonical import canonical
+from jaxfl.core import Array, InputError, Links, Tree
 
 
 class Seconds(NamedTuple):

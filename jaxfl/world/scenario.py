@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxfl.canonical import canonical
 from jaxfl.core import (
     Array,
     Cohort,
@@ -19,7 +20,6 @@ from jaxfl.core import (
     Scenario,
     Shards,
     Tree,
-    canonical,
     process,
     stream,
 )

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxfl.core import Array, Cohort, InputError, Now, Process, Scenario, canonical, process, stream
+from jaxfl.canonical import canonical
+from jaxfl.core import Array, Cohort, InputError, Now, Process, Scenario, process, stream
 from jaxfl.world.scenario import ALL_STEPS
 
 
