@@ -51,6 +51,21 @@ def test_what_nodes_keep_is_replaced_row_by_row(block, weighed):
     chex.assert_trees_all_equal(after, {"sum": 1 + rows, "rounds": 1 + jnp.arange(11)})
 
 
+def test_the_gradient_through_what_nodes_keep_does_not_depend_on_blocks():
+    def loss(x, kept):
+        f = lambda x, row, kept: (jnp.sin(kept * row).sum(), jnp.cos(x * kept) + row)
+        for _ in range(2):
+            out, kept = map_nodes(f, x, jnp.arange(5.0), kept=kept)
+        return (out**2).sum() + (kept**3).sum()
+
+    found = []
+    for block in (5, 1, 2):
+        with block_of(block):
+            found.append(jax.grad(loss, (0, 1))(jnp.float32(0.7), jnp.linspace(0, 1, 15).reshape(5, 3)))
+    for other in found[1:]:
+        chex.assert_trees_all_close(other, found[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("block", [1, 2])
 def test_there_is_one_copy_of_what_nodes_keep(block):
     """In a loop over rounds as well, with members who are absent and results that need what was kept before."""

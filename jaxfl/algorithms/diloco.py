@@ -107,9 +107,8 @@ def diloco(
             keep = lambda new, old: jnp.where(env.t >= delay, new, old)
             x, outer = jax.tree.map(keep, (x, outer), (now["x"], now["outer"]))
         shared = {"x": x, "outer": outer, "flying": flying, "pace": pace.see(now["pace"], delta)}
-        return State(shared, log.get("state", s.nodes), mail), timing.all_reduce_round(
-            env, log["steps"], out, on_the_way
-        )
+        state = State(shared, log.get("state", s.nodes), mail)
+        return state, timing.all_reduce_round(env, log["steps"], out, on_the_way)
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
 

@@ -124,7 +124,7 @@ class Network(NamedTuple):
         # decided by the result [m], as looking at the messages would read [c, m] once more
         return jax.lax.cond(jnp.isfinite(out).all(), lambda _: out, present, sent), mail, cost
 
-    def collect(self, key: Array, env: Env, mail: Mail, learn: Callable, x: Array, *shared: dict | None, **named):
+    def collect(self, key: Array, env: Env, mail: Mail, learn: Callable, x: Array, shared: Tree = None, **named):
         """What the cohort learns, combined: `([m], log, mail, cost)`. `learn` of ONE node, `named` as in `mapping.at`.
 
         It is `aggregate` of the nodes' messages. Where that is a plain mean, the messages are added up block by block
@@ -134,9 +134,9 @@ class Network(NamedTuple):
         plain = self.codec is PLAIN and self.attack is None and self.collective is None
         if self.rule is rules.mean and plain:
             weight = c.weight / jnp.maximum(c.weight.sum(), 1e-12)
-            out, log = at(c, learn, weight)(key, env, x, *shared, **named)
+            out, log = at(c, learn, weight)(key, env, x, shared, **named)
             return out, log, mail, {"up_bits": (weight > 0).sum() * (32.0 * out.size)}
-        messages, log = at(c, learn)(key, env, x, *shared, **named)
+        messages, log = at(c, learn)(key, env, x, shared, **named)
         out, mail, cost = self.aggregate(key, env, mail, messages)
         return out, log, mail, cost
 
