@@ -22,8 +22,8 @@ MEMORY = """Start-up runs from the start of the process to the end of the first 
 Memory is in MB of 10^6 bytes, of a process that runs jaxfl alone: its peak, without a compilation cache, and what a run
 adds to the process after the imports, with a warm cache (the compiler's own memory is in the peak only). Data are train
 and test set, shards and graph. "Over both" is over state and data. Arrays are what a further run in that process takes,
-which loads no library or program: those take 110 to 130 MB, whatever the workload, more than 3 times state and data
-where these are a few MB (G10k, W7).
+which loads no library or program: those take 110 to 130 MB, whatever the workload: more than 3 times state and data
+where these are a few MB (G10k, W7), and with its arrays in W5.
 """
 PEERS = """Rounds of other libraries on the same work in the same run, each in a virtual environment of its own
 (`benchmarks/peers`). CPU is that of all processes of a round; accuracy is taken after equally many rounds.

@@ -26,7 +26,7 @@ from jaxfl.core import Algorithm, Array, State, n_nodes, require
 from jaxfl.exchange import timing
 from jaxfl.exchange.codecs import half
 from jaxfl.exchange.network import Network
-from jaxfl.learn.local import displacement, local_sgd, optimizer_state, train_log
+from jaxfl.learn.local import local_sgd, optimizer_state, train_log
 from jaxfl.learn.task import Task
 
 
@@ -75,12 +75,12 @@ def diloco(
     require("delay", delay, least=0)
     inner = optax.adamw(lr) if local is None else local
     tx = optax.sgd(0.7, momentum=0.9, nesterov=True) if server is None else server
-    moved = displacement(local_sgd(task, inner, steps=steps, batch=batch, keep_state=keep_state))
+    train = local_sgd(task, inner, steps=steps, batch=batch, keep_state=keep_state)
 
     def learn(key, data, i, x, **named):
         """The pseudo-gradient of one worker."""
-        move, log = moved(key, data, i, x, **named)
-        return -move, log
+        y, log = train(key, data, i, x, **named)
+        return x - y, log
 
     def init(key, env, x):
         flying = (jnp.zeros((delay, x.size)), jnp.zeros(delay)) if delay else ()
