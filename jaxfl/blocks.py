@@ -12,6 +12,7 @@ at 8 MB, up to 1.5 at 32 MB); the first local step apart, whose forward matmul t
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -52,52 +53,56 @@ def in_blocks(f: Callable, stacked: Tree, kept: Tree, weight: Array | None, size
 
     Arguments and results are those of `mapping.map_nodes`; what is kept is overwritten block by block.
     """
-    blocks, left = divmod(jax.tree.leaves(stacked)[0].shape[0], size)
-    mapped = jax.vmap(f) if size > 1 or blocks == 1 else _of_one(f)
+    count = jax.tree.leaves(stacked)[0].shape[0]
 
-    def advance(total: Array | float, rows: Tree, kept: Tree, weight: Array | None) -> tuple:
+    def add(f: Callable, sum_up: Callable, total: Array | float, rows: Tree, kept: Tree, weight: Array | None) -> tuple:
         """The sum with a block's messages, what else comes of the block, and what it keeps."""
-        out, kept = mapped(rows, kept)
-        if weight is None:
-            return total, out, kept
-        messages = jnp.where((weight != 0)[:, None], out[0], 0)
-        return total + jnp.matmul(weight, messages, precision=jax.lax.Precision.HIGHEST), out[1], kept
+        out, kept = f(rows, kept)
+        return (total, out, kept) if weight is None else (total + sum_up(weight, out[0]), out[1], kept)
 
+    present = lambda weight, messages: jnp.where((weight != 0)[:, None], messages, 0)
+    summed = lambda weight, messages: jnp.matmul(weight, present(weight, messages), precision=jax.lax.Precision.HIGHEST)
+    one = partial(add, f, lambda weight, message: jnp.where(weight != 0, weight * message, 0))
+    several = partial(add, jax.vmap(f), summed)
+    blocks, left = divmod(count, size)
     together = lambda total, rest: rest if weight is None else (total, rest)
     if blocks <= 1 and not left:
-        total, rest, kept = advance(0.0, stacked, kept, weight)
+        total, rest, kept = several(0.0, stacked, kept, weight)
         return together(total, rest), kept
 
-    read = lambda kept, k: jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, k * size, size), kept)
-    write = lambda kept, new, k: jax.tree.map(
-        lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, k * size, 0), kept, new
-    )
+    if size == 1:  # without an axis of 1, which XLA takes away again by a copy of all results
+        advance = one
+        read = lambda a, k: jax.lax.dynamic_index_in_dim(a, k, keepdims=False)
+        write = lambda a, b, k: jax.lax.dynamic_update_index_in_dim(a, b, k, 0)
+    else:
+        advance = several
+        read = lambda a, k: jax.lax.dynamic_slice_in_dim(a, k * size, size)
+        write = lambda a, b, k: jax.lax.dynamic_update_slice_in_dim(a, b, k * size, 0)
 
     def step(carry: tuple, block: tuple) -> tuple[tuple, Tree]:
         total, kept, before = carry
         k, rows, weight = block
         # what the block before keeps is written only now, so that all reading comes after it: where XLA sees a reader
         # that could come after the writing, it copies the whole of it in every step
-        kept = write(kept, before, jnp.maximum(k - 1, 0))
-        total, rest, new = advance(total, rows, read(kept, k), weight)
+        kept = jax.tree.map(lambda a, b: write(a, b, jnp.maximum(k - 1, 0)), kept, before)
+        total, rest, new = advance(total, rows, jax.tree.map(lambda a: read(a, k), kept), weight)
         return (total, kept, new), rest
 
     total = 0.0
     if weight is not None:
         message = jax.eval_shape(f, row_of(stacked), row_of(kept))[0][0]
         total = jnp.zeros(message.shape, message.dtype)
-    rows = jax.tree.map(lambda a: a[: blocks * size].reshape(blocks, size, *a.shape[1:]), (stacked, weight))
-    (total, kept, last), rest = jax.lax.scan(step, (total, kept, read(kept, 0)), (jnp.arange(blocks), *rows))
-    kept = write(kept, last, blocks - 1)
-    rest = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), rest)
+    rows = jax.tree.map(lambda a: a[: blocks * size], (stacked, weight)) if left else (stacked, weight)
+    if size > 1:
+        rows = jax.tree.map(lambda a: a.reshape(blocks, size, *a.shape[1:]), rows)
+    first = jax.tree.map(lambda a: read(a, 0), kept)
+    (total, kept, last), rest = jax.lax.scan(step, (total, kept, first), (jnp.arange(blocks), *rows))
+    kept = jax.tree.map(lambda a, b: write(a, b, blocks - 1), kept, last)
+    if size > 1:
+        rest = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), rest)
     if left:
         tail = jax.tree.map(lambda a: a[blocks * size :], (stacked, kept, weight))
-        total, last, new = advance(total, *tail)
+        total, last, new = several(total, *tail)
         rest = jax.tree.map(lambda *a: jnp.concatenate(a), rest, last)
-        kept = write(kept, new, blocks)
+        kept = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, blocks * size, 0), kept, new)
     return together(total, rest), kept
-
-
-def _of_one(f: Callable) -> Callable:
-    """`jax.vmap(f)` of a single row, without the axis inside: its matmuls stay those of one node."""
-    return lambda *rows: jax.tree.map(lambda a: jnp.asarray(a)[None], f(*jax.tree.map(lambda a: a[0], rows)))
