@@ -97,7 +97,7 @@ class Strata:
 
 
 class Cohort(NamedTuple):
-    """Who acts in a round. All arrays are `[c]`."""
+    """Who acts in a round. All arrays are `[c]`, but for `total`."""
 
     ids: Array  # int32, distinct node ids
     weight: Array  # float32, how much a member counts; 0 = absent
@@ -105,6 +105,7 @@ class Cohort(NamedTuple):
     steps: Array | None = None  # int32, local steps a member runs (None = all of them)
     asked: Array | None = None  # bool, who was handed the model, in time or not (None = those of weight > 0)
     strata: Strata = Strata()  # static
+    total: Array | None = None  # float32 [], what the weights are divided by in a mean (None = their sum)
 
 
 class Links(NamedTuple):
