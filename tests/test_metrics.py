@@ -46,6 +46,15 @@ def test_shared_test_set(batch):
     assert brief.measure(brief.arrays, jnp.float32(rows)).keys() == {"accuracy", "test_loss"}
 
 
+@pytest.mark.parametrize(
+    ("share", "n", "count"),
+    [(0.29, 100, 29), (0.57, 100, 57), (0.07, 100, 7), (0.1, 10, 1), (0.99, 10, 9), (0.01, 10, 1), (1.0, 10, 10)],
+)
+def test_the_worst_share_holds_as_many_as_by_hand(share, n, count):
+    """Of the values 0, 1, ... the mean of the lowest `count` is `(count - 1) / 2`."""
+    assert float(metrics.worst(jnp.arange(n, dtype=jnp.float32), share)) == pytest.approx((count - 1) / 2)
+
+
 def test_regression_has_losses_in_place_of_accuracies():
     x, y = RNG.normal(size=(30, 3)), RNG.normal(size=30)
     rows = RNG.normal(size=(4, 3))

@@ -31,8 +31,8 @@ def consensus_distance(rows: Array) -> Array:
 
 
 def worst(values: Array, share: float = WORST) -> Array:
-    """Mean of the lowest `share` of `values` `[n]` (at least one)."""
-    count = max(1, int(share * values.shape[0]))
+    """Mean of the lowest `share` of `values` `[n]`, rounded down to a number of values (at least one)."""
+    count = max(1, int(share * values.shape[0] * (1 + 1e-12)))  # 0.29 * 100 is 28.999999999999996
     return jnp.sort(values)[:count].mean()
 
 
