@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxfl.core import Graph, InputError
-from jaxfl.world.mixing import second_eigenvalue
+from jaxfl.world.mixing import TOLERANCE, second_eigenvalue
 
 
 def consensus_rate(graph: Graph) -> float:
@@ -75,7 +75,7 @@ def dsgd_bias(A: Any, b: Any, W: Any, lr: float) -> np.ndarray:
     Args:
         A: curvatures `[n, d, d]`.
         b: own optimum of each node `[n, d]`.
-        W: mixing matrix `[n, n]`, `W[i, j]` = how much `i` hears `j` (`mixing.matrix(graph)`).
+        W: mixing matrix `[n, n]`, `W[i, j]` = how much `i` hears `j` (`mixing.matrix(graph)`), rows summing to one.
         lr: learning rate, above 0.
 
     Raises:
@@ -134,16 +134,19 @@ def consensus_floor(lr: float, sigma: float, a: Any, W: Any) -> np.ndarray:
         lr: learning rate, above 0.
         sigma: standard deviation of the gradient noise of one node, by coordinate.
         a: curvatures `[d]` (or one), above 0.
-        W: symmetric doubly stochastic mixing matrix `[n, n]`.
+        W: symmetric mixing matrix `[n, n]` whose rows sum to one and whose eigenvalues lie within -1..1, as those of
+            doubly stochastic matrices do.
 
     Raises:
-        InputError: `W` is not square and symmetric, or a number is out of range.
+        InputError: `W` is not such a matrix, or a number is out of range.
     """
     W = _mixing(W)
-    if not np.allclose(W, W.T, rtol=0, atol=1e-6):
+    if not np.allclose(W, W.T, rtol=0, atol=TOLERANCE):
         raise InputError(f"W differs from its transpose by {np.abs(W - W.T).max():.3g}: a symmetric matrix is needed.")
     a = _stable(lr, sigma, a)
     modes = np.linalg.eigvalsh(W)
+    if np.abs(modes).max() > 1 + TOLERANCE:
+        raise InputError(f"W has the eigenvalue {modes[np.argmax(np.abs(modes))]:.7g}: -1 to 1 is needed.")
     square = np.delete(modes, np.argmin(np.abs(modes - 1))) ** 2
     keep = (1 - lr * a) ** 2
     return (square * (lr * sigma) ** 2 / (1 - square * keep[..., None])).sum(-1) / len(W)
@@ -188,8 +191,12 @@ def _quadratics(A: Any, b: Any, weight: Any) -> tuple[np.ndarray, np.ndarray, np
 def _mixing(W: Any, n: int | None = None) -> np.ndarray:
     W = np.asarray(W, np.float64)
     n = len(W) if n is None and W.ndim else n
-    if W.shape != (n, n):
+    if W.shape != (n, n) or not W.size:
         raise InputError(f"W has shape {W.shape}: a square matrix with a row a node is needed ({n} nodes).")
+    sums = W.sum(1)
+    off = np.where(np.isfinite(sums), np.abs(sums - 1), np.inf)
+    if off.max() > TOLERANCE:
+        raise InputError(f"row {np.argmax(off)} of W sums to {sums[np.argmax(off)]:.7g}: 1 is needed.")
     return W
 
 
