@@ -19,6 +19,7 @@ from jaxfl.canonical import canonical
 
 Array = jax.Array
 Tree = Any
+ALL_STEPS = 2**31 - 1  # no bound on a node's local steps
 
 
 class InputError(ValueError):
@@ -124,6 +125,7 @@ class Now(NamedTuple):
     cohort: Cohort
     seconds: Array  # float32, how long the round takes, as far as the world knows
     alive: Array | None = None  # [n] bool, who is up (None = everyone)
+    share: Array | None = None  # [n] float32, as in `Env`
 
 
 class Env(NamedTuple):
@@ -137,6 +139,7 @@ class Env(NamedTuple):
     byz: Array  # [n] bool, the Byzantine nodes
     alive: Array | None = None  # [n] bool, who is up (None = everyone)
     links: Links | None = None  # None: transfers and local steps take no time
+    share: Array | None = None  # [n] float32, how much each client counts in the objective, sum 1 (None = all alike)
 
 
 class Mail(NamedTuple):
@@ -154,10 +157,45 @@ class State(NamedTuple):
     mail: Mail = Mail()
 
 
-class Algorithm(NamedTuple):
-    """A system. `round` returns what it measured as a dict of scalars or `[n]` arrays.
+@jax.tree_util.register_pytree_with_keys_class
+class Log(dict):
+    """What a round measured, by name. Joined by `|`, costs (`COSTS`) add up and all other names must differ."""
 
-    A logged `seconds` replaces the world's own `Env.seconds`: how long the round took, transfers included.
+    def __or__(self, other: dict) -> "Log":  # noqa: D105
+        return _joined(self, other)
+
+    def __ror__(self, other: dict) -> "Log":  # noqa: D105
+        return _joined(other, self)
+
+    def __ior__(self, other: dict) -> "Log":  # type: ignore[override]  # noqa: D105
+        return _joined(self, other)
+
+    def tree_flatten_with_keys(self) -> tuple:
+        """Names in order, as JAX flattens a dict."""
+        names = sorted(self)
+        return [(jax.tree_util.DictKey(name), self[name]) for name in names], names
+
+    @classmethod
+    def tree_unflatten(cls, names: list, values: Iterable) -> "Log":
+        """The inverse."""
+        return cls(zip(names, values, strict=True))
+
+
+COSTS = ("seconds", "up_bits", "down_bits", "sent_bits", "received_bits", "messages", "gradients")
+
+
+def _joined(a: dict, b: dict) -> Log:
+    twice = [name for name in b if name in a and name not in COSTS]
+    if twice:
+        raise InputError(f"log has {', '.join(twice)} twice, but only costs ({', '.join(COSTS)}) add up: rename one.")
+    return Log({**a, **{name: a[name] + v if name in a else v for name, v in b.items()}})
+
+
+class Algorithm(NamedTuple):
+    """A system. `round` returns what it measured as a dict of scalars or `[n]` arrays, mostly a `Log` of its verbs.
+
+    Logged `seconds` are those of local steps and transfers, on top of the world's own `Env.seconds`. What the nodes
+    keep, `State.nodes` and `Mail.nodes`, stays as it was for nodes that are down: the engine sees to that.
     """
 
     init: Callable  # (key, Env, Vector, or a tree of them) -> State
@@ -238,6 +276,12 @@ def process(step: Callable, arrays: Tree = (), init: Callable = _nothing) -> Pro
 def n_nodes(env: Env) -> int:
     """Number of nodes of the world, static."""
     return env.byz.shape[0]
+
+
+def shares(env: Env) -> Array:
+    """How much each client counts in the objective, `[n]`, sum 1."""
+    n = n_nodes(env)
+    return jnp.full(n, 1 / n, jnp.float32) if env.share is None else env.share
 
 
 def own_weight(graph: Graph) -> Array:

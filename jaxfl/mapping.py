@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxfl.blocks import block_size, in_blocks, row_of
-from jaxfl.core import Array, Cohort, Env, Tree, node_keys, stream
+from jaxfl.core import Array, Cohort, Tree
 from jaxfl.draws import draws_apart
 from jaxfl.traced import programs_in
 
@@ -151,39 +151,3 @@ def map_kept(
 
     out, rows = map_nodes(one, shared, (stacked, present), kept=rows_of(c, kept), **more)
     return out, put_rows(c, kept, rows)
-
-
-def at(who: Cohort | Array, learn: Callable, weight: Array | None = None) -> Callable:
-    """Lift `learn(key, data, i, x, **named)` of ONE node to the members of a cohort or the nodes of ids `[c]`.
-
-    The lifted function is `(key, env, x, shared=None, kept=None, **own) -> ([c, d], dict of [c, ...])`. `x` is one row
-    for all (`[d]`) or one row a node (`[c, d]`). The dict `shared` holds named arguments that all nodes see alike,
-    `own` those with a leading axis `[c]`, each an array or a tree; what is None is left out. With a `weight` `[c]` the
-    first result is the nodes' sum by weight, `[d]` (`map_nodes`).
-
-    The dict `kept` holds what nodes keep from round to round, leaves `[n, ...]` of all nodes for a cohort and
-    `[c, ...]` for ids: `learn` takes a member's row by its name and logs the new one under the same name. The log then
-    holds the new `[n, ...]` or `[c, ...]`, in which the absent (`cohort.weight` 0) keep what they had.
-    """
-    c, ids = (who, who.ids) if isinstance(who, Cohort) else (None, who)
-
-    def lifted(key: Array, env: Env, x: Array, shared: dict | None = None, kept: dict | None = None, **own: Tree):
-        keys = node_keys(stream(key, "learn"), ids)
-        common = dict(shared or {})
-        own = {name: v for name, v in own.items() if v is not None}
-        (common if x.ndim == 1 else own)["x"] = x
-
-        def one(shared, row, mine):
-            (data, common), (key, i, own) = shared, row
-            args = common | own | mine
-            y, log = learn(key, data, i, args.pop("x"), **args)
-            return (y, {name: v for name, v in log.items() if name not in mine}), {name: log[name] for name in mine}
-
-        rows, how = (keys, ids, own), {"bytes_each": 4 * x.shape[-1], "weight": weight}
-        if c is None or not kept:
-            (y, log), new = map_nodes(one, (env.data, common), rows, kept=kept or {}, **how)
-        else:
-            (y, log), new = map_kept(c, one, (env.data, common), rows, kept, present=c.weight > 0, **how)
-        return y, log | new
-
-    return lifted

@@ -135,30 +135,33 @@ plots.rate(
 
 # %% [markdown]
 # ## Your own method
-# An algorithm is three pure functions. This one sends the sign of each client's move.
+# An algorithm is three pure functions. This one sends the sign of each client's move. `collect` hands the model to the
+# cohort, trains and combines what comes back; bits and simulated seconds are in its log.
 
 # %%
 import optax
 
 from jaxfl.core import Algorithm, State
 from jaxfl.exchange.network import Network
-from jaxfl.learn.local import displacement, local_sgd, train_log
-from jaxfl.mapping import at
+from jaxfl.learn.local import local_sgd
 
 
 def sign_fed(task, net=Network(), *, lr=0.1, server_lr=0.01, steps=5, batch=4):
     """x <- x + server_lr * mean_i sign(y_i - x)."""
-    learn = displacement(local_sgd(task, optax.sgd(lr), steps=steps, batch=batch))
+    train = local_sgd(task, optax.sgd(lr), steps=steps, batch=batch)
+
+    def member(key, data, i, x, **named):
+        y, log = train(key, data, i, x, **named)
+        return jnp.sign(y - x), log
 
     def init(key, env, x):
-        return State(x, (), net.init(env, x))
+        return State({"x": x}, (), net.init(env, x))
 
     def round(key, env, s):
-        move, log = at(env.cohort.ids, learn)(key, env, s.shared)
-        delta, mail, cost = net.aggregate(key, env, s.mail, jnp.sign(move))
-        return State(s.shared + server_lr * delta, (), mail), train_log(log, env.cohort) | cost
+        got = net.collect(key, env, s.mail, member, s.shared["x"])
+        return State({"x": s.shared["x"] + server_lr * got.mean}, (), got.mail), got.log
 
-    return Algorithm(init, round, read=lambda s: s.shared)
+    return Algorithm(init, round, read=lambda s: s.shared["x"])
 
 
 histories["sign"] = run(sign_fed(digit), star, digit.init, ROUNDS, seeds=SEEDS, evaluate=metric).history

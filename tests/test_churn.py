@@ -93,7 +93,7 @@ def test_a_server_hears_only_who_is_up():
     result = run(fedavg(task, lr=0.1, steps=1, batch=1), world, jnp.ones(2), 1)
     here = [0, 2, 3]
     want = 1 - 0.1 * np.mean([q.A[i].astype(np.float64) @ (1 - q.b[i]) for i in here], 0)
-    np.testing.assert_allclose(result.state.shared[0], want, atol=1e-6)
+    np.testing.assert_allclose(result.state.shared["x"], want, atol=1e-6)
     assert result.history["up_bits"].iloc[1] == 3 * 64
     assert result.history["gradients"].iloc[1] == 3
 

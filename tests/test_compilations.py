@@ -89,8 +89,8 @@ def test_a_system_built_anew_compiles_nothing_unless_it_is_another():
     assert compilations(lambda: fresh(lr=0.2)) > 0
     assert compilations(lambda: fresh(batch=8)) > 0
     other = fresh(lr=0.2)
-    assert not np.array_equal(other.state.shared[0], first.state.shared[0])
-    np.testing.assert_array_equal(fresh().state.shared[0], first.state.shared[0])
+    assert not np.array_equal(other.state.shared["x"], first.state.shared["x"])
+    np.testing.assert_array_equal(fresh().state.shared["x"], first.state.shared["x"])
 
 
 def test_a_world_built_anew_is_the_same_program():

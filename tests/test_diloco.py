@@ -70,7 +70,7 @@ def test_diloco_with_a_plain_outer_step_and_fresh_states_is_fedavg():
     t, world = digits(5)
     plain: dict[str, Any] = {"local": optax.sgd(0.1), "server": optax.sgd(1.0), "keep_state": False}
     got = model(diloco(t, **plain, **KW), world)
-    want = np.asarray(go(fedavg(t, lr=0.1, **KW), world, t.init, 4)[0].shared[0])
+    want = np.asarray(go(fedavg(t, lr=0.1, **KW), world, t.init, 4)[0].shared["x"])
     np.testing.assert_array_equal(got, want)
 
 

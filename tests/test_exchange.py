@@ -87,8 +87,9 @@ def test_the_server_takes_the_weighted_mean_of_those_present(c, absent):
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert jax.tree.leaves(mail) == []
     assert float(cost["up_bits"]) == (weight > 0).sum() * 32 * 5
-    down = Network().broadcast(env, jnp.zeros(5), jnp.zeros(3))
-    assert float(down["down_bits"]) == (weight > 0).sum() * 32 * 8
+    total = env._replace(cohort=env.cohort._replace(total=jnp.float32(10)))
+    out, *_ = Network().aggregate(jax.random.key(0), total, Mail(), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(out, weight @ x / 10, atol=1e-5)
 
 
 def test_an_absent_member_that_diverged_spoils_nothing():
@@ -119,7 +120,7 @@ def test_a_rule_serves_the_server_too_and_sees_its_own_reference():
     got, *_ = Network(rule=median).aggregate(jax.random.key(0), env, Mail(), x)
     np.testing.assert_allclose(got, np.median(x[:4], axis=0), atol=1e-6)
     kept, *_ = Network(rule=lambda own, heard, weight: own).aggregate(
-        jax.random.key(0), env, Mail(), x, own=jnp.arange(4.0)
+        jax.random.key(0), env, Mail(), x, reference=jnp.arange(4.0)
     )
     np.testing.assert_array_equal(kept, np.arange(4.0))
 
@@ -166,7 +167,7 @@ def test_delivery_finds_the_slot_of_the_sender():
     g = mixing.metropolis(graph.watts_strogatz(10, 4, 0.3, seed=2))
     n, k = g.nbr.shape
     outbox = jnp.arange(n * k).reshape(n, k, 1)  # slot s of node j writes to nbr[j, s]
-    inbox, cost = Network().deliver(env_of(g), Outbox(outbox))
+    (inbox,), cost = Network().deliver(env_of(g), Outbox(outbox))
     nbr, live = np.asarray(g.nbr), np.asarray(g.weight) > 0
     for i in range(n):
         for s in np.flatnonzero(live[i]):

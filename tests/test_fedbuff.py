@@ -55,7 +55,7 @@ def quickly(f, *args):
 def simulate(system, world, x, count):
     """Final model `[d]` and logs `[count]`, compiled without care."""
     state, logs = quickly(lambda x: rollout(system, world, x, count), x)
-    return np.asarray(state.shared[0]), jax.device_get(logs)
+    return np.asarray(state.shared["x"]), jax.device_get(logs)
 
 
 @functools.cache
@@ -137,10 +137,10 @@ def test_if_nobody_is_stale_it_is_fedopt_bit_for_bit():
     late = run(fedbuff(problem, server_lr=0.8, server_momentum=0.9, **KW), fresh, jnp.ones(3), 6)
     server = optax.sgd(0.8, momentum=0.9)
     plain = run(fedopt(problem, local=optax.sgd(KW["lr"]), server=server, steps=3, batch=1), fresh, jnp.ones(3), 6)
-    assert same(late.state.shared[:2], plain.state.shared[:2])
+    assert same(late.state.shared["x"], plain.state.shared["x"])
     # mixing all the way in is FedProx: the models of members that are not stale replace the server's
     near = run(fedasync(problem, alpha=1.0, rho=0.7, **KW), fresh, jnp.ones(3), 6)
-    assert same(near.state.shared[0], run(fedprox(problem, mu=0.7, **KW), fresh, jnp.ones(3), 6).state.shared[0])
+    assert same(near.state.shared["x"], run(fedprox(problem, mu=0.7, **KW), fresh, jnp.ones(3), 6).state.shared["x"])
 
 
 def test_a_lone_slot_is_sequential_training_and_never_stale():
@@ -148,7 +148,7 @@ def test_a_lone_slot_is_sequential_training_and_never_stale():
     q, problem, world = world_of(C=1, K=1)
     got = run(fedbuff(problem, **KW), world, jnp.ones(3), 10)
     assert (got.history["age"].iloc[1:] == 0).all()
-    np.testing.assert_allclose(got.state.shared[0], replay(q, schedule(world, 10), lambda a: 1.0, longest=0), atol=1e-5)
+    np.testing.assert_allclose(got.state.shared["x"], replay(q, schedule(world, 10), lambda a: 1.0, longest=0), atol=1e-5)
 
 
 def test_equal_clients_and_equal_times_make_a_delayed_iteration():

@@ -15,7 +15,7 @@ from jaxfl.core import Cohort, Env, InputError
 from jaxfl.learn.groups import Group, at_groups, by_group, draw, first_rows, in_node_order, map_groups, require_groups
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import from_functions
-from jaxfl.mapping import at
+from jaxfl.at import at
 
 FLAT = {d: from_functions(lambda key, d=d: jax.random.normal(key, (d,)), lambda p, x, y: y) for d in (2, 3)}
 
@@ -76,11 +76,12 @@ def test_training_in_groups_of_one_architecture_is_training_in_one():
     rows = jax.random.normal(jax.random.key(1), (6, task.dim)) / 10
     state = jax.tree.map(lambda a: jnp.zeros((6, *a.shape)), optax.sgd(0.2, momentum=0.5).init(task.unravel(rows[0])))
     steps, key = jnp.array([3, 2, 1, 0, 3, 2]), jax.random.key(2)
-    plain, log = at(jnp.arange(6), make(task))(key, env, rows, steps=steps, state=state)
-    moved, logs = at_groups(parts, make)(
+    plain = at(jnp.arange(6), make(task))(key, env, rows, steps=steps, state=state)
+    moved = at_groups(parts, make)(
         key, env, by_group(parts, rows), None, steps=by_group(parts, steps), state=by_group(parts, state), control=None
     )
-    np.testing.assert_allclose(in_node_order(parts, moved), plain, atol=1e-6)
-    np.testing.assert_allclose(in_node_order(parts, logs)["loss"], log["loss"], rtol=1e-5)
-    assert in_node_order(parts, logs)["steps"].tolist() == steps.tolist()
-    assert not np.allclose(plain[0], rows[0])
+    np.testing.assert_allclose(in_node_order(parts, moved.rows), plain.rows, atol=1e-6)
+    np.testing.assert_allclose(moved.each["loss"], plain.each["loss"], rtol=1e-5)
+    np.testing.assert_allclose(moved.log["loss"], plain.log["loss"], rtol=1e-5)
+    assert moved.each["steps"].tolist() == steps.tolist()
+    assert not np.allclose(plain.rows[0], rows[0])

@@ -39,14 +39,14 @@ def test_gossip_on_a_complete_graph_is_full_participation_fedavg():
     equal = scenario(world.data, cohort=cohort.everyone(12))
     full = scenario(world.data, topology=mixing.uniform(graph.complete(12)), cohort=cohort.everyone(12))
     kw = {"lr": 0.3, "steps": 3, "batch": 8}
-    server = run(fedavg(task, **kw), equal, task.init, 5).state.shared[0]
+    server = run(fedavg(task, **kw), equal, task.init, 5).state.shared["x"]
     nodes = run(dsgd(task, **kw), full, task.init, 5).state.nodes
     np.testing.assert_allclose(nodes, np.tile(server, (12, 1)), atol=2e-6)
 
 
 def test_fedsgd_with_everyone_is_gradient_descent_on_the_pooled_data():
     task, world = digits_world(n=12)
-    x = run(fedsgd(task, lr=0.5), world, task.init, 3).state.shared[0]
+    x = run(fedsgd(task, lr=0.5), world, task.init, 3).state.shared["x"]
     data, row = world.data, np.zeros((65, 10))
     features = np.concatenate([np.ones((len(data.y), 1)), np.asarray(data.x, np.float64)], 1)
     target = np.eye(10)[np.asarray(data.y)]
@@ -63,7 +63,7 @@ def test_three_rounds_of_fedavg_against_float64(steps):
     """The whole round again in NumPy, from the batches jaxfl drew."""
     q, task, data = quadratics(n=6, d=4)
     world = scenario(data, cohort=cohort.uniform(6, 3, weight=np.arange(1.0, 7.0)))
-    x = run(fedavg(task, lr=0.05, steps=steps, batch=1), world, jnp.ones(4), 3).state.shared[0]
+    x = run(fedavg(task, lr=0.05, steps=steps, batch=1), world, jnp.ones(4), 3).state.shared["x"]
     from jaxfl.engine.keys import round_key, run_key
 
     A, b, z = q.A.astype(np.float64), q.b.astype(np.float64), np.ones(4)
@@ -148,7 +148,7 @@ def test_scaffold_reaches_the_optimum_where_fedavg_stops_at_its_bias():
     q, task, data = quadratics(n=8, d=3)
     world = scenario(data, cohort=cohort.everyone(8))
     kw = {"lr": 0.02, "steps": 10, "batch": 1}
-    biased = run(fedavg(task, **kw), world, jnp.zeros(3), 400).state.shared[0]
+    biased = run(fedavg(task, **kw), world, jnp.zeros(3), 400).state.shared["x"]
     # FedAvg stops where mean_i (I - (I - lr A_i)^K) (x - b_i) = 0
     A, b = q.A.astype(np.float64), q.b.astype(np.float64)
     pull = np.stack([np.eye(3) - np.linalg.matrix_power(np.eye(3) - 0.02 * a, 10) for a in A])
@@ -177,8 +177,7 @@ def test_momentum_off_is_the_plain_method(make):
     x = run(make(task, beta=1.0, **kw), world, task.init, 4).state.shared["x"]
     plain = fedavg(task, **kw) if make in (fedavg_m, fedavg_m_vr) else scaffold(task, **kw)
     got = run(plain, scenario(world.data, cohort=cohort.uniform(12, 5, weight=world.data.size)), task.init, 4)
-    shared = got.state.shared
-    np.testing.assert_allclose(x, shared[0] if isinstance(shared, tuple) else shared["x"], atol=1e-5)
+    np.testing.assert_allclose(x, got.state.shared["x"], atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [fedavg_m, fedavg_m_vr, scaffold_m, scaffold_m_vr])
@@ -222,7 +221,7 @@ def test_a_server_optimizer_is_optaxs():
     for _ in range(5):
         u, opt = tx.update(0.1 * q.A[0] @ (p - q.b[0]), opt, p)
         p = p + u
-    np.testing.assert_allclose(x.state.shared[0], p, atol=1e-6)
+    np.testing.assert_allclose(x.state.shared["x"], p, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [fedadagrad, fedadam, fedyogi])
@@ -230,7 +229,7 @@ def test_adaptive_servers_by_hand(make):
     q, task, data = quadratics(n=1, d=3)
     b1, b2, tau, lr, eta = 0.8, 0.9, 0.05, 0.1, 0.3
     kw = {"b1": b1, "tau": tau} | ({} if make is fedadagrad else {"b2": b2})
-    x = run(make(task, lr=lr, server_lr=eta, steps=1, batch=1, **kw), scenario(data), jnp.ones(3), 4).state.shared[0]
+    x = run(make(task, lr=lr, server_lr=eta, steps=1, batch=1, **kw), scenario(data), jnp.ones(3), 4).state.shared["x"]
     z, m, v = np.ones(3), np.zeros(3), np.full(3, tau**2)
     for _ in range(4):
         delta = -lr * q.A[0].astype(np.float64) @ (z - q.b[0])
@@ -252,7 +251,7 @@ def test_server_momentum_is_heavy_ball_on_the_mean_move():
     for _ in range(4):
         m = 0.7 * m - 0.1 * q.A[0] @ (z - q.b[0])
         z = z + m
-    np.testing.assert_allclose(x.state.shared[0], z, rtol=1e-4)
+    np.testing.assert_allclose(x.state.shared["x"], z, rtol=1e-4)
 
 
 def test_dfedsam_without_radius_and_dfedavgm_without_momentum_are_dfedavg():

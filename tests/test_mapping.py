@@ -10,13 +10,14 @@ from common import digits_world
 
 from jaxfl import mapping
 from jaxfl.blocks import block_of, block_size
+from jaxfl.at import at
 from jaxfl.core import Cohort, Env, Strata
 from jaxfl.exchange.codecs import half
 from jaxfl.exchange.network import Network
 from jaxfl.learn.local import displacement, local_sgd
 from jaxfl.learn.models import CNN
 from jaxfl.learn.task import classification
-from jaxfl.mapping import at, map_kept, map_nodes
+from jaxfl.mapping import map_kept, map_nodes
 
 
 def test_blocks_divide_where_they_can():
@@ -111,9 +112,12 @@ def test_what_a_network_collects_is_what_it_aggregates(net):
     learn = displacement(local_sgd(task, optax.sgd(0.1), steps=2, batch=4))
     mail = net.init(env, x)
     with block_of(2):
-        out, log, _, cost = net.collect(key, env, mail, learn, x)
-        rows, slow = at(members.ids, learn)(key, env, x)
-    want, _, bits = net.aggregate(key, env, mail, rows)
-    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-7)
-    chex.assert_trees_all_close(log, slow, rtol=1e-5)
-    assert cost == bits
+        got = net.collect(key, env, mail, learn, x)
+        slow = at(members, learn)(key, env, x)
+    want, _, log = net.aggregate(key, env, mail, slow.rows)
+    np.testing.assert_allclose(got.mean, want, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(got.each, slow.each, rtol=1e-5)
+    whole = dict(slow.log | log)
+    assert whole.pop("down_bits") == 0  # `aggregate` and `at` hand nothing down
+    assert float(got.log.pop("down_bits")) == 4 * 32 * 650
+    chex.assert_trees_all_close(dict(got.log), whole, rtol=1e-5)

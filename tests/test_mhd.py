@@ -104,8 +104,9 @@ def isolated(groups):
         return State((), {"rows": x, "opt": opt})
 
     def round(key, env, s):
-        rows, logs = train(key, env._replace(data=env.data.private), s.nodes["rows"], state=s.nodes["opt"])
-        return State((), {"rows": rows, "opt": tuple(log["state"] for log in logs)}), {}
+        alone = env._replace(data=env.data.private)
+        new = train(key, alone, s.nodes["rows"], kept={"state": s.nodes["opt"]})
+        return State((), {"rows": new.rows, "opt": new.kept["state"]}), {}
 
     return Algorithm(init, round, lambda s: s.nodes["rows"])
 

@@ -73,12 +73,12 @@ def locally(i, x):
 
 
 def model(result):
-    held = result.state.shared[0]
+    held = result.state.shared["held"]
     return np.asarray(held.models[int(np.argmax(held.on))])
 
 
 def trained(result):
-    work = result.state.shared[1]
+    work = result.state.shared["work"]
     return np.asarray(work.ids)[np.asarray(work.on)]
 
 
@@ -93,7 +93,7 @@ def test_everybody_sampled_is_fedavg_with_equal_weights():
     ours = quadratic_run(4, **EVERYBODY)
     local = optax.sgd(0.05, 0.5)
     theirs = run(fedopt(TASK, local=local, epochs=2, batch=1), scenario(DATA), jnp.ones(3), 4, every=1)
-    np.testing.assert_allclose(model(ours), theirs.state.shared[0], atol=1e-6)
+    np.testing.assert_allclose(model(ours), theirs.state.shared["x"], atol=1e-6)
     np.testing.assert_allclose(column(ours, "loss"), column(theirs, "loss"), rtol=1e-5)
     np.testing.assert_array_equal(column(ours, "gradients"), column(theirs, "gradients"))
 
@@ -123,7 +123,7 @@ def test_messages_of_a_round_with_everybody_up():
 
 def test_participants_hand_over_again_when_the_aggregator_crashes():
     before = quadratic_run(2, sample=4, announced=0.0)
-    held, work = before.state.shared[:2]
+    held, work = before.state.shared["held"], before.state.shared["work"]
     holder, sender = int(held.ids[0]), int(trained(before)[1])
     down = sorted({holder, sender})
     after = quadratic_run(3, sample=4, up=script(8, leaves=[(2, down)]), announced=0.0, carry=before.carry)
@@ -139,7 +139,7 @@ def test_participants_hand_over_again_when_the_aggregator_crashes():
 
 def test_training_stops_while_nobody_who_is_up_has_the_model():
     before = quadratic_run(2, sample=4)
-    held = before.state.shared[0]
+    held = before.state.shared["held"]
     down = sorted({int(held.ids[0]), *trained(before).tolist()})
     up = script(8, leaves=[(2, down)], joins=[(5, down)])
     still = quadratic_run(5, sample=4, up=up, carry=before.carry)
@@ -224,7 +224,7 @@ def test_who_announces_may_depend_on_the_node_and_the_round():
     up = script(8, leaves=[(1, [0, 1, 2]), (2, [3, 4])])
     announced = lambda t: jnp.where((t == 1) & (jnp.arange(8) < 2), 1.0, 0.0)
     algorithm = modest(TASK, sample=4, announced=announced, **ONE)
-    views = run(algorithm, scenario(DATA, churn=up), jnp.ones(3), 3).state.nodes[0]
+    views = run(algorithm, scenario(DATA, churn=up), jnp.ones(3), 3).state.nodes
     assert views.stamp[0].tolist() == [3, 3, 0, 0, 0, 0, 0, 0]
 
 
@@ -258,10 +258,10 @@ def test_seconds_of_a_round_with_silent_nodes():
     world = {"links": links(8, up=1e3, latency=0.5, step=1.5), "round_seconds": 0.25}
     kw = {"announced": 0.0, "world": world} | TIMED
     before = quadratic_run(1, **kw)
-    holder = int(before.state.shared[0].ids[0])
+    holder = int(before.state.shared["held"].ids[0])
     rest = [i for i in range(8) if i != holder]
     after = quadratic_run(2, up=script(8, leaves=[(1, rest)]), carry=before.carry, **kw)
-    hash = lambda t: np.asarray(public_hash(before.state.shared[2], jnp.int32(t), 8))
+    hash = lambda t: np.asarray(public_hash(before.state.shared["salt"], jnp.int32(t), 8))
     alone, known = np.arange(8) == holder, np.ones(8, bool)
     waits = pinged(hash(1), known, alone, 8)[2] + pinged(hash(2), known, alone, 1)[2]
     assert column(after, "participants").tolist() == [1]

@@ -1,8 +1,8 @@
-"""Centralized SGD, a reference line: one model trained on the union of all shards."""
+"""Centralized SGD, a reference line: one model trained on the union of all shards, at the mean speed of the nodes."""
 
 import optax
 
-from jaxfl.core import Algorithm, Array, State, require
+from jaxfl.core import Algorithm, Array, Log, State, require
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.partition import pooled
 from jaxfl.learn.task import Task
@@ -21,7 +21,8 @@ def centralized(
     learn = local_sgd(task, optax.sgd(lr), steps=None if epochs else steps, epochs=epochs, batch=batch)
 
     def round(key, env, s):
-        x, log = learn(key, pooled(env.data), 0, s.shared)
-        return State(x), {"loss": log["loss"], "gradients": log["gradients"]}
+        x, log = learn(key, pooled(env.data), 0, s.shared["x"], t=env.t)
+        spent = {} if env.links is None else {"seconds": log["steps"] * env.links.step.mean()}
+        return State({"x": x}), Log(loss=log["loss"], gradients=log["gradients"]) | spent
 
-    return Algorithm(lambda key, env, x: State(x), round, read=lambda s: s.shared)
+    return Algorithm(lambda key, env, x: State({"x": x}), round, read=lambda s: s.shared["x"])

@@ -37,7 +37,7 @@ def clipped_gossip(
     Where `tau` is None it adapts to liars of total mixing weight at most `delta` in every neighbourhood.
     """
     rule = centered_clipping(adaptive_radius(delta) if tau is None else tau)
-    return robust_gossip(task, net._replace(rule=rule), lr=lr, beta=beta, **kw)
+    return robust_gossip(task, net.fill("clipped_gossip", rule=rule), lr=lr, beta=beta, **kw)
 
 
 def robust_gossip(

@@ -29,4 +29,4 @@ def dfedsam(
 def dfedsam_mgs(task: Task, net: Network = Network(), *, gossip_steps: int = 4, **kw) -> Algorithm:
     """DFedSAM with `gossip_steps` exchanges a round; `kw` as in `dfedsam`."""
     require("gossip_steps", gossip_steps, least=1)
-    return dfedsam(task, net._replace(repeats=gossip_steps), **kw)
+    return dfedsam(task, net.fill("dfedsam_mgs", repeats=gossip_steps), **kw)

@@ -8,8 +8,8 @@ Ranzato, Szlam, Shen; 2023; https://arxiv.org/abs/2311.08105 (base of card 068).
 
 which is `optax.sgd(eta, momentum=beta, nesterov=True)` on the pseudo-gradient Delta. With a `delay` of k the outer
 step applies the Delta of k rounds before, whose all-reduce runs beside the local steps in simulated time; the first k
-rounds change nothing. A worker's weight in the mean is the cohort's. OpenDiLoCo (Jaghouar, Ong, Hagemann; 2024;
-https://arxiv.org/abs/2407.07852) sends Delta in 16 bits.
+rounds change nothing, nor does a Delta to which nobody contributed. A worker's weight in the mean is the cohort's.
+OpenDiLoCo (Jaghouar, Ong, Hagemann; 2024; https://arxiv.org/abs/2407.07852) sends Delta in 16 bits.
 
 Deviations: simulated workers draw batches with replacement; rates are constants unless the optax transformations given
 are schedules.
@@ -26,7 +26,8 @@ from jaxfl.core import Algorithm, Array, State, n_nodes, require
 from jaxfl.exchange import timing
 from jaxfl.exchange.codecs import half
 from jaxfl.exchange.network import Network
-from jaxfl.learn.local import local_sgd, optimizer_state, train_log
+from jaxfl.learn import server as servers
+from jaxfl.learn.local import local_sgd, optimizer_state
 from jaxfl.learn.task import Task
 
 
@@ -36,6 +37,14 @@ class Pace(NamedTuple):
     init: Callable  # () -> memory
     plan: Callable  # (memory, Network) -> (most local steps or None, Network, dict to log)
     see: Callable  # (memory, mean pseudo-gradient [d]) -> memory
+
+
+class Flying(NamedTuple):
+    """The all-reduces of the last rounds that have not been applied, the oldest first."""
+
+    delta: Array  # [delay, d], mean pseudo-gradients
+    bits: Array  # [delay], what each member has to send
+    answered: Array  # [delay] bool, somebody was present; all-reduces before the first round were nobody's
 
 
 STEADY = Pace(lambda: (), lambda s, net: (None, net, {}), lambda s, delta: s)
@@ -49,6 +58,7 @@ def diloco(
     local: optax.GradientTransformation | None = None,
     server: optax.GradientTransformation | None = None,
     steps: int = 20,
+    epochs: int | None = None,
     batch: int | None = 16,
     keep_state: bool = True,
     delay: int = 0,
@@ -62,7 +72,8 @@ def diloco(
         lr: rate of the workers' AdamW, where `local` is None.
         local: the workers' optimizer.
         server: the outer optimizer (None: Nesterov momentum 0.9 at rate 0.7, the paper's).
-        steps: local steps a round, H.
+        steps: local steps a round, H; `epochs` replaces them where given.
+        epochs: local epochs.
         batch: samples a step; None is the whole shard.
         keep_state: a worker's optimizer state lasts; False starts it anew every round.
         delay: rounds between measuring a pseudo-gradient and applying it.
@@ -75,7 +86,7 @@ def diloco(
     require("delay", delay, least=0)
     inner = optax.adamw(lr) if local is None else local
     tx = optax.sgd(0.7, momentum=0.9, nesterov=True) if server is None else server
-    train = local_sgd(task, inner, steps=steps, batch=batch, keep_state=keep_state)
+    train = local_sgd(task, inner, steps=None if epochs else steps, epochs=epochs, batch=batch, keep_state=keep_state)
 
     def learn(key, data, i, x, **named):
         """The pseudo-gradient of one worker."""
@@ -83,32 +94,27 @@ def diloco(
         return x - y, log
 
     def init(key, env, x):
-        flying = (jnp.zeros((delay, x.size)), jnp.zeros(delay)) if delay else ()
-        shared = {"x": x, "outer": tx.init(x), "flying": flying, "pace": pace.init()}
-        nodes = optimizer_state(task, inner, x, n_nodes(env)) if keep_state else ()
+        flying = Flying(jnp.zeros((delay, x.size)), jnp.zeros(delay), jnp.zeros(delay, bool)) if delay else ()
+        shared = {"x": x, "outer": servers.first(tx, x, key), "flying": flying, "pace": pace.init()}
+        nodes = optimizer_state(task, inner, x, n_nodes(env), key) if keep_state else ()
         return State(shared, nodes, pace.plan(shared["pace"], net)[1].init(env, x))
 
     def round(key, env, s):
-        c, now = env.cohort, s.shared
-        present = c.weight > 0
+        now = s.shared
         most, via, plan = pace.plan(now["pace"], net)
-        bound = [b for b in (c.steps, most) if b is not None]
-        allowed = jnp.broadcast_to(jnp.min(jnp.stack(jnp.broadcast_arrays(*bound)), 0), c.ids.shape) if bound else None
         kept = {"state": s.nodes} if keep_state else None
-        delta, log, mail, cost = via.collect(key, env, s.mail, learn, now["x"], steps=allowed, kept=kept)
-        out = train_log(log, c) | cost | {"down_bits": cost["up_bits"]} | plan
-        came, flying, on_the_way = delta, (), None
+        cost = timing.all_reduce(now["flying"].bits[-1] if delay else None)
+        got = via.collect(key, env, s.mail, learn, now["x"], steps=most, kept=kept, cost=cost)
+        came, answered, flying = got.mean, got.present, ()
         if delay:
-            (line, bits), each = now["flying"], cost["up_bits"] / jnp.maximum(present.sum(), 1)
-            came, flying, on_the_way = line[0], (_push(line, delta), _push(bits, each)), bits[-1]
-        u, outer = tx.update(came, now["outer"], now["x"])
-        x = now["x"] + u
-        if delay:
-            keep = lambda new, old: jnp.where(env.t >= delay, new, old)
-            x, outer = jax.tree.map(keep, (x, outer), (now["x"], now["outer"]))
-        shared = {"x": x, "outer": outer, "flying": flying, "pace": pace.see(now["pace"], delta)}
-        state = State(shared, log.get("state", s.nodes), mail)
-        return state, timing.all_reduce_round(env, log["steps"], out, on_the_way)
+            each = got.log["up_bits"] / jnp.maximum((env.cohort.weight > 0).sum(), 1)
+            came, answered = now["flying"].delta[0], now["flying"].answered[0]
+            flying = jax.tree.map(_push, now["flying"], Flying(got.mean, each, got.present))
+        x, outer = servers.step(tx, came, now["outer"], now["x"], answered)
+        seen = pace.see(now["pace"], got.mean)
+        seen = jax.tree.map(lambda new, old: jnp.where(got.present, new, old), seen, now["pace"])
+        shared = {"x": x, "outer": outer, "flying": flying, "pace": seen}
+        return State(shared, got.kept.get("state", s.nodes), got.mail), got.log | plan
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
 
@@ -120,7 +126,7 @@ def _push(line: Array, new: Array) -> Array:
 
 def open_diloco(task: Task, net: Network = Network(), **kw) -> Algorithm:
     """OpenDiLoCo: DiLoCo whose pseudo-gradients travel in 16 bits; `kw` as in `diloco`."""
-    return diloco(task, net._replace(codec=half()), **kw)
+    return diloco(task, net.fill("open_diloco", codec=half()), **kw)
 
 
 def all_reduce(

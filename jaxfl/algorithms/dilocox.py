@@ -72,7 +72,7 @@ def dilocox(
 
     Args:
         task: what is learned; its layers are the matrices.
-        net: what else happens to messages; its collective is replaced.
+        net: what else happens to messages; it must leave rule, codec and collective open.
         rank: the first rank, r_1.
         bits: of an integer (None: factors are sent as floats).
         window: rounds whose effective ranks are averaged; None keeps rank and steps as they are.
@@ -90,6 +90,7 @@ def dilocox(
     for name, value in (("window", window), ("rank", rank), ("least_steps", least_steps)):
         require(name, value, least=1)
     require("least_steps", least_steps, most=steps)
+    net.fill("dilocox", collective=None)
     compressor = {"bits": bits, "feedback": feedback, "scale_bits": scale_bits}
     pace = STEADY
     if window is None:
@@ -118,7 +119,7 @@ def cocktail_sgd(
 
     Args:
         task: what is learned.
-        net: what else happens to messages; its codec is replaced.
+        net: what else happens to messages; it must leave the codec open.
         keep: share of the gradient's entries that are sent.
         bits: of an entry (None: 32).
         lr: rate of AdamW, where `optimizer` is None.
@@ -128,5 +129,5 @@ def cocktail_sgd(
     """
     require("keep", keep, above=0, most=1)
     kept = top_k(float(keep)) if bits is None else top_k(float(keep), quantize(bits))
-    via = net._replace(codec=error_feedback(kept))
+    via = net.fill("cocktail_sgd", codec=error_feedback(kept))
     return all_reduce(task, via, lr=lr, optimizer=optimizer, batch=batch, delay=delay)

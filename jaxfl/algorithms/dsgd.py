@@ -12,12 +12,11 @@ https://arxiv.org/abs/2104.11375). Momentum starts anew every round, as in the p
 import jax.numpy as jnp
 import optax
 
+from jaxfl.at import at
 from jaxfl.core import Algorithm, Array, InputError, State, n_nodes, require, tile
-from jaxfl.exchange import timing
 from jaxfl.exchange.network import Network
-from jaxfl.learn.local import local_sgd, optimizer_state, train_log
+from jaxfl.learn.local import local_sgd, optimizer_state
 from jaxfl.learn.task import Task
-from jaxfl.mapping import at
 
 
 def gossip_training(
@@ -44,15 +43,15 @@ def gossip_training(
         check_gossip(env)
         n = n_nodes(env)
         models = tile(x, n)
-        nodes = (models, optimizer_state(task, local, x, n)) if keep_state else models
+        nodes = (models, optimizer_state(task, local, x, n, key)) if keep_state else models
         return State((), nodes, net.init(env, x))
 
     def round(key, env, s):
         x, kept = (s.nodes[0], {"state": s.nodes[1]}) if keep_state else (s.nodes, None)
-        y, log = at(jnp.arange(n_nodes(env)), learn)(key, env, x, kept=kept, steps=env.cohort.steps)  # [n, d]
-        x, mail, cost = net.gossip(key, env, s.mail, y)  # [n, d]
-        nodes = (x, log["state"]) if keep_state else x
-        return State((), nodes, mail), timing.gossip_round(env, log["steps"], train_log(log, env.cohort) | cost)
+        y = at(jnp.arange(n_nodes(env)), learn)(key, env, x, kept=kept)  # [n, d]
+        x, mail, log = net.gossip(key, env, s.mail, y.rows)  # [n, d]
+        nodes = (x, y.kept["state"]) if keep_state else x
+        return State((), nodes, mail), y.log | log
 
     return Algorithm(init, round, read=lambda s: s.nodes[0] if keep_state else s.nodes)
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import optax
 
 from jaxfl.algorithms.fedopt import fedopt
-from jaxfl.core import Algorithm, Array, InputError, require
+from jaxfl.core import Algorithm, Array, require
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.secure import enclave
 from jaxfl.exchange.staleness import Staleness, polynomial
@@ -69,8 +69,6 @@ def papaya(
     """FedBuff under secure aggregation: `resolution` and `levels` of `exchange.secure.enclave`, `kw` as in `fedbuff`.
 
     Raises:
-        InputError: `net` compresses already.
+        InputError: `net` has a codec, a rule or a collective, which masked sums replace.
     """
-    if net.collective is not None:
-        raise InputError("net.collective is set, but papaya puts its secure aggregation there: give a net without one.")
-    return fedbuff(task, net._replace(collective=enclave(resolution, levels)), **kw)
+    return fedbuff(task, net.fill("papaya", collective=enclave(resolution, levels)), **kw)

@@ -21,12 +21,12 @@ from collections.abc import Callable
 
 import optax
 
-from jaxfl.core import Algorithm, Array, State, require
-from jaxfl.exchange import timing
+from jaxfl.core import Algorithm, Array, State, n_nodes, require
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.staleness import FRESH, Staleness, counted
 from jaxfl.exchange.versions import push, recall, versions
-from jaxfl.learn.local import displacement, local_sgd, train_log
+from jaxfl.learn import server as servers
+from jaxfl.learn.local import displacement, local_sgd, optimizer_state
 from jaxfl.learn.server import adagrad_moment, adam_moment, scale_by_moments, yogi_moment
 from jaxfl.learn.task import Task
 
@@ -41,34 +41,38 @@ def fedopt(
     epochs: int | None = None,
     batch: int | None = 16,
     stale: Staleness = FRESH,
+    keep_state: bool = False,
 ) -> Algorithm:
     """FedOpt with any optax optimizer at the clients (`local`) and the server (None: `x <- x + Delta`).
 
-    `epochs` replaces `steps` where given; `batch` None is the whole shard. Logs `loss`, `gradients`, bits, and where
-    earlier versions are remembered (`stale.longest`) the mean `age` of those asked and how many were `dropped`.
+    `epochs` replaces `steps` where given; `batch` None is the whole shard. A client's optimizer starts anew every
+    round, and a schedule of its rate counts rounds; with `keep_state` it goes on where it was, `State.nodes`, and a
+    schedule counts the client's own steps. A round in which nobody answers changes nothing. Logs `loss`, `gradients`,
+    bits, and where earlier versions are remembered (`stale.longest`) the mean `age` of those asked and how many were
+    `dropped`.
     """
-    learn = local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch)
+    learn = local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch, keep_state=keep_state)
     learn = _from_current(learn) if stale.mixing else displacement(learn)
     tx = optax.sgd(1.0) if server is None else server
 
     def init(key, env, x):
         past = versions(x, stale.longest + 1) if stale.longest else ()
-        return State((x, tx.init(x), past), (), net.init(env, x))
+        nodes = optimizer_state(task, local, x, n_nodes(env), key) if keep_state else ()
+        return State({"x": x, "server": servers.first(tx, x, key), "past": past}, nodes, net.init(env, x))
 
     def round(key, env, s):
-        x, opt, past = s.shared
+        x, past = s.shared["x"], s.shared["past"]
         c, scale, aged = counted(stale, env.cohort)
         env = env._replace(cohort=c)
         read = recall(past, c.age) if stale.longest else x  # [c, d] or [d]
-        told = {"current": x} if stale.mixing else None
-        delta, log, mail, cost = net.collect(key, env, s.mail, learn, read, told, steps=c.steps)  # delta [d]
-        delta = delta if scale is None else scale * delta
-        u, opt = tx.update(-delta, opt, x)
-        past = push(past, x + u) if stale.longest else ()
-        log = timing.server_round(env, log["steps"], train_log(log, c) | net.broadcast(env, x) | cost) | aged
-        return State((x + u, opt, past), (), mail), log
+        known, kept = {"current": x} if stale.mixing else None, {"state": s.nodes} if keep_state else None
+        got = net.collect(key, env, s.mail, learn, read, known=known, kept=kept)
+        delta = got.mean if scale is None else scale * got.mean
+        x, opt = servers.step(tx, -delta, s.shared["server"], x, got.present)
+        shared = {"x": x, "server": opt, "past": push(past, x) if stale.longest else ()}
+        return State(shared, got.kept.get("state", ()), got.mail), got.log | aged
 
-    return Algorithm(init, round, read=lambda s: s.shared[0])
+    return Algorithm(init, round, read=lambda s: s.shared["x"])
 
 
 def _from_current(learn: Callable) -> Callable:

@@ -12,11 +12,11 @@ at a bias. A message is two vectors.
 import jax.numpy as jnp
 
 from jaxfl.algorithms.dsgd import check_gossip
+from jaxfl.at import at
 from jaxfl.core import Algorithm, Array, State, n_nodes, require, tile
 from jaxfl.exchange.network import Network
-from jaxfl.learn.local import local_gradient, train_log
+from jaxfl.learn.local import local_gradient
 from jaxfl.learn.task import Task
-from jaxfl.mapping import at
 
 
 def gradient_tracking(
@@ -28,14 +28,14 @@ def gradient_tracking(
 
     def init(key, env, x):
         check_gossip(env)
-        g, _ = at(jnp.arange(n_nodes(env)), gradient)(key, env, x)
+        g = at(jnp.arange(n_nodes(env)), gradient)(key, env, x).rows
         return State((), (tile(x, n_nodes(env)), g, g), net.init(env, jnp.concatenate([x, x])))
 
     def round(key, env, s):
         x, v, old = s.nodes
-        mixed, mail, cost = net.gossip(key, env, s.mail, jnp.concatenate([x - lr * v, v], axis=1))  # [n, 2d]
+        mixed, mail, log = net.gossip(key, env, s.mail, jnp.concatenate([x - lr * v, v], axis=1))  # [n, 2d]
         x, v = jnp.split(mixed, 2, axis=1)
-        g, log = at(jnp.arange(n_nodes(env)), gradient)(key, env, x)
-        return State((), (x, v + g - old, g), mail), train_log(log) | cost
+        g = at(jnp.arange(n_nodes(env)), gradient)(key, env, x)
+        return State((), (x, v + g.rows - old, g.rows), mail), log | g.log
 
     return Algorithm(init, round, read=lambda s: s.nodes[0])

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import optax
 
+from jaxfl.at import at
 from jaxfl.core import Algorithm, Array, State, n_nodes, require, tile
-from jaxfl.learn.local import local_sgd, train_log
+from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task
-from jaxfl.mapping import at
 
 
 def local_only(
@@ -22,7 +22,7 @@ def local_only(
     learn = local_sgd(task, optax.sgd(lr), steps=None if epochs else steps, epochs=epochs, batch=batch)
 
     def round(key, env, s):
-        x, log = at(jnp.arange(n_nodes(env)), learn)(key, env, s.nodes)
-        return State((), x), train_log(log)
+        x = at(jnp.arange(n_nodes(env)), learn)(key, env, s.nodes)
+        return State((), x.rows), x.log
 
     return Algorithm(lambda key, env, x: State((), tile(x, n_nodes(env))), round, read=lambda s: s.nodes)

@@ -31,12 +31,11 @@ import optax
 
 from jaxfl.algorithms.dsgd import check_gossip
 from jaxfl.core import Algorithm, Array, Env, InputError, State, n_nodes, require
-from jaxfl.exchange import predictions, timing
+from jaxfl.exchange import predictions
 from jaxfl.exchange.codecs import PLAIN, Codec
 from jaxfl.learn import distill
-from jaxfl.learn.groups import Groups, at_groups, by_group, first_rows, in_node_order, require_groups
+from jaxfl.learn.groups import Groups, at_groups, by_group, first_rows, require_groups
 from jaxfl.learn.heads import Output, outputs, widths
-from jaxfl.learn.local import train_log
 from jaxfl.mapping import map_nodes
 
 
@@ -109,7 +108,7 @@ def mhd(
         logits, bits = predictions.send(key, codec, said.logits[:, jnp.array(shown, int)])
         who, live = predictions.draw_teachers(key, env.graph, teachers, steps)  # [n, steps, teachers]
         heard = live if env.cohort.steps is None else live & (jnp.arange(steps) < env.cohort.steps[:, None])[..., None]
-        cost = predictions.cost(who, heard & (nu_aux > 0), public_batch * bits)
+        messages = [(heard & (nu_aux > 0), public_batch * bits)]
         shared = {"images": images, "index": index, "nu_aux": jnp.asarray(nu_aux)}
         alike = None
         if nu_emb is not None:
@@ -117,19 +116,16 @@ def mhd(
             alike = size[:, None] == size  # [n, n]
             embedding, bits = predictions.send(key, codec, said.embedding)
             same = heard & alike[jnp.arange(n_nodes(env))[:, None, None], who] & (nu_emb > 0)
-            more = predictions.cost(who, same, public_batch * bits * size / said.embedding.shape[-1])
-            cost = {name: v + more[name] for name, v in cost.items()}
+            messages.append((same, public_batch * bits * size / said.embedding.shape[-1]))
             shared |= {"nu_emb": jnp.asarray(nu_emb)}
             said = said._replace(embedding=embedding)
-        given = {"teachers": who, "live": live, "alike": alike, "steps": env.cohort.steps}
+        given = {"teachers": who, "live": live, "alike": alike}
         own = {name: by_group(groups, v) for name, v in given.items() if v is not None}
         shared["said"] = Output(logits, said.embedding)
-        rows, logs = train(key, env, rows, shared, state=s.nodes["opt"], **own)
-        opt = tuple(log.pop("state") for log in logs)
-        log = in_node_order(groups, logs)  # [n]
-        now = train_log(log, env.cohort) | {"aux_loss": log["aux_loss"].mean()} | cost
-        nodes = {"rows": rows, "opt": opt, "old": old if refresh > 1 else ()}
-        return State((), nodes), timing.gossip_round(env, log["steps"], now)
+        new = train(key, env, rows, shared, kept={"state": s.nodes["opt"]}, **own)
+        log = new.log | predictions.cost(env, who, *messages) | {"aux_loss": new.each["aux_loss"].mean()}
+        nodes = {"rows": new.rows, "opt": new.kept["state"], "old": old if refresh > 1 else ()}
+        return State((), nodes), log
 
     return Algorithm(init, round, read=lambda s: s.nodes["rows"])
 

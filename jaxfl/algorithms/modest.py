@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, Cohort, Env, InputError, Mail, State, Tree, n_nodes, require, stream, tile
+from jaxfl.at import at, reported
+from jaxfl.core import Algorithm, Array, Cohort, Env, InputError, Log, Mail, State, Tree, n_nodes, require, stream, tile
 from jaxfl.exchange.membership import (
     Sample,
     View,
@@ -42,9 +43,8 @@ from jaxfl.exchange.membership import (
 )
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.timing import transfer
-from jaxfl.learn.local import local_sgd, train_log
+from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task
-from jaxfl.mapping import at
 
 FANOUT = 10  # a join or leave is told to so many times s nodes
 VIEW_BITS = 64.0  # of one member in a view
@@ -177,7 +177,7 @@ def modest(
         bits = jnp.float32(aggregators * (32.0 * task.dim + VIEW_BITS * n_nodes(env)))
         return steps * step + transfer(rate, latency, bits)
 
-    def train(key, env: Env, views: View, held: Held, salt: Array) -> tuple[View, Work, dict, Flow]:
+    def train(key, env: Env, views: View, held: Held, salt: Array) -> tuple[View, Work, Log, Flow]:
         """The aggregators look for the participants of the round and send them the model; these train."""
         n, alive, hash, on = n_nodes(env), up(env), public_hash(salt, env.t, n_nodes(env)), held.on & up(env)[held.ids]
         pick = find(env, views, held.ids, hash, alive if liveness else jnp.ones(n, bool), env.t, sample)
@@ -185,7 +185,7 @@ def modest(
         who = first_alive(hash, asked.any(0), alive, min(n, slots * sample))
         link = asked[:, who.ids].T & who.found[:, None]  # [c, a]
         x = held.models[0] if on.size == 1 else held.models[link.argmax(1)]  # the first copy to come
-        rows, log = at(who.ids, learn)(key, env, x)
+        work = at(who.ids, learn)(key, env, x)
         views = told(sign_of_life(views, held.ids, on, env.t), who.ids, held.ids, link)
         pings = jnp.where(on, pick.pings, 0).sum() * liveness
         bits = 32.0 * task.dim + VIEW_BITS * n
@@ -197,8 +197,8 @@ def modest(
         present = Cohort(who.ids, who.found.astype(jnp.float32), jnp.zeros(who.ids.shape, jnp.int32))
         return (
             views,
-            Work(rows, who.ids, who.found, uploaded(env, who.ids, log["steps"])),
-            train_log(log, present),
+            Work(work.rows, who.ids, who.found, uploaded(env, who.ids, work.each["steps"])),
+            reported(present, work.each),
             flow,
         )
 
@@ -215,11 +215,11 @@ def modest(
 
         def average(used):
             cohort = Cohort(work.ids, used.astype(jnp.float32), jnp.zeros(used.shape, jnp.int32))
-            return net.aggregate(key, env._replace(cohort=cohort), mail, work.rows, held.models[0])
+            return net.combine(key, env._replace(cohort=cohort), mail, work.rows, held.models[0])
 
         # the messages are encoded alike for every aggregator, so mail is that of the first
-        models, mails, cost = jax.vmap(average)(used)
-        bits = cost["up_bits"][0] / jnp.maximum(used[0].sum(), 1) + VIEW_BITS * n
+        models, mails, each = jax.vmap(average)(used)
+        bits = each[0].sum() / jnp.maximum(used[0].sum(), 1) + VIEW_BITS * n
         pings = jnp.where(work.on, pick.pings, 0).sum()
         flow = _flow(env, link, work.ids, who.ids, bits, pings, chosen.any(0).sum() - who.found.sum())
         if env.links is not None:
@@ -240,10 +240,12 @@ def modest(
         first = first_alive(public_hash(salt, jnp.int32(0), n), alive, alive, a)
         held = Held(tile(x, a), first.ids, first.found & (jnp.arange(a) < aggregators))
         work = Work(tile(jnp.zeros_like(x), c), jnp.arange(c), jnp.zeros(c, bool), jnp.zeros(c))
-        return State((held, work, salt), (tile(founders(alive), n if private else 1), alive), net.init(env, x))
+        shared = {"held": held, "work": work, "salt": salt, "up": alive}
+        return State(shared, tile(founders(alive), n if private else 1), net.init(env, x))
 
     def round(key, env, s):
-        (held, work, salt), (views, before) = s.shared, s.nodes
+        held, work, salt, before = (s.shared[name] for name in ("held", "work", "salt", "up"))
+        views = s.nodes
         n, alive = n_nodes(env), up(env)
         share = announced(env.t) if callable(announced) else announced
         leaves = before & ~alive & (jax.random.uniform(stream(key, "announced"), (n,)) < share)
@@ -265,12 +267,12 @@ def modest(
         log |= {"sent_bits": total.sent, "received_bits": total.received}
         log |= {"participants": fresh.on.sum(), "resent": gone & left.on.any()}
         log |= {"overflow": total.overflow} if private else {}
-        log |= {} if env.links is None else {"seconds": env.seconds + total.seconds}
+        log |= {} if env.links is None else {"seconds": total.seconds}
         work = _either(fresh.on.any(), fresh, work)
-        return State((held, work, salt), (views, alive), mail), log
+        return State({"held": held, "work": work, "salt": salt, "up": alive}, views, mail), log
 
     def read(s):
-        held = s.shared[0]
+        held = s.shared["held"]
         return held.models[jnp.argmax(held.on)]
 
     return Algorithm(init, round, read)

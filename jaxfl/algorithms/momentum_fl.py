@@ -10,20 +10,20 @@ y <- y - lr * d, with G the mini-batch gradient at y (G' the same mini-batch at 
     SCAFFOLD-M-VR  d = G - b (c_i - c) + (1 - b) (g - G')
 
     g <- mean_S (x - y_i) / (lr K),   x <- x - server_lr * g
-    c_i <- mean over the K steps of G, i in S,   c <- c + sum_S (c_i_new - c_i) / n
 
-beta = 1 switches the momentum off (the paper's inverted convention). g and all c start at 0, x' at x. K is a
-member's own number of steps where `Cohort.steps` differ.
+and controls as in SCAFFOLD (`algorithms.scaffold`). beta = 1 switches the momentum off (the paper's inverted
+convention). g and all c start at 0, x' at x. K is a member's own number of steps where `Cohort.steps` differ. A round
+in which nobody answers changes nothing.
 """
 
-import jax
 import jax.numpy as jnp
 import optax
 
+from jaxfl.algorithms.scaffold import among_all, controlled
 from jaxfl.core import Algorithm, Array, State, n_nodes, require, tile
 from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import blend, drift, storm
-from jaxfl.learn.local import local_sgd, train_log
+from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task
 
 
@@ -37,31 +37,32 @@ def momentum_fl(
     controls: bool,
     reduced: bool,
     steps: int = 10,
+    epochs: int | None = None,
     batch: int | None = 16,
 ) -> Algorithm:
     """The four methods: with or without control variates, with or without variance reduction.
 
-    `server_lr` None is `lr * steps`, which moves the server as far as the mean client moved.
+    `server_lr` None is `lr * steps`, which moves the server as far as the mean client moved. `epochs` replaces `steps`
+    where given, there by the mean number of steps that members ran; `batch` None is the whole shard.
     """
     require("lr", lr, above=0)
     require("server_lr", server_lr, above=0)
     require("beta", beta, above=0, most=1)
-    rate = lr * steps if server_lr is None else server_lr
     if reduced:
         hooks = [drift(beta), storm(beta)] if controls else [storm(beta)]
     else:
         hooks = [drift(), blend(beta)] if controls else [blend(beta)]
-    local = optax.chain(*hooks, optax.sgd(lr))
-    learn = local_sgd(task, local, steps=steps, batch=batch, keep_gradient=controls)
+    local, counted = optax.chain(*hooks, optax.sgd(lr)), {"steps": None if epochs else steps, "epochs": epochs}
+    learn = local_sgd(task, local, **counted, batch=batch, keep_gradient=controls)
 
-    def member(key, data, i, x, **vectors):
-        """The message of one client: its mean direction, and the change of its control."""
-        y, log = learn(key, data, i, x, **vectors)
-        direction = (x - y) / (lr * jnp.maximum(log["steps"], 1))
-        if not controls:
-            return direction, log
-        new = log.pop("gradient")
-        return jnp.concatenate([direction, new - vectors["control"]]), log | {"control": new}
+    def direction(x, y, log):
+        return (x - y) / (lr * jnp.maximum(log["steps"], 1))
+
+    def plain(key, data, i, x, **named):
+        y, log = learn(key, data, i, x, **named)
+        return direction(x, y, log), log
+
+    member = controlled(learn, direction) if controls else plain
 
     def init(key, env, x):
         zero = jnp.zeros_like(x)
@@ -70,17 +71,25 @@ def momentum_fl(
         return State(shared, tile(zero, n_nodes(env)) if controls else (), net.init(env, message))
 
     def round(key, env, s):
-        c, now = env.cohort, s.shared
-        told = {"direction": now["g"]} | ({"previous": now["previous"]} if reduced else {})
-        told |= {"shared_control": now["c"]} if controls else {}
-        kept = {"control": s.nodes} if controls else None
-        mean, log, mail, cost = net.collect(key, env, s.mail, member, now["x"], told, steps=c.steps, kept=kept)
-        d = now["x"].size
-        new = {"x": now["x"] - rate * mean[:d], "g": mean[:d]} | ({"previous": now["x"]} if reduced else {})
+        x, now = s.shared["x"], s.shared
+        handed = {"direction": now["g"]} | ({"previous": now["previous"]} if reduced else {})
+        own = {}
         if controls:
-            new["c"] = now["c"] + ((c.weight > 0).sum() / n_nodes(env)) * mean[d:]
-        nodes = log.get("control", ())
-        return State(new, nodes, mail), train_log(log, c) | net.broadcast(env, *jax.tree.leaves(now)) | cost
+            handed |= {"shared_control": now["c"]}
+            own = {"kept": {"control": s.nodes}, "factor": among_all(env)}
+        got = net.collect(key, env, s.mail, member, x, handed, **own)
+        g = jnp.where(got.present, got.mean[: x.size], now["g"])
+        new = {"x": jnp.where(got.present, x - rate(env, got) * g, x), "g": g}
+        new |= ({"previous": x} if reduced else {}) | ({"c": now["c"] + got.mean[x.size :]} if controls else {})
+        return State(new, got.kept.get("control", ()), got.mail), got.log
+
+    def rate(env, got):
+        if server_lr is not None:
+            return server_lr
+        if not epochs:
+            return lr * steps
+        ran = jnp.where(env.cohort.weight > 0, got.each["steps"], 0)
+        return lr * ran.sum() / jnp.maximum((env.cohort.weight > 0).sum(), 1)
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
 

@@ -17,13 +17,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxfl.core import Algorithm, Array, State, n_nodes, require, tile
-from jaxfl.exchange import timing
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.rules import centered_clipping
+from jaxfl.learn import server as servers
 from jaxfl.learn.hooks import worker_momentum
-from jaxfl.learn.local import local_gradient, train_log
+from jaxfl.learn.local import local_gradient
 from jaxfl.learn.task import Task
-from jaxfl.mapping import at
 
 
 def robust_sgd(
@@ -39,29 +38,30 @@ def robust_sgd(
     """Distributed SGD: one gradient a worker and round, sent through the worker's own momentum, joined by `net.rule`.
 
     `worker` replaces `worker_momentum(beta)` by another optax transformation of rows `[d]`, `server` replaces
-    `optax.sgd(lr)`; `batch` None is the whole shard. Logs `loss`, `gradients`, bits.
+    `optax.sgd(lr)`; `batch` None is the whole shard. Who computes no gradient in a round sends none. Logs `loss`,
+    `gradients`, bits.
     """
     require("lr", lr, above=0)
     gradient = local_gradient(task, batch=batch)
     up, down = worker or worker_momentum(beta), server or optax.sgd(lr)
 
-    def member(key, data, i, x, state):
-        g, log = gradient(key, data, i, x)
+    def member(key, data, i, x, *, state, **named):
+        g, log = gradient(key, data, i, x, **named)
         message, state = up.update(g, state, x)
         return message, log | {"state": state}
 
     def init(key, env, x):
-        shared = {"x": x, "v": jnp.zeros_like(x), "server": down.init(x)}
+        shared = {"x": x, "v": jnp.zeros_like(x), "server": servers.first(down, x, key)}
         return State(shared, tile(up.init(x), n_nodes(env)), net.init(env, x))
 
     def round(key, env, s):
         c, now = env.cohort, s.shared
-        messages, log = at(c, member)(key, env, now["x"], kept={"state": s.nodes})  # [c, d]
-        v, mail, cost = net.aggregate(key, env, s.mail, messages, own=now["v"])  # [d]
-        u, opt = down.update(v, now["server"], now["x"])
-        shared = {"x": now["x"] + u, "v": v, "server": opt}
-        spent = timing.server_round(env, log["steps"], train_log(log, c) | net.broadcast(env, now["x"]) | cost)
-        return State(shared, log["state"], mail), spent
+        if c.steps is not None:
+            env = env._replace(cohort=c._replace(weight=jnp.where(c.steps > 0, c.weight, 0)))
+        got = net.collect(key, env, s.mail, member, now["x"], kept={"state": s.nodes}, reference=now["v"])
+        x, opt = servers.step(down, got.mean, now["server"], now["x"], got.present)
+        v = jnp.where(got.present, got.mean, now["v"])
+        return State({"x": x, "v": v, "server": opt}, got.kept["state"], got.mail), got.log
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
 
@@ -80,4 +80,5 @@ def learning_from_history(
 
     `tau` is in the units of a gradient; the paper's code has 10 without momentum and, in its scale, 100 with 0.99.
     """
-    return robust_sgd(task, net._replace(rule=centered_clipping(tau, iterations)), lr=lr, beta=beta, batch=batch)
+    via = net.fill("learning_from_history", rule=centered_clipping(tau, iterations))
+    return robust_sgd(task, via, lr=lr, beta=beta, batch=batch)

@@ -146,7 +146,7 @@ def reproduce(
         run(factories[f], with_stragglers(world, 0.0, drop), task.init, 2, seeds=seeds, hyper=hyper, every=2)
         for f, drop, hyper in ((fedavg, True, {"lr": RATE}), (fedprox, False, {"lr": RATE, "mu": 0.0}))
     ]
-    apart = float(abs(twins[0].state.shared[0] - twins[1].state.shared[0]).max())
+    apart = float(abs(twins[0].state.shared["x"] - twins[1].state.shared["x"]).max())
     return Evidence(table, _checks(settings, apart), _figure(settings, found, sorted({RATE, *rates})))
 
 

@@ -1,18 +1,20 @@
 """The exchange: the only way information crosses between nodes.
 
 A `Network` says how messages are coded, what attackers make of them and how a receiver combines them. Its verbs take
-the round's key, `Env` and the network's memory `mail`, and return the result, the new memory and the cost: `up_bits`
-sent by nodes, `down_bits` received by them. A message of several vectors is their concatenation, so its bits are
-counted.
+the round's key, `Env` and the network's memory `mail`, and return the result, the new memory and a `Log` of what it
+cost: `up_bits` sent by nodes, `down_bits` received by them, and `seconds` where the world has links. A message of
+several vectors is their concatenation, so its bits are counted.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from jaxfl.at import lift, reported
 from jaxfl.core import (
     Array,
     Cohort,
@@ -20,6 +22,7 @@ from jaxfl.core import (
     Graph,
     Inbox,
     InputError,
+    Log,
     Mail,
     Outbox,
     Strata,
@@ -30,11 +33,23 @@ from jaxfl.core import (
     stream,
     tile,
 )
-from jaxfl.exchange import rules
+from jaxfl.exchange import rules, timing
 from jaxfl.exchange.attacks import Attack
-from jaxfl.exchange.codecs import PLAIN, Codec, Collective
+from jaxfl.exchange.codecs import FLOAT, PLAIN, Codec, Collective
 from jaxfl.exchange.mix import mix
-from jaxfl.mapping import at, map_kept, map_nodes, put_rows, rows_of
+from jaxfl.mapping import map_kept, map_nodes, put_rows, rows_of
+from jaxfl.world.tiers import tiers_of
+
+
+class Collected(NamedTuple):
+    """What a cohort learned and sent, combined at the server."""
+
+    mean: Array  # [m]; zeros where nobody answered
+    present: Array  # bool, somebody answered
+    log: Log  # `loss`, `gradients`, `up_bits`, `down_bits` and, over links, `seconds`
+    mail: Mail
+    kept: dict  # what nodes keep now, leaves [n, ...] by name
+    each: dict  # what each member logged, leaves [c, ...]
 
 
 class Network(NamedTuple):
@@ -43,7 +58,7 @@ class Network(NamedTuple):
     `rule` combines what a receiver heard, `codec` encodes a message, `attack` is what Byzantine senders (`Env.byz`)
     say instead (None: they say what they are told), `repeats` is the number of exchanges in one gossip phase
     (multiple gossip steps: mixing by the power of the matrix, each step a message on every link). `collective`
-    replaces codec and rule in `aggregate` by a compressed all-reduce.
+    replaces codec and rule at a server by a compressed all-reduce.
     """
 
     rule: Callable = rules.mean
@@ -52,8 +67,42 @@ class Network(NamedTuple):
     repeats: int = 1
     collective: Collective | None = None
 
+    def fill(self, system: str, **slots: Any) -> "Network":
+        """The network with the slots that `system` brings itself.
+
+        Raises:
+            InputError: the user has filled one of them, or one that these replace.
+        """
+        replaced = ("codec", "rule") if "collective" in slots else ()
+        for slot in (*slots, *replaced):
+            if getattr(self, slot) is not self._field_defaults[slot]:
+                given = next(iter(slots)) if slot in replaced else slot
+                raise InputError(f"net.{slot} is set, but {system} brings its own {given}: leave it out.")
+        return self._replace(**slots)
+
+    def check(self) -> None:
+        """Raise `InputError` unless every slot holds what belongs there."""
+        if not callable(self.rule):
+            raise InputError(f"rule is {self.rule!r}, but must be a function such as exchange.rules.median().")
+        for name, kind, example in (("codec", Codec, "half()"), ("attack", Attack, "sign_flip()")):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (name == "attack" and value is None):
+                where = f"exchange.{name}s.{example}"
+                raise InputError(f"{name} is {value!r}, but must be {kind.__name__}(...) such as {where}.")
+        if not isinstance(self.collective, Collective | None):
+            raise InputError(f"collective is {self.collective!r}, but must be a Collective such as low_rank(...).")
+        if not isinstance(self.repeats, int) or self.repeats < 1:
+            raise InputError(f"repeats is {self.repeats!r}, but must be a whole number of at least 1.")
+        if self.collective is not None:
+            self._replace(collective=None).fill("the network", collective=self.collective)
+
     def init(self, env: Env, message: Array) -> Mail:
-        """Memory of the network for messages like `message` `[m]`, one a node."""
+        """Memory of the network for messages like `message` `[m]`, one a node.
+
+        Raises:
+            InputError: a slot that holds something else, or a rule or codec beside a collective, which replaces them.
+        """
+        self.check()
         colluders = () if self.attack is None else self.attack.init(message)
         mine, common = ((), ()) if self.collective is None else self.collective.init(message)
         n = n_nodes(env)
@@ -88,74 +137,119 @@ class Network(NamedTuple):
         memory, known = self.attack.plan(stream(key, "attack"), memory, sent, weight, bad)
         return mail._replace(shared=(memory, common)), known
 
-    def broadcast(self, env: Env, *vectors: Array) -> dict:
-        """Cost of handing `vectors`, each `[m]`, to every member of the cohort that is asked, uncoded."""
-        c = env.cohort
-        asked = c.weight > 0 if c.asked is None else c.asked
-        return {"down_bits": asked.sum() * (32.0 * sum(v.shape[-1] for v in vectors))}
+    def combine(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None = None):
+        """The cohort's messages `[c, m]` combined at the server: `([m], mail, bits [c])`, of those present.
 
-    def aggregate(self, key: Array, env: Env, mail: Mail, messages: Array, own: Array | None = None):
-        """The cohort's messages `[c, m]` combined at the server: `([m], mail, cost)`.
-
-        Weights are `cohort.weight` normalised; an absent member's message counts nothing and costs nothing. If nobody
-        is present the mean rule gives zero. `own` `[m]` is the server's reference for rules that need one, such as
-        what it aggregated before.
+        Weights are `counts(cohort)`; an absent member's message counts nothing and costs nothing. If nobody is present
+        the mean rule gives zero. `reference` `[m]` is what the server holds against the messages in rules that need
+        it, such as what it aggregated before. It logs nothing: for those who count time themselves.
         """
         c = env.cohort
         chex.assert_shape(messages, (c.ids.shape[0], None))
-        weight = c.weight / jnp.maximum(c.weight.sum(), 1e-12)
-        if self.collective is not None:
-            return _all_reduce(self.collective, key, c, mail, messages, weight)
-        sent, mail, bits = self._send(key, mail, c, messages, weight > 0)
-        own = jnp.zeros(messages.shape[1], messages.dtype) if own is None else own
-        cost = {"up_bits": jnp.where(weight > 0, bits, 0).sum()}
-        bad = env.byz[c.ids]
+        weight = _normalised(c)
+        present, bad = weight > 0, env.byz[c.ids]
+        own = jnp.zeros(messages.shape[1], messages.dtype) if reference is None else reference
+        if self.collective is None:
+            sent, mail, bits = self._send(key, mail, c, messages, present)
+        else:
+            sent, bits = messages, 0.0
         mail, known = self._plan(key, mail, sent, weight, bad)
         if self.attack is not None:
             sent = self.attack.lie(stream(key, "lie"), known, own, sent, weight, bad)
 
-        def present(sent: Array) -> Array:
+        def arrived(sent: Array) -> Array:
             """Without the messages of the absent, which may not be finite: `0 * nan` is not 0."""
-            return self.rule(own, jnp.where((weight > 0)[:, None], sent, 0.0), weight)
+            return self.rule(own, jnp.where(present[:, None], sent, 0.0), weight)
 
-        if self.rule is not rules.mean:
-            return present(sent), mail, cost
-        out = self.rule(own, sent, weight)
-        # decided by the result [m], as looking at the messages would read [c, m] once more
-        return jax.lax.cond(jnp.isfinite(out).all(), lambda _: out, present, sent), mail, cost
+        if self.collective is not None:
+            out, mail, bits = _all_reduce(self.collective, key, c, mail, sent, weight)
+        elif self.rule is not rules.mean:
+            out = arrived(sent)
+        else:
+            out = self.rule(own, sent, weight)
+            # decided by the result [m], as looking at the messages would read [c, m] once more
+            out = jax.lax.cond(jnp.isfinite(out).all(), lambda _: out, arrived, sent)
+        out = out if c.total is None else out * (c.weight.sum() / c.total)
+        return out, mail, jnp.where(present, bits, 0.0)
 
-    def collect(self, key: Array, env: Env, mail: Mail, learn: Callable, x: Array, shared: Tree = None, **named):
-        """What the cohort learns, combined: `([m], log, mail, cost)`. `learn` of ONE node, `named` as in `mapping.at`.
+    def aggregate(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None = None):
+        """`combine` as a phase of its own: `([m], mail, log)` with `up_bits` and the seconds of the slowest upload.
 
-        It is `aggregate` of the nodes' messages. Where that is a plain mean, the messages are added up block by block
-        and `[c, m]` is never stored.
+        What members learned from the server, and how long that took, is counted where it happened; `collect` does both.
+        """
+        out, mail, bits = self.combine(key, env, mail, messages, reference)
+        return out, mail, timing.through_server(env, jnp.zeros(bits.shape), 0.0, bits)
+
+    def collect(
+        self,
+        key: Array,
+        env: Env,
+        mail: Mail,
+        learn: Callable,
+        x: Array,
+        shared: dict | None = None,
+        *,
+        known: dict | None = None,
+        kept: dict | None = None,
+        reference: Array | None = None,
+        cost: Callable = timing.through_server,
+        **own: Tree,
+    ) -> Collected:
+        """One round with a server: the cohort is handed `x`, learns, and what it sends is combined.
+
+        It is `at` and then `combine`. Where that is a plain mean, the messages are added up block by block and
+        `[c, m]` is never stored.
+
+        Args:
+            key: of the round.
+            env: the round.
+            mail: the network's memory.
+            learn: of ONE node, as in `at`; its result is the node's message `[m]`.
+            x: what a member starts from, `[d]` or one a member `[c, d]`.
+            shared: further named arguments that all members are handed by the server. They travel: their bits count.
+            known: named arguments that all members see alike and that do not travel.
+            kept: what nodes keep, as in `at`.
+            reference: as in `combine`.
+            cost: `(env, steps [c], bits handed to a member, bits sent [c]) -> Log`, `timing.through_server` or
+                `timing.all_reduce(...)`.
+            own: further named arguments, leaves `[c, ...]`; arrays of floats among them are handed down too.
         """
         c = env.cohort
-        plain = self.codec is PLAIN and self.attack is None and self.collective is None
-        if self.rule is rules.mean and plain:
-            weight = c.weight / jnp.maximum(c.weight.sum(), 1e-12)
-            out, log = at(c, learn, weight)(key, env, x, shared, **named)
-            return out, log, mail, {"up_bits": (weight > 0).sum() * (32.0 * out.size)}
-        messages, log = at(c, learn)(key, env, x, shared, **named)
-        out, mail, cost = self.aggregate(key, env, mail, messages)
-        return out, log, mail, cost
+        plain = self.codec is PLAIN and self.attack is None and self.collective is None and self.rule is rules.mean
+        train = lift(c, learn, counts(c) if plain else None)
+        out, kept, each = train(key, env, x, dict(shared or {}) | dict(known or {}), kept, **own)
+        if plain:
+            bits = jnp.full(c.ids.shape, 32.0 * out.size)
+        else:
+            out, mail, bits = self.combine(key, env, mail, out, reference)
+        handed = FLOAT * (x.shape[-1] + _numbers(shared) + _numbers(own, 1))
+        log = reported(c, each) | cost(env, each["steps"], handed, bits)
+        return Collected(out, (c.weight > 0).any(), log, mail, kept, each)
 
-    def gossip(self, key: Array, env: Env, mail: Mail, messages: Array):
-        """Every node combines its own message with those of its neighbours: `([n, m], mail, cost)`."""
+    def gossip(self, key: Array, env: Env, mail: Mail, messages: Array, *, column_stochastic: bool = False):
+        """Every node combines its own message with those of its neighbours: `([n, m], mail, log)`.
+
+        The log has `up_bits`, `down_bits` and, over links, the seconds in which all send and receive at once.
+
+        Raises:
+            InputError: without a graph, or where its weights do not sum to one at a receiver (`Graph.own` is given, as
+                for push-sum) and `column_stochastic` does not say that this is meant.
+        """
         g = _graph(env)
         chex.assert_shape(messages, (n_nodes(env), None))
+        if g.own is not None and not column_stochastic:
+            raise InputError("topology has column stochastic weights, which would shrink models: give row sums of one.")
         if self.repeats == 1:
-            messages, mail, bits = self._gossip_once(key, env, g, mail, messages)
-            return messages, mail, {"up_bits": bits, "down_bits": bits}
+            return self._gossip_once(key, env, g, mail, messages)
 
         def again(carry, r):
-            messages, mail, bits = self._gossip_once(jax.random.fold_in(key, r), env, g, carry[1], carry[0])
-            return (messages, mail), bits
+            messages, mail, log = self._gossip_once(jax.random.fold_in(key, r), env, g, carry[1], carry[0])
+            return (messages, mail), log
 
-        (messages, mail), bits = jax.lax.scan(again, (messages, mail), jnp.arange(self.repeats))
-        return messages, mail, {"up_bits": bits.sum(), "down_bits": bits.sum()}
+        (messages, mail), logs = jax.lax.scan(again, (messages, mail), jnp.arange(self.repeats))
+        return messages, mail, jax.tree.map(lambda a: a.sum(0), logs)
 
-    def _gossip_once(self, key: Array, env: Env, g: Graph, mail: Mail, messages: Array) -> tuple[Array, Mail, Array]:
+    def _gossip_once(self, key: Array, env: Env, g: Graph, mail: Mail, messages: Array) -> tuple[Array, Mail, Log]:
         (n, m), byz = messages.shape, env.byz
         up = jnp.ones(n) if env.alive is None else env.alive.astype(jnp.float32)
         who = Cohort(jnp.arange(n), up, jnp.zeros(n, jnp.int32), strata=Strata(n))
@@ -163,8 +257,11 @@ class Network(NamedTuple):
         live = g.weight != 0
         # one product where every message is alike: no gather, and exact
         total = live.sum() * (32.0 * m) if self.codec is PLAIN else jnp.where(live, bits[g.nbr], 0).sum()
+        log = Log(up_bits=total, down_bits=total)
+        if env.links is not None:
+            log["seconds"] = timing.over_edges(env, [(jnp.arange(n), g, jnp.where(live, bits[g.nbr], 0))])
         if self.rule is rules.mean and self.attack is None:
-            return mix(g, messages, sent), mail, total
+            return mix(g, messages, sent), mail, log
         mail, known = self._plan(key, mail, sent, up, byz)
 
         def receive(shared, row):
@@ -180,33 +277,73 @@ class Network(NamedTuple):
         keys = node_keys(stream(key, "lie"), jnp.arange(n))
         rows = keys, messages, own_weight(g), g.nbr, g.weight
         out = map_nodes(receive, (sent, byz, known), rows, bytes_each=4 * m * (g.nbr.shape[1] + 1))
-        return out, mail, total
+        return out, mail, log
 
-    def deliver(self, env: Env, outbox: Outbox) -> tuple[Inbox, dict]:
-        """What all nodes say, put into their neighbours' inboxes: `(Inbox of leaves [n, k, ...], cost)`.
+    def deliver(self, env: Env, outbox: Outbox) -> tuple[list[Inbox], Log]:
+        """What all nodes say, put into their neighbours' inboxes: `(Inbox of leaves [n_b, k_b, ...] a tier, log)`.
 
         `outbox.message` is `[n, m]` (one message for all who listen) or `[n, k, m]` (one a slot, delivered along
-        `graph.rev`), `outbox.speaks` `[n]` or `[n, k]` bool. The cost counts bits over live links, and `messages`:
-        how often a node spoke, a broadcast being one. The rows of the graph may be some of the nodes only, of which
-        the inbox then is; the outbox is everyone's.
+        `graph.rev`), `outbox.speaks` `[n]` or `[n, k]` bool. A plain graph is one tier (`world.tiers`). The log counts
+        bits over live links, over `env.links` the seconds in which all are sent and received, and `messages`: how often
+        a node spoke, a broadcast being one.
+
+        Raises:
+            InputError: a network that codes, lies or combines, which messages of a protocol are not subject to; one
+                message a slot over a graph that has an edge without a reverse, or tiers.
         """
-        g = _graph(env)
+        for slot, default in self._field_defaults.items():
+            if getattr(self, slot) is not default and getattr(self, slot) != default:
+                raise InputError(f"net.{slot} is set, but the messages of a protocol arrive as they were said.")
         message = outbox.message
-        n, k = message.shape[0], g.nbr.shape[1]
+        n = message.shape[0]
         chex.assert_rank(message, {2, 3})
+        tiers = tiers_of(_graph(env))
+        if tiers.order is not None and message.ndim != 2:
+            raise InputError("outbox has one message a slot, but a graph in tiers carries broadcasts alone.")
         speaks = jnp.asarray(outbox.speaks)
-        if message.ndim == 3 and speaks.ndim == 1:
-            speaks = speaks[:, None]
-        speaks = jnp.broadcast_to(speaks, (n, k)[: message.ndim - 1])
-        if message.ndim == 3 and g.rev is None:
-            raise InputError("outbox has one message a slot, but the graph has an edge without a reverse.")
-        take = (lambda a: a[g.nbr]) if message.ndim == 2 else (lambda a: a[g.nbr, g.rev])
-        link = g.weight != 0
-        came = link & take(speaks)
-        bits = came.sum() * (8.0 * message.dtype.itemsize * message.shape[-1])
-        inbox = Inbox(take(message), came, link, jnp.where(came, g.weight, 0), own_weight(g))
-        told = speaks.sum() if message.ndim == 2 else came.sum()
-        return inbox, {"up_bits": bits, "down_bits": bits, "messages": told}
+        if message.ndim == 3:
+            speaks = jnp.broadcast_to(speaks[:, None] if speaks.ndim == 1 else speaks, message.shape[:2])
+        else:
+            speaks = jnp.broadcast_to(speaks, (n,))
+        inboxes = [_inbox(g, message, speaks) for g in tiers.parts]
+        each = 8.0 * message.dtype.itemsize * message.shape[-1]
+        moved = sum(inbox.came.sum() for inbox in inboxes)
+        log = Log(up_bits=moved * each, down_bits=moved * each)
+        log["messages"] = speaks.sum() if message.ndim == 2 else moved
+        if env.links is not None:
+            came = [inbox.came * each for inbox in inboxes]
+            ids = tiers.split(jnp.arange(n))
+            log["seconds"] = timing.over_edges(env, list(zip(ids, tiers.parts, came, strict=True)))
+        return inboxes, log
+
+
+def counts(c: Cohort) -> Array:
+    """How much each member counts in a mean, `[c]`: `weight` over its sum, or over `total` where that is given."""
+    return c.weight / jnp.maximum(c.weight.sum() if c.total is None else c.total, 1e-12)
+
+
+def _normalised(c: Cohort) -> Array:
+    """Weights that sum to one, as rules need them."""
+    return counts(c._replace(total=None))
+
+
+def _numbers(tree: Tree, axis: int = 0) -> int:
+    """Floats in one message that holds the leaves of `tree`, without their first axes."""
+    return sum(
+        math.prod(jnp.shape(a)[axis:])
+        for a in jax.tree.leaves(tree)
+        if jnp.ndim(a) > axis and jnp.issubdtype(jnp.result_type(a), jnp.floating)
+    )
+
+
+def _inbox(g: Graph, message: Array, speaks: Array) -> Inbox:
+    """What the rows of a neighbour table hear."""
+    if message.ndim == 3 and g.rev is None:
+        raise InputError("outbox has one message a slot, but the graph has an edge without a reverse.")
+    take = (lambda a: a[g.nbr]) if message.ndim == 2 else (lambda a: a[g.nbr, g.rev])
+    link = g.weight != 0
+    came = link & take(speaks)
+    return Inbox(take(message), came, link, jnp.where(came, g.weight, 0), own_weight(g))
 
 
 def _all_reduce(collective: Collective, key: Array, who: Cohort, mail: Mail, messages: Array, weight: Array):
@@ -214,10 +351,10 @@ def _all_reduce(collective: Collective, key: Array, who: Cohort, mail: Mail, mes
     mine = rows_of(who, memory)
     out, mine, common, bits = collective.reduce(stream(key, "collective"), mine, common, messages, weight)
     memory = put_rows(who, memory, mine)
-    return out, Mail((coder, memory), (colluders, common)), {"up_bits": jnp.where(weight > 0, bits, 0).sum()}
+    return out, Mail((coder, memory), (colluders, common)), bits
 
 
-def _graph(env: Env) -> Graph:
+def _graph(env: Env) -> Any:
     if env.graph is None:
         raise InputError("topology is None, but gossip needs a graph.")
     return env.graph

@@ -7,7 +7,8 @@ the node that says them and gathered by those who hear it; every hearing is coun
 import jax
 import jax.numpy as jnp
 
-from jaxfl.core import Array, Graph, Tree, node_keys, stream
+from jaxfl.core import Array, Env, Graph, Log, Tree, n_nodes, node_keys, stream
+from jaxfl.exchange import timing
 from jaxfl.exchange.codecs import PLAIN, Codec
 from jaxfl.mapping import map_nodes
 
@@ -58,12 +59,18 @@ def send(key: Array, codec: Codec, said: Array) -> tuple[Array, Array]:
     return sent.reshape(said.shape), bits / examples
 
 
-def cost(teachers: Array, heard: Array, bits: Array) -> dict:
-    """`up_bits` and `down_bits` of all messages heard.
+def cost(env: Env, teachers: Array, *messages: tuple[Array, Array]) -> Log:
+    """`up_bits` and `down_bits` of all messages heard, and over links the seconds in which all are sent and received.
 
-    `teachers` `[n, steps, a]` are the ids of those who spoke, `heard` (bool, same shape) whether they were, and `bits`
-    `[n]` what a message of each node takes. A message heard by two nodes is sent twice.
+    `teachers` `[n, steps, a]` are the ids of those who spoke. Each of `messages` is `(heard, bits)`: whether they were
+    heard (bool, same shape), and what such a message of each node takes `[n]`. One heard by two nodes is sent twice.
     """
-    times = jnp.zeros(bits.shape[0], jnp.int32).at[teachers].add(heard.astype(jnp.int32))
-    total = (times * bits).sum()
-    return {"up_bits": total, "down_bits": total}
+    sent, received = jnp.zeros(n_nodes(env)), jnp.zeros(n_nodes(env))
+    for heard, bits in messages:
+        times = jnp.zeros(bits.shape[0], jnp.int32).at[teachers].add(heard.astype(jnp.int32))
+        sent = sent + times * bits
+        received = received + jnp.where(heard, bits[teachers], 0).sum((1, 2))
+    log = Log(up_bits=sent.sum(), down_bits=sent.sum())
+    if env.links is not None:
+        log["seconds"] = timing.slowest(timing.both_ways(env.links, sent, received), jnp.ones(sent.shape, bool))
+    return log

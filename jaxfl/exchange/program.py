@@ -63,11 +63,11 @@ def program(p: Program, net: Network = Network(), *, most: int | None = None, an
         t = _table(env)
         states, outbox = _unpack(s)
         if p.begin is not None:
-            inboxes, _ = _deliver(net, env, t, outbox._replace(speaks=jnp.zeros_like(outbox.speaks)))
+            inboxes, _ = net.deliver(env, outbox._replace(speaks=jnp.zeros_like(outbox.speaks)))
             states, fresh = _each(p.begin, _keys(stream(key, "begin"), env, t), t, states, inboxes)
             outbox = _first_of(fresh, outbox)
         if most is None:
-            inboxes, cost = _deliver(net, env, t, outbox)
+            inboxes, cost = net.deliver(env, outbox)
             states, outbox = _each(p.step, _keys(key, env, t), t, states, inboxes)
         else:
             states, outbox, cost = _until_silent(p, net, most, key, env, t, states, outbox)
@@ -86,7 +86,7 @@ def _until_silent(p: Program, net: Network, most: int, key, env: Env, t: Tiers, 
     """Exchanges until nobody speaks or is busy, and phases until nobody does so after a rest."""
 
     def exchange(c: dict) -> dict:
-        inboxes, cost = _deliver(net, env, t, c["outbox"])
+        inboxes, cost = net.deliver(env, c["outbox"])
         keys = _keys(jax.random.fold_in(key, c["waves"]), env, t)
         states, box = _each(p.step, keys, t, c["states"], inboxes)
         return c | {
@@ -99,7 +99,7 @@ def _until_silent(p: Program, net: Network, most: int, key, env: Env, t: Tiers, 
         }
 
     def rest(c: dict) -> dict:
-        inboxes, _ = _deliver(net, env, t, c["outbox"])
+        inboxes, _ = net.deliver(env, c["outbox"])
         keys = _keys(jax.random.fold_in(stream(key, "rest"), c["phases"]), env, t)
         states, box = _each(p.rest, keys, t, c["states"], inboxes)
         over = ~_awake(box).any()
@@ -111,7 +111,7 @@ def _until_silent(p: Program, net: Network, most: int, key, env: Env, t: Tiers, 
     def go(c: dict) -> dict:
         return exchange(c) if p.rest is None else jax.lax.cond(_awake(c["outbox"]).any(), exchange, rest, c)
 
-    none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(lambda: _deliver(net, env, t, outbox)[1]))
+    none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(lambda: net.deliver(env, outbox)[1]))
     first = {
         "states": states,
         "outbox": outbox,
@@ -145,14 +145,6 @@ def _each(f: Any, keys: tuple, t: Tiers, states: tuple, inboxes: Sequence[Inbox]
     rows = zip(keys, states, inboxes, strict=True)
     out = [map_nodes(lambda _, row: f(*row), (), row) for row in rows]
     return tuple(s for s, _ in out), _whole(t.join([box for _, box in out]))
-
-
-def _deliver(net: Network, env: Env, t: Tiers, outbox: Outbox) -> tuple[list[Inbox], dict]:
-    """`Network.deliver`, an inbox a tier; tiers carry broadcasts alone."""
-    if t.order is not None and outbox.message.ndim != 2:
-        raise InputError("outbox has one message a slot, but a graph in tiers carries broadcasts alone.")
-    inboxes, costs = zip(*(net.deliver(env._replace(graph=part), outbox) for part in t.parts), strict=True)
-    return list(inboxes), jax.tree.map(lambda *a: sum(a), *costs) | {"messages": costs[0]["messages"]}
 
 
 def _whole(outbox: Outbox) -> Outbox:

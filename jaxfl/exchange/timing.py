@@ -1,12 +1,14 @@
-"""Simulated seconds of a round, from the bits it moved, the steps it ran and the world's links.
+"""Simulated seconds of a round, from the bits that moved, the steps that ran and the world's links.
 
-Everybody waits for the slowest who is present. Bits are shared evenly by those who moved them, unless given by member.
-Without links (`Env.links` None) a log is returned as it is, and the round takes the world's own `Env.seconds`.
+Everybody waits for the slowest who is present. Without links (`Env.links` None) nothing takes time and no `seconds` are
+logged; what the world itself takes (`Env.seconds`) comes on top.
 """
+
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from jaxfl.core import Array, Env
+from jaxfl.core import Array, Env, Graph, Links, Log, n_nodes
 from jaxfl.mapping import rows_of
 
 
@@ -15,57 +17,64 @@ def transfer(rate: Array, latency: Array, bits: Array) -> Array:
     return jnp.where(bits > 0, latency + bits / rate, 0.0)
 
 
-def _slowest(seconds: Array, present: Array) -> Array:
+def slowest(seconds: Array, present: Array) -> Array:
+    """The longest of the `seconds` of those `present`; 0 where nobody is."""
     return jnp.max(jnp.where(present, seconds, 0.0), initial=0.0)
 
 
-def server_round(env: Env, steps: Array, log: dict, up: Array | None = None, down: Array | None = None) -> dict:
-    """`log` with the `seconds` of a round in which each member downloads, runs `steps` `[c]` and uploads.
+def both_ways(links: Links, sent: Array, received: Array) -> Array:
+    """Seconds in which each sends and receives at once."""
+    return jnp.maximum(transfer(links.up, links.latency, sent), transfer(links.down, links.latency, received))
 
-    `up` and `down` `[c]` are the bits of each member; None: an even share of `up_bits` and `down_bits` of the log.
+
+def through_server(env: Env, steps: Array, handed: float | Array, up: Array) -> Log:
+    """What a round costs in which each member downloads `handed` bits, runs `steps` `[c]` and uploads `up` `[c]` bits.
+
+    Who was asked downloads; who is absent (weight 0) sends nothing and keeps nobody waiting.
     """
-    if env.links is None:
-        return log
     present = env.cohort.weight > 0
     asked = present if env.cohort.asked is None else env.cohort.asked
-    mine = rows_of(env.cohort, env.links)
-    up = log["up_bits"] / jnp.maximum(present.sum(), 1) if up is None else up
-    down = log["down_bits"] / jnp.maximum(asked.sum(), 1) if down is None else down
-    busy = transfer(mine.down, mine.latency, down) + steps * mine.step + transfer(mine.up, mine.latency, up)
-    return log | {"seconds": env.seconds + _slowest(busy, present)}
+    log = Log(up_bits=jnp.where(present, up, 0).sum(), down_bits=asked.sum() * jnp.float32(handed))
+    if env.links is not None:
+        mine = rows_of(env.cohort, env.links)
+        down = transfer(mine.down, mine.latency, jnp.float32(handed))
+        log["seconds"] = slowest(down + steps * mine.step + transfer(mine.up, mine.latency, up), present)
+    return log
 
 
-def all_reduce_round(env: Env, steps: Array, log: dict, flying: Array | None = None) -> dict:
-    """`log` with the `seconds` of a round in which each member runs `steps` `[c]` and all average by an all-reduce.
+def all_reduce(flying: Array | None = None) -> Callable:
+    """Costs like `through_server`, of a round in which members run `steps` and average by an all-reduce.
 
-    An all-reduce begins when the slowest member has run its steps, and brings each member as many bits as it sends,
-    both ways at once. `flying` are the bits each member has still to send of an earlier round: they travel while the
-    steps run, so the round takes as long as the slower of the two. None: those of the log, after the steps.
+    An all-reduce begins when the slowest member has run its steps, and brings each as many bits as it sends, both ways
+    at once; nothing is handed down. `flying` are the bits each member has still to send of an earlier round: they
+    travel while the steps run, so the round takes as long as the slower of the two. None: this round's, after them.
     """
-    if env.links is None:
+
+    def cost(env: Env, steps: Array, handed: float | Array, up: Array) -> Log:
+        del handed
+        present = env.cohort.weight > 0
+        moved = jnp.where(present, up, 0).sum()
+        log = Log(up_bits=moved, down_bits=moved)
+        if env.links is not None:
+            mine = rows_of(env.cohort, env.links)
+            bits = up if flying is None else flying
+            work, way = slowest(steps * mine.step, present), slowest(both_ways(mine, bits, bits), present)
+            log["seconds"] = work + way if flying is None else jnp.maximum(work, way)
         return log
-    present = env.cohort.weight > 0
-    mine = rows_of(env.cohort, env.links)
-    each = log["up_bits"] / jnp.maximum(present.sum(), 1) if flying is None else flying
-    both = jnp.maximum(transfer(mine.up, mine.latency, each), transfer(mine.down, mine.latency, each))
-    work, moved = _slowest(steps * mine.step, present), _slowest(both, present)
-    return log | {"seconds": env.seconds + (work + moved if flying is None else jnp.maximum(work, moved))}
+
+    return cost
 
 
-def gossip_round(env: Env, steps: Array, log: dict) -> dict:
-    """`log` with the `seconds` of a round in which every node runs `steps` `[n]`, then all exchange.
+def over_edges(env: Env, tables: Sequence[tuple[Array, Graph, Array]]) -> Array:
+    """Seconds in which all nodes send and receive at once, everything that came over the edges of a graph.
 
-    A node sends and receives at once; its bits are in proportion to the live links it has.
+    Args:
+        env: the round, whose links are known.
+        tables: rows of a neighbour table: the nodes `[r]` they belong to, their part of the graph, and the bits
+            `[r, k]` that came in each slot.
     """
-    if env.links is None or env.graph is None:
-        return log
-    g, links = env.graph, env.links
-    present = jnp.ones(g.nbr.shape[0], bool) if env.alive is None else env.alive
-    live = (g.weight != 0).astype(jnp.float32)
-    heard = live.sum(1)
-    told = jnp.zeros_like(heard).at[g.nbr].add(live)
-    each = log["up_bits"] / jnp.maximum(heard.sum(), 1)
-    moved = jnp.maximum(
-        transfer(links.up, links.latency, told * each), transfer(links.down, links.latency, heard * each)
-    )
-    return log | {"seconds": env.seconds + _slowest(steps * links.step, present) + _slowest(moved, present)}
+    nobody = jnp.zeros(n_nodes(env))
+    sent, received = nobody, nobody
+    for ids, graph, bits in tables:
+        sent, received = sent.at[graph.nbr].add(bits), received.at[ids].add(bits.sum(1))
+    return slowest(both_ways(env.links, sent, received), jnp.ones(nobody.shape, bool))  # type: ignore[arg-type]

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfl.at import Trained, lift, timed
 from jaxfl.core import Array, Env, InputError, Tree, node_keys, tile
 from jaxfl.learn.task import Task
-from jaxfl.mapping import at, map_nodes
+from jaxfl.mapping import map_nodes
 
 
 class Group(NamedTuple):
@@ -94,15 +95,18 @@ def map_groups(
 def at_groups(groups: Groups, make: Callable[[Task], Callable]) -> Callable:
     """`mapping.at` over groups: `make(task)` is the `learn` of ONE node with that architecture.
 
-    The lifted function is `(key, env, rows, shared=None, **own) -> (rows, logs)`. `rows`, `logs` and each of `own` are
-    tuples with one array or tree a group, leaves `[n_g, ...]`; `shared` is seen alike by all nodes of all groups.
+    The lifted function is `(key, env, rows, shared=None, kept=None, **own) -> Trained`. `rows`, each of `own` and of
+    `kept` are tuples with one array or tree a group, leaves `[n_g, ...]`; `shared` is seen alike by all nodes of all
+    groups. Of the result, `rows` and `kept` are such tuples too; what each node logged is in the order of the nodes.
     """
-    lifted = [at(jnp.asarray(g.ids), make(g.task)) for g in groups]
+    lifted = [lift(jnp.asarray(g.ids), make(g.task)) for g in groups]
 
-    def train(key: Array, env: Env, rows: Sequence[Array], shared: dict | None = None, **own: Any):
-        given = {name: v for name, v in own.items() if v is not None}
-        mine = [{name: v[i] for name, v in given.items()} for i in range(len(groups))]
-        out = [f(key, env, x, shared, **more) for f, x, more in zip(lifted, rows, mine, strict=True)]
-        return tuple(x for x, _ in out), tuple(log for _, log in out)
+    def train(key: Array, env: Env, rows: Sequence[Array], shared: dict | None = None, kept: Any = None, **own: Any):
+        one = lambda given, i: {name: v[i] for name, v in (given or {}).items() if v is not None}
+        out = [f(key, env, rows[i], shared, one(kept, i), **one(own, i)) for i, f in enumerate(lifted)]
+        each = in_node_order(groups, [each for *_, each in out])
+        new = {name: tuple(mine[name] for _, mine, _ in out) for name in kept or {}}
+        log = timed(env, jnp.arange(each["steps"].shape[0]), each)
+        return Trained(tuple(x for x, *_ in out), log, new, each)
 
     return train

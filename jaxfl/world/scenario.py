@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from jaxfl.canonical import canonical
 from jaxfl.core import (
+    ALL_STEPS,
     Array,
     Cohort,
     Graph,
@@ -23,11 +24,9 @@ from jaxfl.core import (
     process,
     stream,
 )
-from jaxfl.world.cohort import everyone
+from jaxfl.world.cohort import base_of, everyone, weighted
 from jaxfl.world.tiers import tiers_of
 from jaxfl.world.topology import as_process, between
-
-ALL_STEPS = 2**31 - 1
 
 
 def byzantine(n: int, byz: Any = None) -> Array:
@@ -62,7 +61,8 @@ def scenario(
         nodes: number of nodes; by default one a shard, and needed where `data` is not `Shards`.
         topology: a weighted graph (the same in every round), a process that yields one, or None.
         cohort: a process that yields a `Cohort`, or `(Cohort, seconds)` where a clock decides how long a round takes
-            (`world.clock`); by default everyone, weighted by the number of samples.
+            (`world.clock`); by default everyone. Members weigh as much as they have samples (where `data` is not
+            `Shards`: all alike), unless the process was made with a `weight` of its own, such as `jnp.ones(n)`.
         churn: a process that yields who is up, `[n]` bool (`world.churn`, `cohort.availability`); None is everyone.
         links: how fast the nodes and their links are (`world.links`); None: transfers and steps take no time.
         byz: see `byzantine`.
@@ -84,7 +84,7 @@ def scenario(
     if not (math.isfinite(round_seconds) and round_seconds >= 0):
         raise InputError(f"round_seconds = {round_seconds}: a finite time of at least 0 is needed.")
     where = process(lambda key, arrays, s, t: (s, None)) if topology is None else as_process(topology)
-    who = everyone(n, sizes) if cohort is None else cohort
+    who = everyone(n) if cohort is None else cohort
     graph, members = _value(where), _value(who)
     timed = isinstance(members, tuple) and not isinstance(members, Cohort)
     members = members[0] if timed else members
@@ -92,9 +92,10 @@ def scenario(
         raise InputError(f"topology has {tiers_of(graph).n} nodes: as many as the world, {n}, are needed.")
     if isinstance(topology, Graph):
         _require_weights(topology)
-    base = who.arrays.get("weight") if isinstance(who.arrays, dict) else None
+    base = base_of(who)
     if not isinstance(members, Cohort) or members.ids.shape[0] > n or (base is not None and base.shape != (n,)):
         raise InputError(f"cohort is not drawn from {n} nodes: a process that yields a Cohort of them is needed.")
+    who = weighted(who, sizes)
     up = process(lambda key, arrays, s, t: (s, None)) if churn is None else churn
     alive = _value(up)
     if churn is not None and (getattr(alive, "shape", None) != (n,) or alive.dtype != bool):
@@ -118,10 +119,17 @@ def scenario(
             here, steps = alive[c.ids], ALL_STEPS if c.steps is None else c.steps
             c = c._replace(weight=jnp.where(here, c.weight, 0), steps=jnp.where(here, steps, 0))
             graph = None if graph is None else between(graph, alive)
-        return (at_where, at_who, at_up), Now(graph, c, seconds, alive)
+        return (at_where, at_who, at_up), Now(graph, c, seconds, alive, arrays["share"])
 
     arrays = {"topology": where.arrays, "cohort": who.arrays, "churn": up.arrays, "seconds": jnp.float32(round_seconds)}
+    arrays["share"] = _shares(base_of(who), n)
     return Scenario(canonical(init), canonical(step), arrays, data, byzantine(n, byz), links)
+
+
+def _shares(base: Array | None, n: int) -> Array:
+    """How much each client counts among all, `[n]`, sum 1."""
+    weight = jnp.ones(n) if base is None else base
+    return weight / weight.sum()
 
 
 def _require_weights(graph: Graph) -> None:
