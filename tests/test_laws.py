@@ -36,8 +36,9 @@ def test_fedprox_without_its_term_is_fedavg_bit_for_bit():
 
 def test_gossip_on_a_complete_graph_is_full_participation_fedavg():
     task, world = digits_world(n=12)
-    equal = scenario(world.data, cohort=cohort.everyone(12))
-    full = scenario(world.data, topology=mixing.uniform(graph.complete(12)), cohort=cohort.everyone(12))
+    alike = cohort.everyone(12, weight=jnp.ones(12))
+    equal = scenario(world.data, cohort=alike)
+    full = scenario(world.data, topology=mixing.uniform(graph.complete(12)), cohort=alike)
     kw = {"lr": 0.3, "steps": 3, "batch": 8}
     server = run(fedavg(task, **kw), equal, task.init, 5).state.shared["x"]
     nodes = run(dsgd(task, **kw), full, task.init, 5).state.nodes
