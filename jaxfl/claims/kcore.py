@@ -1,6 +1,6 @@
 """Core maintenance: going on from the last coreness saves most messages where few edges change, at a small error.
 
-Decentralized and Self-adaptive Core Maintenance on Temporal Graphs; Carlini, Dazzi, Kavalionak, Mordacchini, Rucci;
+Decentralized and Self-adaptive Core Maintenance on Temporal Graphs; Rucci, Carlini, Dazzi, Kavalionak, Mordacchini;
 2025; https://arxiv.org/abs/2510.00758 (card 002).
 
 Claim. Against a distributed k-core decomposition restarted at every snapshot, the incremental algorithm needs far fewer
