@@ -5,17 +5,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from common import same
+from common import QUICK, one_sample_each, same
 
-from jaxfl.core import InputError
+from jaxfl.core import Env, InputError
 from jaxfl.exchange import predictions
 from jaxfl.exchange.codecs import PLAIN, half
-from jaxfl.learn import distill, partition
+from jaxfl.learn import distill, hooks, partition
 from jaxfl.learn.data import digits, from_arrays
 from jaxfl.learn.distill import Lesson
 from jaxfl.learn.groups import Group
 from jaxfl.learn.heads import multi_head, outputs, unit, widths
+from jaxfl.learn.local import local_sgd
 from jaxfl.learn.models import MLP
 from jaxfl.learn.task import classification, quadratic
 from jaxfl.world import graph, mixing
@@ -237,5 +239,36 @@ def test_bits_of_predictions():
     np.testing.assert_array_equal(rounded, said.astype(jnp.bfloat16).astype(jnp.float32))
     teachers = jnp.array([[[1], [2]], [[0], [0]], [[1], [0]]])  # [n, steps, a]
     heard = jnp.array([[[True], [True]], [[True], [False]], [[True], [True]]])
-    cost = predictions.cost(teachers, heard, jnp.array([1.0, 10.0, 100.0]))
+    env = Env(jnp.int32(0), jnp.float32(0), (), None, None, jnp.zeros(3, bool))
+    cost = predictions.cost(env, teachers, (heard, jnp.array([1.0, 10.0, 100.0])))
     assert cost == {"up_bits": 122, "down_bits": 122}  # node 0 heard twice, node 1 twice, node 2 once
+
+
+def test_the_optimizer_is_given_what_local_training_gives():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)), jnp.float32)
+    task = multi_head(classification(partial(MLP, (5, 4)), x), x, 3, 2)
+    data = one_sample_each(x, np.array([0, 1, 2, 0, 1, 2]))
+    row = task.init(KEY)
+    push = hooks.stateless(
+        lambda g, p, *, key, t, **_: jax.tree.map(lambda a: a + 0.01 * t * jax.random.normal(key, a.shape), g)
+    )
+    tx = optax.chain(hooks.prox(0.3), hooks.sam(0.1), push, optax.sgd(optax.exponential_decay(0.2, 1, 0.5)))
+    state = tx.init(task.unravel(row))
+    said = outputs((Group(task, (0, 1)),), (jnp.stack([row, row]),), x)
+    said = said._replace(logits=said.logits[:, :1])
+    index, teachers = jnp.zeros((3, 2), jnp.int32), jnp.ones((3, 1), jnp.int32)
+    heard = {"images": x, "index": index, "said": said, "teachers": teachers, "live": jnp.ones((3, 1), bool)}
+    taught = distill.distilled_sgd(task, tx, steps=3, batch=1)
+    local = local_sgd(task, tx, steps=3, batch=1, keep_state=True)
+    quick = partial(jax.jit, compiler_options=QUICK)
+    with_all = quick(lambda now: taught(KEY, distill.Public(data, x), 1, row, nu_aux=0.0, **heard, **now))
+    alone = quick(lambda now: local(KEY, data, 1, row, **now))
+    for bound in (3, 2):
+        now = {"state": state, "t": jnp.int32(4), "steps": jnp.int32(bound)}
+        y, log = with_all(now)
+        want, log_alone = alone(now)
+        np.testing.assert_allclose(y, want, atol=1e-6)
+        for name in ("loss", "steps", "gradients"):
+            np.testing.assert_allclose(log[name], log_alone[name], rtol=1e-5)
+        assert same(log["state"], log_alone["state"])
+        assert np.abs(want - alone(now | {"t": jnp.int32(0)})[0]).max() > 1e-3

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from common import one_sample_each, quadratics
+from common import one_sample_each, quadratics, same
 
 from jaxfl.algorithms.centralized import centralized
 from jaxfl.algorithms.dfedsam import dfedsam, dfedsam_mgs
@@ -17,7 +17,8 @@ from jaxfl.algorithms.gradient_tracking import gradient_tracking
 from jaxfl.algorithms.local_only import local_only
 from jaxfl.algorithms.momentum_fl import fedavg_m
 from jaxfl.algorithms.scaffold import scaffold
-from jaxfl.core import Cohort, Env, InputError, Shards, require
+from jaxfl.at import at
+from jaxfl.core import Env, InputError, Shards, require
 from jaxfl.learn import hooks, task
 from jaxfl.learn.local import (
     displacement,
@@ -25,11 +26,9 @@ from jaxfl.learn.local import (
     epoch_batches,
     local_gradient,
     local_sgd,
-    train_log,
     whole_shard,
 )
 from jaxfl.learn.server import adam_moment, scale_by_moments, yogi_moment
-from jaxfl.mapping import at
 
 KEY = jax.random.key(0)
 
@@ -102,15 +101,34 @@ def test_a_bound_on_steps_stops_the_node_and_its_momentum_there():
     long = local_sgd(t, optax.sgd(0.05, momentum=0.9), steps=6, batch=1, keep_gradient=True)
     env = Env(0, 0.0, data, None, None, jnp.zeros(4, bool))
     ids = jnp.array([1, 3])
-    y, log = at(ids, long)(KEY, env, jnp.ones(3), steps=jnp.array([2, 0]))
-    want, log_short = at(ids, short)(KEY, env, jnp.ones(3))
-    np.testing.assert_allclose(y[0], want[0], rtol=1e-6)
-    np.testing.assert_allclose(log["gradient"][0], log_short["gradient"][0], rtol=1e-6)
-    np.testing.assert_array_equal(y[1], np.ones(3))
-    np.testing.assert_array_equal(log["steps"], [2, 0])
-    summary = train_log(log, Cohort(ids, jnp.array([1.0, 0.0]), jnp.zeros(2, jnp.int32)))
-    np.testing.assert_allclose(summary["loss"], log["loss"][0])
-    assert float(summary["gradients"]) == 2
+    got = at(ids, long)(KEY, env, jnp.ones(3), steps=jnp.array([2, 0]))
+    want = at(ids, short)(KEY, env, jnp.ones(3))
+    np.testing.assert_allclose(got.rows[0], want.rows[0], rtol=1e-6)
+    np.testing.assert_allclose(got.each["gradient"][0], want.each["gradient"][0], rtol=1e-6)
+    np.testing.assert_array_equal(got.rows[1], np.ones(3))
+    np.testing.assert_array_equal(got.each["steps"], [2, 0])
+    np.testing.assert_allclose(got.log["loss"], want.each["loss"][0], rtol=1e-6)  # not halved by who ran no step
+    assert float(got.log["gradients"]) == 2
+
+
+@pytest.mark.parametrize("far", [1.0, np.inf])
+def test_who_runs_no_step_logs_zeros_even_of_a_model_that_diverged(far):
+    _, t, data = quadratics(n=2, d=3)
+    x = jnp.full(3, far)
+    y, log = local_sgd(t, optax.sgd(0.1), steps=2, batch=1)(KEY, data, 0, x, steps=jnp.int32(0))
+    np.testing.assert_array_equal(y, x)
+    assert {name: float(v) for name, v in log.items()} == {"loss": 0, "steps": 0, "gradients": 0}
+    g, log = local_gradient(t)(KEY, data, 0, x, steps=jnp.int32(0))
+    np.testing.assert_array_equal(g, np.zeros(3))
+    assert {name: float(v) for name, v in log.items()} == {"loss": 0, "steps": 0, "gradients": 0}
+
+
+def test_a_gradient_is_the_same_under_any_bound_and_in_any_round():
+    _, t, data = quadratics(n=2, d=3)
+    plain = local_gradient(t)(KEY, data, 1, jnp.ones(3))
+    bound = local_gradient(t)(KEY, data, 1, jnp.ones(3), t=7, steps=jnp.int32(3))
+    assert same(plain, bound)
+    assert np.any(plain[0])
 
 
 def test_displacement_is_the_move():
@@ -153,9 +171,9 @@ def test_vectors_reach_hooks_as_trees_and_may_differ_by_node():
     learn = local_sgd(t, optax.chain(hooks.blend(0.0), optax.sgd(1.0)), steps=1, batch=1)
     env = Env(0, 0.0, data, None, None, jnp.zeros(3, bool))
     each = jnp.arange(9.0).reshape(3, 3)
-    y, _ = at(jnp.arange(3), learn)(KEY, env, jnp.zeros(3), direction=each)
+    y = at(jnp.arange(3), learn)(KEY, env, jnp.zeros(3), direction=each).rows
     np.testing.assert_array_equal(y, -each)
-    y, _ = at(jnp.arange(3), learn)(KEY, env, jnp.ones((3, 3)), {"direction": each[1]})
+    y = at(jnp.arange(3), learn)(KEY, env, jnp.ones((3, 3)), {"direction": each[1]}).rows
     np.testing.assert_array_equal(y, 1 - np.tile(each[1], (3, 1)))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.core import Array, InputError, Shards, Tree, require
+from jaxfl.core import Array, InputError, Shards, Tree, require, stream
 from jaxfl.learn.data import Dataset, generator
 from jaxfl.learn.heads import Output, predict, unit
 from jaxfl.learn.local import batch_loss, drawn_batches, whole_shard
@@ -168,7 +168,7 @@ def distilled_sgd(
 
     Args:
         task: made by `heads.multi_head`.
-        optimizer: an optax transformation; its state stays with the node.
+        optimizer: an optax transformation, with hooks as in `local_sgd`; its state stays with the node.
         steps: number of steps.
         batch: private samples a step, drawn with replacement; None is the whole shard.
         lessons: who learns from whom, from the number of heads.
@@ -177,16 +177,17 @@ def distilled_sgd(
 
     Returns:
         `learn(key, data: Public, i, x [d], *, state, images, index, said, teachers, live, nu_aux, nu_emb=None,
-        alike=None, steps=None) -> (y [d], log)`. Step `k` sees the public examples `images[index[k]]` (leaves
+        alike=None, steps=None, t=0) -> (y [d], log)`. Step `k` sees the public examples `images[index[k]]` (leaves
         `[K, ...]`, `index` `[steps, b]`) and hears what the nodes `teachers[k]` `[a]` said of them: `said` is an
         `Output` of all nodes on `images`, with the taught heads only. `alike` `[n]` bool marks who has an embedding of
-        the same size; without `nu_emb` embeddings are left alone. `steps` bounds how many steps this node runs. `log`
-        holds `loss` (private), `aux_loss` (sum over lessons), both means over the steps run, `steps`, `gradients` and
-        `state`.
+        the same size; without `nu_emb` embeddings are left alone. `steps` bounds how many steps this node runs, `t` is
+        the round. `log` holds `loss` (private), `aux_loss` (sum over lessons), both means over the steps run, `steps`,
+        `gradients` and `state`.
     """
     require("steps", steps, least=1)
     require("batch", batch, least=1)
     choose, most = most_confident() if choose is None else choose, steps
+    tx = optax.with_extra_args_support(optimizer)
 
     def learn(
         key: Array,
@@ -204,9 +205,11 @@ def distilled_sgd(
         nu_emb: Array | None = None,
         alike: Array | None = None,
         steps: Array | None = None,
+        t: Array | int = 0,
     ):
-        draw, noise = jax.random.split(key)
+        (draw, noise), chance = jax.random.split(key), stream(key, "selector")
         shard = data.private
+        anchor = task.unravel(x)
         mine, mask = (
             whole_shard(shard, i, most) if batch is None else (drawn_batches(draw, shard, i, most, batch), None)
         )
@@ -223,7 +226,7 @@ def distilled_sgd(
                 plan = lessons(own.logits.shape[0])
                 aux = jnp.float32(0)
                 if plan:
-                    told, pick = jnp.moveaxis(heard, 1, 2), jax.random.fold_in(noise, k)
+                    told, pick = jnp.moveaxis(heard, 1, 2), jax.random.fold_in(chance, k)
                     aux = lesson_losses(pick, plan, choose, own.logits, told, live, own_head=own_head).sum()
                 total = value + nu_aux * aux
                 if nu_emb is not None:
@@ -232,19 +235,25 @@ def distilled_sgd(
                     total += nu_emb * embedding_loss(own.embedding, told, same)
                 return total, (value, aux)
 
-            (_, (value, aux)), g = jax.value_and_grad(loss, has_aux=True)(p)
-            u, new = optimizer.update(g, opt, p)
-            ran = jnp.float32(1)
+            points = []  # where the hooks ask for further gradients: counted while tracing
+
+            def grad_fn(q):
+                points.append(q)
+                return jax.grad(loss, has_aux=True)(q)[0]
+
+            (total, (value, aux)), g = jax.value_and_grad(loss, has_aux=True)(p)
+            named = {"value": total, "grad_fn": grad_fn, "anchor": anchor, "key": jax.random.fold_in(noise, k), "t": t}
+            u, new = tx.update(g, opt, p, **named)
+            log = jnp.stack([value, aux, jnp.float32(1), jnp.float32(1 + len(points))])
             if steps is not None:
-                ran = (k < steps).astype(jnp.float32)
                 keep = lambda a, b: jax.tree.map(lambda a, b: jnp.where(k < steps, a, b), a, b)
-                u, new = keep(u, optax.tree.zeros_like(u)), keep(new, opt)
-            return (optax.apply_updates(p, u), new), jnp.stack([value, aux, jnp.float32(1)]) * ran
+                u, new, log = keep(u, optax.tree.zeros_like(u)), keep(new, opt), keep(log, jnp.zeros_like(log))
+            return (optax.apply_updates(p, u), new), log
 
         xs = jnp.arange(most), mine, mask, index, teachers, live
-        (p, state), logs = jax.lax.scan(step, (task.unravel(x), state), xs)
-        loss, aux, ran = logs.sum(0)
+        (p, state), logs = jax.lax.scan(step, (anchor, state), xs)
+        loss, aux, ran, gradients = logs.sum(0)
         own = {"loss": loss / jnp.maximum(ran, 1), "aux_loss": aux / jnp.maximum(ran, 1)}
-        return task.ravel(p), own | {"steps": ran, "gradients": ran, "state": state}
+        return task.ravel(p), own | {"steps": ran, "gradients": gradients, "state": state}
 
     return learn

@@ -1,9 +1,11 @@
 """Hooks of local training: optax transformations that correct a mini-batch gradient.
 
 `local_sgd` hands every transformation the extra arguments `value` (the loss), `grad_fn` (the gradient of the same
-mini-batch at other parameters), `anchor` (the model the node started from), `key`, and the named vectors of the
-algorithm (`control`, `direction`, ...), all as parameter trees. Chain a hook before an optimizer:
-`optax.chain(prox(0.1), optax.sgd(0.05))`. Gradient clipping and weight decay are optax's own.
+mini-batch at other parameters), `anchor` (the model the node started from), `key` (of seed, node, round and step),
+`t` (the round, int32), and the named vectors of the algorithm (`control`, `direction`, ...). What is the size of a
+model is a parameter tree. Chain a hook before an optimizer: `optax.chain(prox(0.1), optax.sgd(0.05))`. Gradient
+clipping and weight decay are optax's own. A schedule of optax counts rounds where the optimizer starts anew every
+round, and the node's own steps where its state is kept; a hook has `t` in both.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Local training: the only way a node touches its data.
 
-`local_sgd` returns `learn(key, data, i, x, *, steps=None, **vectors) -> (y, log)` of ONE node; `mapping.at` lifts it
-to a cohort. It speaks optax: the optimizer may be a chain with the hooks of `learn.hooks`.
+`local_sgd` returns `learn(key, data, i, x, *, t=0, steps=None, **vectors) -> (y, log)` of ONE node; `at` lifts it to
+a cohort. It speaks optax: the optimizer may be a chain with the hooks of `learn.hooks`.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, Cohort, InputError, Shards, Tree, require, tile
+from jaxfl.core import Array, Cohort, InputError, Shards, Tree, require
+from jaxfl.learn.optimizer import begin, begin_nodes, pinned
 from jaxfl.learn.task import Task
 
 
@@ -78,19 +79,21 @@ def local_sgd(
 
     Args:
         task: what is learned.
-        optimizer: an optax transformation, with hooks chained before it. Its state starts anew every round, unless
-            `keep_state`.
+        optimizer: an optax transformation, with hooks chained before it. Unless `keep_state`, its state starts anew
+            every round; its schedules go on and count rounds, so that all local steps of round `t` have the rate
+            `schedule(t)`, and its random keys differ by seed, node and round (`learn.optimizer`).
         steps: number of steps, each on a batch drawn with replacement.
         epochs: instead of `steps`, passes over the shuffled shard; a shard shorter than the longest runs fewer steps.
         batch: samples a step; None is the whole shard.
         keep_gradient: also log `gradient` `[d]`, the mean over steps of the raw mini-batch gradient.
         keep_state: the optimizer's state stays with the node: `learn` takes it as `state`, and logs the new one as
-            `state`. `optimizer_state` makes the first.
+            `state`. `optimizer_state` makes the first. A schedule then counts the node's own local steps, as in optax.
 
     Returns:
-        `learn(key, data, i, x, *, steps=None, state=None, **vectors) -> (y [d], log)`. Its `steps` bounds how many
-        steps this node runs this round, the rest are masked. `vectors` `[d]` reach the hooks as trees. `log` holds
-        `loss` (mean over the steps run), `steps` and `gradients` (mini-batch gradients evaluated).
+        `learn(key, data, i, x, *, t=0, steps=None, state=None, **vectors) -> (y [d], log)`. `t` is the round. Its
+        `steps` bounds how many steps this node runs this round, the rest are masked. `vectors` `[d]` reach the hooks as
+        trees. `log` holds `loss` (mean over the steps run, 0 where there is none), `steps` and `gradients` (mini-batch
+        gradients evaluated).
 
     Raises:
         InputError: unless exactly one of `steps` and `epochs` is given, or for a count below 1.
@@ -103,7 +106,7 @@ def local_sgd(
     most = steps
     uneven = epochs is not None and batch is not None
 
-    def learn(key, data, i, x, *, steps: Array | None = None, state: Tree = None, **vectors):
+    def learn(key, data, i, x, *, t: Array | int = 0, steps: Array | None = None, state: Tree = None, **vectors):
         anchor = task.unravel(x)
         extra = {name: task.unravel(v) for name, v in vectors.items()}
         draw, noise = jax.random.split(key)
@@ -119,22 +122,22 @@ def local_sgd(
                 return jax.grad(loss)(q)
 
             value, g = jax.value_and_grad(loss)(p)
-            u, new = tx.update(
-                g, opt, p, value=value, grad_fn=grad_fn, anchor=anchor, key=jax.random.fold_in(noise, k), **extra
-            )
+            named = {"value": value, "grad_fn": grad_fn, "anchor": anchor, "key": jax.random.fold_in(noise, k), "t": t}
+            u, new = tx.update(g, opt, p, **named, **extra)
+            new = new if keep_state else pinned(new, t)
             more = jax.tree.map(jnp.add, kept, g) if keep_gradient else ()
-            live = jnp.float32(1)
+            log = jnp.stack([value, jnp.float32(1), jnp.float32(1 + len(points))])
             if uneven or steps is not None:
                 run = jnp.bool_(True) if steps is None else k < steps
                 if uneven:
                     run &= mask.sum() > 0
                 keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(run, a, b), new, old)
                 u, new, more = keep(u, optax.tree.zeros_like(u)), keep(new, opt), keep(more, kept)
-                live = run.astype(jnp.float32)
-            log = jnp.stack([value * live, live, live * (1 + len(points))])
+                log = keep(log, jnp.zeros_like(log))
             return (optax.apply_updates(p, u), new, more), log
 
-        carry = anchor, state if keep_state else tx.init(anchor), optax.tree.zeros_like(anchor) if keep_gradient else ()
+        first = state if keep_state else begin(tx, anchor, key, t)
+        carry = anchor, first, optax.tree.zeros_like(anchor) if keep_gradient else ()
         (p, state, kept), logs = jax.lax.scan(step, carry, (jnp.arange(index.shape[0]), index, mask))
         loss, ran, gradients = logs.sum(0)
         log = {"loss": loss / jnp.maximum(ran, 1), "steps": ran, "gradients": gradients}
@@ -147,9 +150,12 @@ def local_sgd(
     return learn
 
 
-def optimizer_state(task: Task, optimizer: optax.GradientTransformation, x: Array, n: int) -> Tree:
-    """The first state of `n` nodes' local optimizers at the model `x` `[d]`, leaves `[n, ...]`."""
-    return tile(optimizer.init(task.unravel(x)), n)
+def optimizer_state(task: Task, optimizer: optax.GradientTransformation, x: Array, n: int, key: Array) -> Tree:
+    """The first state of `n` nodes' local optimizers at the model `x` `[d]`, leaves `[n, ...]`, each with its own keys.
+
+    `key` is that of `Algorithm.init`; a node's noise then differs by seed and node, and goes on from round to round.
+    """
+    return begin_nodes(optimizer, task.unravel(x), n, key)
 
 
 def displacement(learn: Callable) -> Callable:
@@ -174,13 +180,19 @@ def train_log(log: dict, cohort: Cohort | None = None) -> dict:
 
 
 def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
-    """The mini-batch gradient itself: `(key, data, i, x) -> (g [d], log)`; `batch=None` is the whole shard."""
+    """The mini-batch gradient itself: `(key, data, i, x, *, t=0, steps=None) -> (g [d], log)`.
+
+    `batch=None` is the whole shard. A node whose `steps` is 0 computes nothing: gradient, loss and what is counted are
+    0. `log` is that of `local_sgd`; the round `t` makes no difference.
+    """
     require("batch", batch, least=1)
 
-    def learn(key, data, i, x):
+    def learn(key, data, i, x, *, t: Array | int = 0, steps: Array | None = None):
+        del t
         index, mask = _batches(key, data, i, 1, None, batch)
         index, mask = jax.tree.map(lambda a: a[0], (index, mask))
         value, g = jax.value_and_grad(batch_loss(task, data, index, mask))(task.unravel(x))
-        return task.ravel(g), {"loss": value, "steps": jnp.float32(1), "gradients": jnp.float32(1)}
+        out = task.ravel(g), {"loss": value, "steps": jnp.float32(1), "gradients": jnp.float32(1)}
+        return out if steps is None else jax.tree.map(lambda a: jnp.where(steps > 0, a, 0), out)
 
     return learn

@@ -1,7 +1,7 @@
-"""Adaptive server optimizers of FedOpt (Reddi et al., ICLR 2021, Algorithm 2) as optax transformations.
+"""A server's optimizer: any of optax, or FedOpt's adaptive ones (Reddi et al., ICLR 2021, Algorithm 2).
 
-They differ from optax's in the paper's details: no bias correction, the second moment starts at `tau^2`, and `tau` is
-added outside the root. Any other optax optimizer may serve as a server optimizer too.
+These differ from optax's in the paper's details: no bias correction, the second moment starts at `tau^2`, and `tau` is
+added outside the root. `first` and `step` are how a server uses an optimizer.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array
+from jaxfl.core import Array, stream
+from jaxfl.learn.optimizer import begin
 
 
 class MomentsState(NamedTuple):
@@ -49,3 +50,24 @@ def adam_moment(b2: float | Array) -> Callable:
 def yogi_moment(b2: float | Array) -> Callable:
     """`v - (1 - b2) g^2 sign(v - g^2)`: the step never exceeds `(1 - b2) g^2` (Zaheer et al., NeurIPS 2018)."""
     return lambda v, square: v - (1 - b2) * square * jnp.sign(v - square)
+
+
+def first(tx: optax.GradientTransformation, x: Array, key: Array) -> optax.OptState:
+    """The first state of a server's optimizer at the model `x` `[d]`; `key` is that of `Algorithm.init`.
+
+    The state lasts, so that a schedule counts the server's steps; noise differs by seed.
+    """
+    return begin(tx, x, stream(key, "server"))
+
+
+def step(
+    tx: optax.GradientTransformation, update: Array, opt: optax.OptState, x: Array, present: Array
+) -> tuple[Array, optax.OptState]:
+    """The server's step on `update` `[d]`, which stands for a gradient: `(x, opt)`.
+
+    Both stay as they were in a round in which nobody is `present` (bool): no momentum moves the model, no schedule
+    advances.
+    """
+    u, new = tx.update(update, opt, x)
+    stay = lambda new, old: jnp.where(present, new, old)
+    return jax.tree.map(stay, (optax.apply_updates(x, u), new), (x, opt))
