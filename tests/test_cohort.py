@@ -1,15 +1,23 @@
+import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import QUICK, rounds
+from common import QUICK, digits_world, quadratics, rounds, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxfl.core import InputError
+from jaxfl.algorithms.fedavg import fedavg
+from jaxfl.core import Cohort, InputError, process
+from jaxfl.engine.run import run
 from jaxfl.world import cohort as C
+from jaxfl.world.clock import buffered, over_selected
+from jaxfl.world.durations import lognormal
+from jaxfl.world.scenario import scenario
+from jaxfl.world.work import straggling
 
 
 def many(process, count, seed=0):
@@ -29,6 +37,7 @@ def counts(cohorts, n):
 
 
 BASE = np.arange(1.0, 21.0)
+SIZE = np.array([1.0, 2.0, 1.0, 3.0])
 PROCESSES = {
     "everyone": C.everyone(20, weight=BASE),
     "uniform": C.uniform(20, 3, weight=BASE),
@@ -51,16 +60,60 @@ def test_cohorts_are_distinct_ascending_and_weighted(name):
     assert (np.asarray(drawn.age) == 0).all()
     assert drawn.steps is None
     if name != "importance":
+        assert drawn.total is None
         np.testing.assert_array_equal(weight, np.where(weight > 0, BASE[ids], 0))
     if name not in ("poisson", "markov"):
         assert (weight > 0).all()
 
 
-def test_base_weights_default_to_one():
-    for make in (C.everyone, lambda n: C.uniform(n, 2), lambda n: C.poisson(n, 0.5), lambda n: C.cyclic(n, 2)):
-        np.testing.assert_array_equal(make(6).arrays["weight"], np.ones(6))
-    for process in (C.markov(6, 2, 0.5, 0.5), C.importance(6, 2, np.ones(6))):
-        np.testing.assert_array_equal(process.arrays["weight"], np.ones(6))
+DEFAULT = {
+    "everyone": lambda **kw: C.everyone(12, **kw),
+    "uniform": lambda **kw: C.uniform(12, 4, **kw),
+    "stratified": lambda **kw: C.stratified(12, 4, 2, **kw),
+    "poisson": lambda **kw: C.poisson(12, 0.5, **kw),
+    "importance": lambda **kw: C.importance(12, 4, np.arange(1, 13), **kw),
+    "cyclic": lambda **kw: C.cyclic(12, 5, **kw),
+    "markov": lambda **kw: C.markov(12, 4, 0.8, 0.6, **kw),
+    "buffered": lambda **kw: buffered(12, 5, 3, lognormal(), **kw),
+    "straggling": lambda **kw: straggling(C.uniform(12, 4, **kw), 0.5, epochs=3),
+    "over_selected": lambda **kw: over_selected(straggling(C.uniform(12, 4, **kw), 0.5, 3), 3, lognormal()),
+}
+
+
+def values_of(process, count=5):
+    drawn = rounds(process, count)
+    return drawn if isinstance(drawn, Cohort) else drawn[0]
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_by_default_members_weigh_as_much_as_they_have_samples(name):
+    shards, ones = digits_world(n=12)[1].data, np.ones(12)
+    size = np.asarray(shards.size, np.float32)
+    make = DEFAULT[name]
+    world = lambda process, data=shards, **kw: scenario(data, cohort=process, **kw)
+    who = lambda world, process: process._replace(arrays=world.arrays["cohort"])
+    bare, given, equal = make(), make(weight=size), make(weight=ones)
+    assert size.min() < size.max()
+    np.testing.assert_array_equal(C.base_of(bare), ones)
+    for made, want in ((bare, size), (given, size), (equal, ones)):
+        here = who(world(made), made)
+        np.testing.assert_array_equal(C.base_of(here), want)
+        assert jax.tree.structure(here.arrays) == jax.tree.structure(given.arrays)  # one program serves all
+        assert same(values_of(here), values_of(make(weight=want)))
+    elsewhere = world(bare, jnp.zeros(12), nodes=12)
+    np.testing.assert_array_equal(C.base_of(who(elsewhere, bare)), ones)
+    with pytest.raises(InputError, match="not drawn from 11 nodes"):
+        scenario(jnp.zeros(11), nodes=11, cohort=bare)
+
+
+def test_everyone_is_the_default_cohort():
+    world = digits_world(n=12)[1]
+    assert same(world.arrays, scenario(world.data, cohort=C.everyone(12)).arrays)
+
+
+def test_a_process_of_a_user_has_the_weights_it_says_or_none():
+    assert C.base_of(process(lambda key, arrays, s, t: (s, None), {"x": (jnp.ones(3),)})) is None
+    assert C.base_of(process(lambda key, arrays, s, t: (s, None))) is None
 
 
 @pytest.mark.parametrize("name", [n for n in PROCESSES if n not in ("everyone", "cyclic")])
@@ -135,25 +188,107 @@ def test_poisson_capacity():
     assert (np.asarray(rare.weight) == 0).all()  # an empty round
 
 
-@pytest.mark.parametrize("c", [1, 3, 7])
-def test_importance_is_unbiased(c):
-    n, count = 8, 20_000
-    r = np.random.default_rng(0)
-    p, base, v = r.random(n) + 0.05, r.random(n) + 0.5, r.standard_normal(n)
+def mean(drawn, v):
+    """What a network makes of the values `v` of the members, a round each."""
+    weight, total = np.asarray(drawn.weight, np.float64), np.asarray(drawn.total, np.float64)
+    return (weight * v[np.asarray(drawn.ids)]).sum(1) / total
+
+
+@pytest.mark.parametrize(("n", "c"), [(4, 1), (4, 2), (4, 3), (8, 1), (8, 3), (8, 7)])
+def test_importance_is_unbiased(n, c):
+    count, r = 20_000, np.random.default_rng(n)
+    p, base, v = np.arange(1.0, n + 1), r.random(n) + 0.5, r.standard_normal(n) + 1
     drawn = many(C.importance(n, c, p * 100, weight=base), count)  # the scale of p does not matter
-    ids, weight = np.asarray(drawn.ids), np.asarray(drawn.weight, np.float64)
-    estimate = (weight * v[ids]).sum(1) / c
-    assert abs(estimate.mean() - (base * v).sum() / n) < 4.5 * estimate.std() / np.sqrt(count)
-    if c == 1:  # one draw: in proportion to p
-        seen = np.bincount(ids[:, 0], minlength=n)
+    got = mean(drawn, v)
+    assert abs(got.mean() - base @ v / base.sum()) < 4.5 * got.std() / np.sqrt(count)
+    assert abs(mean(drawn, np.ones(n)).mean() - 1) < 4.5 * mean(drawn, np.ones(n)).std() / np.sqrt(count)
+    if c == 1:  # one draw: in proportion to p, and weights are exact
+        seen = np.bincount(np.asarray(drawn.ids)[:, 0], minlength=n)
         assert stats.chisquare(seen, p / p.sum() * count).pvalue > 1e-3
+        at = np.asarray(drawn.ids)[:, 0]
+        np.testing.assert_allclose(drawn.weight[:, 0], (base * p.sum() / p)[at], rtol=1e-5)
+
+
+def one_round(who, **kw):
+    """The model after a round of FedAvg on four quadratics, for each seed."""
+    _, task, data = quadratics(n=4, d=2)
+    algorithm = fedavg(task, lr=0.05, steps=2, batch=None)
+    return np.asarray(run(algorithm, scenario(data, cohort=who), jnp.ones(2), 1, **kw).state.shared["x"], np.float64)
+
+
+@functools.cache
+def with_everyone():
+    return one_round(C.everyone(4, weight=SIZE))
+
+
+@pytest.mark.parametrize(("c", "wrap"), [(1, None), (2, None), (3, None), (3, "straggling"), (3, "over_selected")])
+def test_a_round_of_fedavg_with_importance_is_in_the_mean_that_of_all_clients(c, wrap):
+    """Also where chance takes a part of the members' weight away."""
+    who, seeds = C.importance(4, c, np.array([4.0, 3.0, 2.0, 1.0]), weight=SIZE), 3000
+    wrapped = {
+        None: who,
+        "straggling": straggling(who, 0.5, 2, steps=2, drop=0.5),  # no fewer steps than FedAvg runs anyway
+        "over_selected": over_selected(who, max(c - 1, 1), lognormal()),
+    }
+    got = one_round(wrapped[wrap], seeds=seeds)
+    assert (np.abs(got.mean(0) - with_everyone()) < 4.5 * got.std(0) / np.sqrt(seeds)).all()
 
 
 def test_importance_of_everyone_is_the_base_weight():
     drawn = many(C.importance(6, 6, np.arange(1, 7), weight=np.arange(1, 7)), 3)
     np.testing.assert_allclose(drawn.weight, np.tile(np.arange(1, 7), (3, 1)))
+    np.testing.assert_array_equal(drawn.total, 21)
     favoured = counts(many(C.importance(6, 2, [1, 1, 1, 1, 1, 20]), 500), 6)
     assert favoured[5] > 2 * favoured[:5].max()
+
+
+def test_preferences_may_be_as_unequal_as_numbers_are():
+    """Against the law of drawing one after the other: with a far smaller preference a node is last, not now and then.
+
+    A grain of 2^-23 in the draws would put a node of preference 1e-9 first in 1 of 1e7 draws, not of 1e9.
+    """
+    count = 6000
+    for small in (1e-9, 1e-46, 1e-300):
+        p = np.array([small, 1, 3 * small, 2])
+        drawn = many(C.importance(4, 3, p), count)
+        assert np.isfinite(drawn.weight).all()
+        assert (counts(drawn, 4)[[1, 3]] == count).all()
+        third = counts(drawn, 4)[2]  # the third is node 2 with probability 3 / 4
+        assert stats.binomtest(int(third), count, 0.75).pvalue > 1e-3
+        got = mean(drawn, np.array([3.0, 0.0, -1.0, 0.0]))  # only the two rare nodes matter
+        assert abs(got.mean() - 0.5) < 4.5 * got.std() / np.sqrt(count)
+    # the extremes of float64, and sums beyond it
+    edge = many(C.importance(3, 2, [5e-324, 1.7e308, 1.7e308]), 200)
+    np.testing.assert_array_equal(edge.ids, np.tile([1, 2], (200, 1)))
+    np.testing.assert_allclose(edge.weight, 1)
+
+
+@pytest.mark.parametrize("small", [1e-9, 1e-46, 1e-300])
+def test_races_are_those_of_float64_whatever_the_preferences(small, monkeypatch):
+    """Draws of all scales, among them those with which a node of a tiny preference comes first, and its weight.
+
+    That draws of such scales come as often as they should is said by test_exponential.
+    """
+    r, n = np.random.default_rng(0), 5
+    p = np.array([small, 1.0, 3 * small, 2.0, 5.0])
+    draw = 10.0 ** r.uniform(-18, 1.5, (300, n)).astype(np.float32)
+    arrival = draw.astype(np.float64) / p
+    order = np.argsort(arrival, 1)
+    for c in (1, 2, 4, 5):
+        process = C.importance(n, c, p)
+
+        def step(e, process=process, c=c):
+            monkeypatch.setattr(C, "exponential", lambda key, shape: e)
+            return process.step(jax.random.key(0), process.arrays, (), 0)[1]
+
+        got = jax.jit(jax.vmap(step), compiler_options=QUICK)(draw)
+        ids = np.sort(order[:, :c], 1)
+        np.testing.assert_array_equal(got.ids, ids)
+        tau = np.inf if c == n else np.take_along_axis(arrival, order[:, c:], 1)[:, :1]
+        inside = p[ids] / p.sum() if c == 1 else -np.expm1(-p[ids] * tau)
+        with np.errstate(over="ignore"):  # a node of 1e-46, alone: what weighs 1e46 is drawn once in 1e46 rounds
+            want = (1 / inside).astype(np.float32)
+        np.testing.assert_allclose(got.weight, want, rtol=2e-4)
 
 
 @pytest.mark.parametrize(("n", "c"), [(12, 4), (10, 4), (7, 5), (5, 5)])
@@ -193,6 +328,27 @@ def test_markov_draws_uniformly_among_the_available():
     assert (np.diff(np.asarray(never.ids), axis=1) > 0).all()
     always = many(C.markov(n, c, 1.0, 0.0), 20)
     assert (np.asarray(always.weight) == 1).all()
+
+
+def test_rare_events_of_availability_and_of_sizes_come_as_often_as_they_should(monkeypatch):
+    """Float32 holds neither 1 - 1e-9 nor, in its usual uniform draws, anything between 0 and 1e-7."""
+    process = C.availability(4, 1 - 1e-9, 1 - 2e-9)
+    monkeypatch.setattr(C, "fraction", lambda key, shape: jnp.array([0.9e-9, 1.1e-9, 1.9e-9, 2.1e-9]))
+    up = lambda s: np.asarray(process.step(jax.random.key(0), process.arrays, jnp.full(4, s), 0)[1])
+    np.testing.assert_array_equal(up(True), [False, True, True, True])
+    np.testing.assert_array_equal(up(False), [True, True, True, False])
+    np.testing.assert_allclose(process.arrays["arrive"] / (process.arrays["leave"] + process.arrays["arrive"]), 2 / 3)
+    # sizes of Poisson cohorts, at the borders of the distribution function and its complement
+    n, p = 60, 0.3
+    law, who = stats.binom(n, p), C.poisson(n, p)
+    sizes = np.array([0, 1, 2, 17, 19, 30, 35])
+    for many, u in ((False, law.cdf(sizes)), (True, law.sf(sizes))):
+        for near, more in ((0.999, many), (1.001, not many)):
+            for size, v in zip(sizes, u * near, strict=True):
+                if v <= 0.5:
+                    monkeypatch.setattr(C, "tail", lambda key, many=many, v=v: (jnp.array(many), jnp.float32(v)))
+                    got = who.step(jax.random.key(0), who.arrays, (), 0)[1]
+                    assert int((got.weight > 0).sum()) == size + more
 
 
 def test_the_cohort_is_on():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import Array, Cohort, InputError, Process, node_keys, process, stream
-from jaxfl.world.cohort import base_weight, subset
+from jaxfl.world.cohort import base_arrays, base_of, subset, thinned
 from jaxfl.world.durations import Seconds
 
 
@@ -45,13 +45,13 @@ def buffered(n: int, concurrency: int, goal: int, seconds: Seconds, *, weight: A
         concurrency: jobs in progress, `C`.
         goal: arrivals that make a round, `K`, also the size of the cohort.
         seconds: how long a job takes.
-        weight: base weights `[n]`, 1 by default.
+        weight: base weights `[n]`, by default the number of samples (see `world.cohort`).
 
     Raises:
         InputError: a number below 1, fewer nodes than `concurrency + goal - 1` (one must be idle at any time), numbers
             of `seconds` that are neither `[]` nor `[n]`, or bad base weights.
     """
-    base = base_weight(n, weight)
+    base = base_arrays(n, weight)
     for name, value in (("concurrency", concurrency), ("goal", goal)):
         if not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{name} = {value}: a whole number of at least 1 is needed.")
@@ -108,7 +108,7 @@ def buffered(n: int, concurrency: int, goal: int, seconds: Seconds, *, weight: A
         stay = jnp.nonzero(running, size=concurrency)[0]
         return Jobs(ids[stay], left[stay], age[stay], idle), (c, over)
 
-    return process(step, {"weight": base, "seconds": seconds.arrays}, init)
+    return process(step, {**base, "seconds": seconds.arrays}, init)
 
 
 def _lasting(draw: Callable, key: Array, arrays: dict, job: Array, ids: Array) -> Array:
@@ -128,7 +128,7 @@ def over_selected(members: Process, keep: int, seconds: Seconds) -> Process:
     Over-selection (Bonawitz et al., MLSys 2019): ask 1.3 times as many as are needed, so that nobody waits for the
     slowest. `keep` of all members is a plain barrier, and where no more than `keep` are present the round waits for
     them. Later members keep their place with weight 0 and are `asked`: they work in vain. `keep` is traced, other
-    values (`process.arrays | {"keep": jnp.int32(50)}`) compile nothing.
+    values (`world.arrays["cohort"] | {"keep": jnp.int32(50)}`) compile nothing.
 
     Args:
         members: who is asked.
@@ -143,8 +143,8 @@ def over_selected(members: Process, keep: int, seconds: Seconds) -> Process:
     size = value.ids.shape[0]
     if not isinstance(keep, int | np.integer) or not 1 <= keep <= size:
         raise InputError(f"keep = {keep}: a whole number from 1 to the size of the cohort, {size}, is needed.")
-    if isinstance(members.arrays, dict) and "weight" in members.arrays:
-        _require_by_node(seconds, members.arrays["weight"].shape[0])
+    if (base := base_of(members)) is not None:
+        _require_by_node(seconds, base.shape[0])
     draw = seconds.draw
 
     def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, tuple[Cohort, Array]]:
@@ -155,7 +155,7 @@ def over_selected(members: Process, keep: int, seconds: Seconds) -> Process:
         counts = present & (rank < arrays["keep"])
         over = jnp.max(jnp.where(counts, spent, 0.0), initial=0.0)
         asked = present if c.asked is None else c.asked
-        return s, (c._replace(weight=jnp.where(counts, c.weight, 0), asked=asked), over)
+        return s, (thinned(c, counts)._replace(asked=asked), over)
 
     arrays = {"members": members.arrays, "keep": jnp.int32(keep), "seconds": seconds.arrays}
     return process(step, arrays, lambda key, arrays: first(key, arrays["members"]))

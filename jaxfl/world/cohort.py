@@ -1,8 +1,9 @@
 """Who takes part in a round: processes that yield a `core.Cohort`.
 
-Every process keeps the base weights `[n]` (a node's count of samples, say) in `arrays["weight"]`; they default to 1.
-Ids are distinct and ascending, so a slot order never depends on how they were drawn. All members are fresh (`age` 0)
-and run every local step; `clock` yields the others.
+Every process keeps the base weights `[n]` in `arrays["weight"]`. By default a node counts as much as it has samples:
+`scenario` fills them in where its data are `Shards`; elsewhere all count 1. `weight=jnp.ones(n)` makes nodes count
+alike in any world. Ids are distinct and ascending, so a slot order never depends on how they were drawn. All members
+are fresh (`age` 0) and run every local step; `clock` yields the others.
 """
 
 import math
@@ -12,13 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Cohort, InputError, Process, Strata, node_keys, process, stream
+from jaxfl.core import Array, Cohort, InputError, Process, Strata, Tree, node_keys, process, stream
+from jaxfl.world.exponential import exponential, tail
+from jaxfl.world.exponential import uniform as fraction
 
+BY_SIZE = "by_size"  # marks weights that nobody gave
 OVERFLOW = 1e-6  # probability a round that a Poisson cohort does not fit its capacity
 
 
-def base_weight(n: int, weight: Any = None) -> Array:
-    """Base weights `[n]` float32, 1 by default.
+def base_arrays(n: int, weight: Any = None) -> dict:
+    """Arrays of a process of `n` nodes: their base weights, `weight` `[n]` float32.
+
+    Without `weight` they are 1, beside the empty mark `by_size` that lets `weighted` replace them.
 
     Raises:
         InputError: `n` < 1, another shape than `[n]`, a negative or non-finite weight, or no positive weight.
@@ -26,7 +32,7 @@ def base_weight(n: int, weight: Any = None) -> Array:
     if n < 1:
         raise InputError(f"n = {n}: at least one node is needed.")
     if weight is None:
-        return jnp.ones(n, jnp.float32)
+        return {"weight": jnp.ones(n, jnp.float32), BY_SIZE: ()}
     weight = np.asarray(weight, np.float64)
     if weight.shape != (n,):
         raise InputError(f"weight has shape {list(weight.shape)}: one weight a node, [{n}], is needed.")
@@ -34,7 +40,43 @@ def base_weight(n: int, weight: Any = None) -> Array:
         raise InputError(
             f"weight runs from {weight.min()} to {weight.max()}: finite weights, some positive, are needed."
         )
-    return jnp.asarray(weight, jnp.float32)
+    return {"weight": jnp.asarray(weight, jnp.float32)}
+
+
+def base_of(process: Process) -> Array | None:
+    """The base weights `[n]` of a process, or of the one that it wraps (`work`, `clock`); None where it has none."""
+
+    def find(arrays: Tree) -> Array | None:
+        if not isinstance(arrays, dict):
+            return None
+        if "weight" in arrays:
+            return arrays["weight"]
+        return next((base for part in arrays.values() if (base := find(part)) is not None), None)
+
+    return find(process.arrays)
+
+
+def weighted(process: Process, sizes: Any = None) -> Process:
+    """The process, whose nodes weigh `sizes` `[n]` (None: all alike) unless weights were given when it was made."""
+
+    def fill(arrays: Tree) -> Tree:
+        if not isinstance(arrays, dict):
+            return arrays
+        weight = {} if sizes is None or BY_SIZE not in arrays else {"weight": jnp.asarray(sizes, jnp.float32)}
+        return {name: fill(part) for name, part in arrays.items() if name != BY_SIZE} | weight
+
+    return process._replace(arrays=fill(process.arrays))
+
+
+def thinned(cohort: Cohort, share: Array) -> Cohort:
+    """The cohort whose members count a `share` `[c]`, 0 to 1, of their weight.
+
+    Which of those present count less is chance, so a `total` loses what they lose on average: means stay unbiased.
+    """
+    total, present = cohort.total, cohort.weight > 0
+    if total is not None:
+        total = total * jnp.where(present, share, 0).sum() / jnp.maximum(present.sum(), 1)
+    return cohort._replace(weight=cohort.weight * share, total=total)
 
 
 def _members(c: int, n: int) -> int:
@@ -43,11 +85,11 @@ def _members(c: int, n: int) -> int:
     return int(c)
 
 
-def _probability(name: str, p: Any, n: int, least: float = 0.0) -> Array:
+def _probability(name: str, p: Any, n: int, least: float = 0.0) -> np.ndarray:
     values = np.asarray(p, np.float64)
     if values.shape not in ((), (n,)) or not ((values >= least) & (values <= 1)).all():
         raise InputError(f"{name} = {p}: a probability from {least:g} to 1, or one a node [{n}], is needed.")
-    return jnp.asarray(values, jnp.float32)
+    return values
 
 
 def _cohort(ids: Array, weight: Array, strata: int = 1) -> Cohort:
@@ -83,7 +125,7 @@ def everyone(n: int, weight: Any = None) -> Process:
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Cohort]:
         return s, _cohort(jnp.arange(n, dtype=jnp.int32), arrays["weight"], n)
 
-    return process(step, {"weight": base_weight(n, weight)})
+    return process(step, base_arrays(n, weight))
 
 
 def uniform(n: int, c: int, weight: Any = None) -> Process:
@@ -92,13 +134,13 @@ def uniform(n: int, c: int, weight: Any = None) -> Process:
     Raises:
         InputError: `c` is outside 1..n, or bad base weights.
     """
-    base, c = base_weight(n, weight), _members(c, n)
+    base, c = base_arrays(n, weight), _members(c, n)
 
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Cohort]:
         ids = subset(stream(key, "uniform cohort"), n, c)
         return s, _cohort(ids, arrays["weight"][ids])
 
-    return process(step, {"weight": base})
+    return process(step, base)
 
 
 def stratified(n: int, c: int, strata: int, weight: Any = None) -> Process:
@@ -111,7 +153,7 @@ def stratified(n: int, c: int, strata: int, weight: Any = None) -> Process:
     Raises:
         InputError: `c` is outside 1..n, `strata` does not divide `n` and `c`, or bad base weights.
     """
-    base, c = base_weight(n, weight), _members(c, n)
+    base, c = base_arrays(n, weight), _members(c, n)
     if strata < 1 or n % strata or c % strata:
         raise InputError(f"strata = {strata}: a number that divides n = {n} and c = {c} is needed.")
 
@@ -122,7 +164,7 @@ def stratified(n: int, c: int, strata: int, weight: Any = None) -> Process:
         ids = (block[:, None] * (n // strata) + within).reshape(c)
         return s, _cohort(ids, arrays["weight"][ids], strata)
 
-    return process(step, {"weight": base})
+    return process(step, base)
 
 
 def poisson(n: int, p: float, capacity: int | None = None, weight: Any = None) -> Process:
@@ -140,13 +182,14 @@ def poisson(n: int, p: float, capacity: int | None = None, weight: Any = None) -
     Raises:
         InputError: `p` is outside (0, 1], the capacity is too small or above `n`, or bad base weights.
     """
-    base = base_weight(n, weight)
+    base = base_arrays(n, weight)
     if not 0 < p <= 1:
         raise InputError(f"p = {p}: a probability above 0 and at most 1 is needed.")
-    from scipy.special import bdtr
+    from scipy.special import bdtr, bdtrc
 
-    below = bdtr(np.arange(n + 1), n, float(p))  # P(count <= k)
-    least = max(1, int(np.argmax(below > 1 - OVERFLOW)))
+    most, p = np.arange(n + 1), float(p)
+    below, above = bdtr(most, n, p), bdtrc(most, n, p)  # P(count <= k), P(count > k)
+    least = max(1, int(np.argmax(above < OVERFLOW)))
     c = least if capacity is None else _members(capacity, n)
     if c < least:
         raise InputError(f"capacity = {capacity}: at least {least} slots are needed for n = {n}, p = {p}.")
@@ -154,49 +197,55 @@ def poisson(n: int, p: float, capacity: int | None = None, weight: Any = None) -
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Cohort]:
         key = stream(key, "poisson cohort")
         how_many, who, which = jax.random.split(key, 3)
-        count = jnp.searchsorted(arrays["below"], jax.random.uniform(how_many), side="right")
+        many, u = tail(how_many)  # rare sizes, few or many, come as often as they should
+        count = jnp.where(many, (arrays["above"] >= u).sum(), (arrays["below"] < u).sum())
         ids = subset(who, n, c)
         live = jax.random.permutation(which, c) < count
         return s, _cohort(ids, jnp.where(live, arrays["weight"][ids], 0))
 
-    return process(step, {"weight": base, "below": jnp.asarray(below[:c], jnp.float32)})
+    tails = {"below": jnp.asarray(below[:c], jnp.float32), "above": jnp.asarray(above[:c], jnp.float32)}
+    return process(step, base | tails)
 
 
 def importance(n: int, c: int, p: Any, weight: Any = None) -> Process:
-    """`c` distinct nodes drawn one after the other in proportion to `p`, reweighed so that means stay unbiased.
+    """`c` distinct nodes drawn one after the other in proportion to `p`, reweighed so that means are unbiased.
 
     Exponential races: node `i` arrives after `E_i / p_i`, the first `c` are in (the same as Gumbel top-k). With
-    `tau` the time of the next one, node `i` was in with probability `P_i = 1 - exp(-p_i * tau)`, and its weight is
-    `base_i * c / (n * P_i)`: `sum_i weight_i * v_i / c` over the cohort is unbiased for `sum_i base_i * v_i / n` over
-    all nodes. Duffield, Lund and Thorup, Priority sampling, J. ACM 2007; Kool et al., Buy 4 REINFORCE samples, 2019.
-    Costs O(n).
+    `tau` the time of the next one, node `i` was in with probability `P_i = 1 - exp(-p_i * tau)`; of a single member it
+    is `p_i / sum p` (`tau` would give it an infinite variance). Its weight is `base_i / P_i`, and `total` is the sum of
+    all base weights: `sum_i weight_i * v_i / total` over the cohort is unbiased for the mean of `v` by base weights
+    over all nodes. Duffield, Lund and Thorup, Priority sampling, J. ACM 2007; Kool et al., Buy 4 REINFORCE samples,
+    2019. The weights of one cohort do not sum to `total`. Costs O(n).
 
     Args:
         n: number of nodes.
         c: members.
-        p: positive preferences `[n]`, of any scale.
+        p: positive preferences `[n]`, of any scale and as unequal as float64 allows.
         weight: base weights `[n]`.
 
     Raises:
         InputError: `c` is outside 1..n, `p` is not `[n]`, finite and positive, or bad base weights.
     """
-    base, c = base_weight(n, weight), _members(c, n)
+    base, c = base_arrays(n, weight), _members(c, n)
     prefer = np.asarray(p, np.float64)
     if prefer.shape != (n,) or not np.isfinite(prefer).all() or prefer.min() <= 0:
         raise InputError(f"p has shape {list(prefer.shape)}: finite positive preferences [{n}] are needed.")
+    log_p = np.log(prefer)
 
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Cohort]:
-        arrival = jax.random.exponential(stream(key, "importance cohort"), (n,)) / arrays["p"]
+        arrival = jnp.log(exponential(stream(key, "importance cohort"), (n,))) - arrays["log_p"]
         # Without the barrier XLA takes a full sort for the slices of top_k, 40 times slower; directly around top_k,
         # without the sign between them, it crashes XLA on several CPU devices.
         late, ids = jax.lax.top_k(-arrival, min(c + 1, n))
         first, ids = jax.lax.optimization_barrier((-late, ids))
         tau = first[c] if c < n else jnp.inf
         ids = jnp.sort(ids[:c])
-        inside = -jnp.expm1(-arrays["p"][ids] * tau)
-        return s, _cohort(ids, arrays["weight"][ids] * c / (n * inside))
+        rate = arrays["log_p"][ids]
+        inside = jnp.exp(rate) if c == 1 else -jnp.expm1(-jnp.exp(rate + tau))
+        weight = arrays["weight"]
+        return s, _cohort(ids, weight[ids] / inside)._replace(total=weight.sum())
 
-    return process(step, {"weight": base, "p": jnp.asarray(prefer / prefer.sum(), jnp.float32)})
+    return process(step, {**base, "log_p": jnp.asarray(log_p - np.logaddexp.reduce(log_p), jnp.float32)})
 
 
 def cyclic(n: int, c: int, weight: Any = None) -> Process:
@@ -205,14 +254,14 @@ def cyclic(n: int, c: int, weight: Any = None) -> Process:
     Raises:
         InputError: `c` is outside 1..n, or bad base weights.
     """
-    base, c = base_weight(n, weight), _members(c, n)
+    base, c = base_arrays(n, weight), _members(c, n)
 
     def step(key: Array, arrays: dict, start: Array, t: Array) -> tuple[Array, Cohort]:
         ids = jnp.sort((start + jnp.arange(c, dtype=jnp.int32)) % n)
         return (start + c) % n, _cohort(ids, arrays["weight"][ids])
 
     # The place is carried, as t * c would overflow in a long run.
-    return process(step, {"weight": base}, lambda key, arrays: jnp.zeros((), jnp.int32))
+    return process(step, base, lambda key, arrays: jnp.zeros((), jnp.int32))
 
 
 def availability(n: int, stay_on: Any, stay_off: Any) -> Process:
@@ -226,21 +275,22 @@ def availability(n: int, stay_on: Any, stay_off: Any) -> Process:
     Raises:
         InputError: a probability is outside 0..1, or both are 1 for a node (it would have no stationary law).
     """
-    base_weight(n)
+    base_arrays(n)
     on, off = _probability("stay_on", stay_on, n), _probability("stay_off", stay_off, n)
-    if bool(jnp.any((on == 1) & (off == 1))):
+    if ((on == 1) & (off == 1)).any():
         raise InputError("stay_on = stay_off = 1: one of them must be below 1 for every node.")
 
     def init(key: Array, arrays: dict) -> Array:
-        share = (1 - arrays["stay_off"]) / (2 - arrays["stay_on"] - arrays["stay_off"])
-        return jax.random.uniform(stream(key, "availability"), (n,)) < share
+        share = arrays["arrive"] / (arrays["leave"] + arrays["arrive"])
+        return fraction(stream(key, "first availability"), (n,)) <= share
 
     def step(key: Array, arrays: dict, s: Array, t: Array) -> tuple[Array, Array]:
-        u = jax.random.uniform(stream(key, "availability"), (n,))
-        s = jnp.where(s, u < arrays["stay_on"], u >= arrays["stay_off"])
+        u = fraction(stream(key, "availability"), (n,))
+        s = jnp.where(s, u > arrays["leave"], u <= arrays["arrive"])
         return s, s
 
-    return process(step, {"stay_on": on, "stay_off": off}, init)
+    # what is kept is the small number: 1 - 1e-9 is 1 in float32
+    return process(step, {"leave": jnp.asarray(1 - on, jnp.float32), "arrive": jnp.asarray(1 - off, jnp.float32)}, init)
 
 
 def markov(n: int, c: int, stay_on: Any, stay_off: Any, weight: Any = None) -> Process:
@@ -252,13 +302,13 @@ def markov(n: int, c: int, stay_on: Any, stay_off: Any, weight: Any = None) -> P
     Raises:
         InputError: `c` is outside 1..n, bad probabilities or bad base weights.
     """
-    base, c, chain = base_weight(n, weight), _members(c, n), availability(n, stay_on, stay_off)
+    base, c, chain = base_arrays(n, weight), _members(c, n), availability(n, stay_on, stay_off)
     walk = chain.step
 
     def step(key: Array, arrays: dict, s: Array, t: Array) -> tuple[Array, Cohort]:
         s, on = walk(key, arrays, s, t)
-        place = jax.random.uniform(stream(key, "markov cohort"), (n,))
-        ids = jnp.sort(jax.lax.top_k(jnp.where(on, place, place - 1), c)[1])
+        place = fraction(stream(key, "markov cohort"), (n,))  # of a million nodes no two are in one place
+        ids = jnp.sort(jax.lax.top_k(jnp.where(on, -place, -1 - place), c)[1])
         return s, _cohort(ids, jnp.where(on[ids], arrays["weight"][ids], 0))
 
-    return process(step, {"weight": base, **chain.arrays}, chain.init)
+    return process(step, {**base, **chain.arrays}, chain.init)

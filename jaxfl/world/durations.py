@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxfl.canonical import canonical
 from jaxfl.core import Array, InputError, Links, Tree
+from jaxfl.world.exponential import exponential as unit_exponential
 
 
 class Seconds(NamedTuple):
@@ -45,7 +46,7 @@ def _lognormal(key: Array, arrays: dict, i: Array) -> Array:
 
 
 def _exponential(key: Array, arrays: dict, i: Array) -> Array:
-    return _of(arrays["mean"], i) * jax.random.exponential(key)
+    return _of(arrays["mean"], i) * unit_exponential(key)
 
 
 def _half_normal(key: Array, arrays: dict, i: Array) -> Array:
