@@ -304,6 +304,18 @@ def test_resampled_deals_more_nodes_than_samples(alpha, monkeypatch):
     assert not np.array_equal(got.order, other)
 
 
+@pytest.mark.parametrize("alpha", [0.2, 2.0, 30.0])
+def test_resampled_has_the_moments_of_dirichlet_alpha_times_the_shares(alpha):
+    """Counts are Dirichlet-multinomial: mean `m p`, covariance `m (diag(p) - p p') (m + alpha) / (1 + alpha)`."""
+    labels, n, m = np.repeat(np.arange(4), [40, 80, 120, 160]), 20_000, 8
+    p = np.array([0.1, 0.2, 0.3, 0.4])
+    data = from_arrays(np.zeros((400, 1)), labels, np.zeros((4, 1)), np.arange(4))
+    counts = np.asarray(label_histogram(resampled(data, n, alpha, seed=3, size=m), 4), np.float64)
+    want = m * (np.diag(p) - np.outer(p, p)) * (m + alpha) / (1 + alpha)
+    np.testing.assert_allclose(counts.mean(0), m * p, atol=4.5 * np.sqrt(want.max() / n))
+    np.testing.assert_allclose(np.cov(counts.T), want, atol=0.04 * want.max())
+
+
 def test_resampled_refuses_numbers_out_of_range():
     data = from_arrays(np.zeros((4, 2)), np.arange(4) % 2, np.zeros((2, 2)), np.arange(2))
     for kw, words in (({"n": 0}, "n is 0"), ({"n": 2, "size": 0}, "size is 0"), ({"n": 2, "alpha": 0.0}, "alpha is 0")):

@@ -79,7 +79,7 @@ BLIND = "MoDeST without pings"
 def setting(nodes: int = NODES, members: int = SAMPLE) -> tuple[Task, dict[str, Scenario]]:
     """The task and a world a system: a server's cohort, a graph of one peer a round, or neither."""
     data = digits()
-    shards = partition.resampled(data, nodes, 0.5, size=SIZE)
+    shards = partition.resampled(data, nodes, 5.0, size=SIZE)  # 0.5 for each of 10 labels
     up = script(nodes)
     return classification(partial(MLP, (64, 32, 10)), data.x), {
         "MoDeST": scenario(shards, churn=up),

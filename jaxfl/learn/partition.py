@@ -178,8 +178,9 @@ def resampled(data: Dataset, n: int, alpha: float | None = None, seed: int = 0, 
     """Populations larger than the data set: every node draws `size` samples with replacement.
 
     Samples may be held by several nodes, so `n` has no bound. With `alpha`, each node first draws its own label shares
-    from Dirichlet(alpha * shares of the data set) (Hsu, Qi and Brown, 2019, https://arxiv.org/abs/1909.06335); None
-    draws from the whole data set.
+    `q` from Dirichlet(alpha * p), `p` the shares of the labels in the data set (Hsu, Qi and Brown, 2019,
+    https://arxiv.org/abs/1909.06335): `q_k` has mean `p_k` and variance `p_k (1 - p_k) / (1 + alpha)`, whatever the
+    number of labels. None draws from the whole data set.
 
     Args:
         data: has one label a sample where `alpha` is given.
@@ -197,7 +198,7 @@ def resampled(data: Dataset, n: int, alpha: float | None = None, seed: int = 0, 
         require("alpha", alpha, above=0, below=np.inf)
         labels = _labels(data)
         by_label, count = np.argsort(labels, kind="stable"), np.bincount(labels)
-        first, prior = np.cumsum(count) - count, alpha * len(count) * count / count.sum()
+        first, prior = np.cumsum(count) - count, alpha * count / count.sum()
         parts = []
         for rows in np.array_split(np.arange(n), -(-n // BLOCK)):  # bounds the memory of the draw
             shares = np.log(rng.gamma(prior + 1, size=(len(rows), len(count))))
