@@ -8,8 +8,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxfl.canonical import canonical
-from jaxfl.core import Array, Cohort, InputError, Now, Process, Scenario, process, stream
-from jaxfl.world.scenario import ALL_STEPS
+from jaxfl.core import ALL_STEPS, Array, Cohort, InputError, Now, Process, Scenario, process, stream
+from jaxfl.world.cohort import thinned
 
 
 def _share(name: str, value: Any) -> Array:
@@ -25,7 +25,7 @@ def straggling(members: Process, fraction: float, epochs: int, steps: int = 1, *
     Section 5.2 of FedProx (Li et al., MLSys 2020, https://arxiv.org/abs/1812.06127) and its code. Who straggles and
     for how long depends on the key alone, not on `drop`, so systems that keep partial work and systems that do not
     can be compared on the same cohorts. `fraction` and `drop` are traced: other values
-    (`process.arrays | {"drop": jnp.float32(1)}`) compile nothing.
+    (`world.arrays["cohort"] | {"drop": jnp.float32(1)}`) compile nothing.
 
     Args:
         members: who takes part; says nothing about steps.
@@ -56,8 +56,8 @@ def straggling(members: Process, fraction: float, epochs: int, steps: int = 1, *
         rank = jnp.argsort(jnp.argsort(place))  # the absent last
         slow = rank >= jnp.round((1 - arrays["fraction"]) * present.sum())
         part = jax.random.randint(how_long, c.weight.shape, 1, epochs)
-        weight = c.weight * jnp.where(slow, 1 - arrays["drop"], 1)
-        return s, c._replace(weight=weight, steps=steps * jnp.where(slow, part, epochs).astype(jnp.int32))
+        c = thinned(c, jnp.where(slow, 1 - arrays["drop"], 1))
+        return s, c._replace(steps=steps * jnp.where(slow, part, epochs).astype(jnp.int32))
 
     return process(step, arrays, lambda key, arrays: first(key, arrays["members"]))
 
