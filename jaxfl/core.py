@@ -19,6 +19,7 @@ from jaxfl.canonical import canonical
 
 Array = jax.Array
 Tree = Any
+ROUNDING = 5e-7  # an own weight below is what is left of 1 by the rounding of the others to float32
 ALL_STEPS = 2**31 - 1  # no bound on a node's local steps
 
 
@@ -284,9 +285,21 @@ def shares(env: Env) -> Array:
     return jnp.full(n, 1 / n, jnp.float32) if env.share is None else env.share
 
 
+def heard_weight(graph: Graph) -> Array:
+    """The sum `[n]` of the weights of what each node hears, in pairs: its rounding does not grow with the degree."""
+    w = graph.weight
+    while w.shape[1] > 1:
+        w = jnp.pad(w, ((0, 0), (0, w.shape[1] % 2)))
+        w = w[:, : w.shape[1] // 2] + w[:, w.shape[1] // 2 :]
+    return w.sum(1)
+
+
 def own_weight(graph: Graph) -> Array:
-    """The weight `[n]` of each node's own message."""
-    return 1.0 - graph.weight.sum(1) if graph.own is None else graph.own
+    """The weight `[n]` of each node's own message; what rounding leaves of `1 - 1` is 0, and no message."""
+    if graph.own is not None:
+        return graph.own
+    own = 1.0 - heard_weight(graph)
+    return own - jax.lax.stop_gradient(jnp.where(jnp.abs(own) < ROUNDING, own, 0))
 
 
 def stream(key: Array, purpose: str) -> Array:

@@ -9,7 +9,8 @@ import scipy.sparse.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxfl.core import InputError, own_weight
+from jaxfl.core import Graph, InputError, own_weight
+from jaxfl.exchange.mix import mix
 from jaxfl.world import graph as G
 from jaxfl.world import mixing as M
 
@@ -373,6 +374,54 @@ def test_where_iteration_gives_up_a_doubly_stochastic_matrix_is_factored_and_ano
 def test_large_ring_where_lanczos_gives_up():
     rate = 1 / 3 + 2 / 3 * np.cos(2 * np.pi / 4000)
     assert M.spectral_gap(M.metropolis(G.ring(4000))) == pytest.approx(1 - rate, rel=1e-3)
+
+
+def own_weights_of_one_row(weight):
+    weight = jnp.asarray(weight, jnp.float32)[None]
+    g = Graph(jnp.arange(1, weight.size + 1, dtype=jnp.int32)[None], weight)
+    return float(jax.jit(own_weight)(g)[0]), 1 - np.asarray(weight, np.float64).sum()
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 7, 64, 1000, 9999])
+def test_own_weights_are_exact_at_any_degree(degree):
+    """The hub of `metropolis(star(10000))` kept 9.948e-5 in place of 1.0003e-4."""
+    got, want = own_weights_of_one_row(np.full(degree, 1 / (1 + degree)))
+    assert got == pytest.approx(want, abs=1e-7)
+    rng = np.random.default_rng(degree)
+    assert own_weights_of_one_row(rng.dirichlet(np.ones(degree)))[0] == 0  # rounding alone is no own weight
+    got, want = own_weights_of_one_row(rng.dirichlet(np.ones(degree)) * (1 - 2e-6))
+    assert got == pytest.approx(want, abs=3e-7)
+    assert got > 0
+
+
+@pytest.mark.parametrize("make", [lambda: G.star(900), lambda: G.complete(400), lambda: G.circulant(800, range(1, 90))])
+def test_compiled_mixing_keeps_what_all_agree_on_at_any_degree(make):
+    """Ones became 1 + 1.2e-5 at the hub of a star of 10,000 nodes."""
+    g = M.uniform(make())
+    for value in (1.0, -3e-4, 7e5):
+        x = jnp.full((g.nbr.shape[0], 2), value)
+        np.testing.assert_allclose(jax.jit(mix)(g, x, x), x, rtol=2e-7)
+    x = np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
+    x[5] = 1e30  # a liar's row spoils nobody who does not hear it
+    w = M.matrix(g)
+    hears = w[:, 5] != 0
+    np.testing.assert_allclose(jax.jit(mix)(g, x, x)[~hears], (w @ x.astype(np.float64))[~hears], atol=1e-6)
+    x[5] = np.nan
+    np.testing.assert_array_equal(np.isnan(jax.jit(mix)(g, x, x)).any(1), hears)
+
+
+def test_gradients_through_mixing_weights_are_exact_where_the_own_weight_is_0():
+    g, x = M.from_matrix([[0, 1 / 3, 2 / 3], [0.5, 0, 0.5], [0.25, 0.75, 0]]), jnp.float32([1.0, 10.0, 100.0])[:, None]
+    slope = jax.grad(lambda w: mix(dataclasses.replace(g, weight=w), x, x).sum())(g.weight)
+    np.testing.assert_allclose(slope, x[g.nbr, 0] - x, rtol=1e-6)  # what is heard more is kept less
+
+
+def test_a_matrix_without_a_diagonal_has_none_in_the_table():
+    rng = np.random.default_rng(0)
+    w = rng.random((9, 9)) * (1 - np.eye(9))
+    g = M.from_matrix(w / w.sum(1, keepdims=True))
+    assert not np.asarray(own_weight(g)).any()
+    assert not np.diag(M.matrix(g)).any()
 
 
 @each_undirected

@@ -12,8 +12,10 @@ from common import QUICK
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxfl.core import InputError
+from jaxfl.core import Cohort, Env, InputError, Mail
 from jaxfl.exchange import rules
+from jaxfl.exchange.network import Network
+from jaxfl.world import mixing
 
 RNG = np.random.default_rng(0)
 K, M = 11, 6
@@ -174,6 +176,17 @@ def test_krum_is_exact_far_from_zero_where_own_is_near():
     x = x.astype(np.float32)
     want = multi_krum(2, 1)(None, x.astype(np.float64), None)
     np.testing.assert_array_equal(apply("krum", x[0], x, np.full(K, 1 / K)), want.astype(np.float32))
+
+
+def test_where_the_diagonal_is_zero_a_receiver_does_not_hear_itself():
+    """Rounding of the weights to float32 left an own weight of 1e-7, and so a message to the median."""
+    rng = np.random.default_rng(0)
+    w = rng.random((9, 9)) * (1 - np.eye(9)) * (rng.random((9, 9)) < 0.7)
+    g, x = mixing.from_matrix(w / w.sum(1, keepdims=True)), rng.normal(size=(9, 4))
+    who = Cohort(jnp.arange(9), jnp.ones(9), jnp.zeros(9, jnp.int32))
+    env = Env(jnp.int32(0), jnp.float32(0), (), g, who, jnp.zeros(9, bool))
+    got, *_ = Network(rules.median()).gossip(jax.random.key(0), env, Mail(), jnp.float32(x))
+    np.testing.assert_allclose(got, [np.median(x[row > 0], axis=0) for row in w], atol=1e-6)
 
 
 def test_identities_between_rules():

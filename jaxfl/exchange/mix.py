@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxfl.core import Array, Graph, own_weight
+from jaxfl.core import Array, Graph, heard_weight, own_weight
 from jaxfl.mapping import AXIS, node_shards
 
 PIECE_BYTES = 16 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
 DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost, on CPU as on GPU
+MANY = 64  # slots above which rows are mixed as differences: a sum of 10,000 weights may be off by 5e-5 in float32
 
 
 def mix(graph: Graph, own: Array, sent: Array) -> Array:
@@ -27,6 +28,9 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
     if k == 0:
         return own
     kept = own_weight(graph)[:, None]
+    if k > MANY:
+        centre = _common(sent)
+        own, sent, kept = kept * own + heard_weight(graph)[:, None] * centre, sent - centre, jnp.ones_like(kept)
     if graph.shifts is not None and 8 * k < n:
         return _by_shifts(graph.weight, graph.shifts, sent, kept * own)
     devices = node_shards()
@@ -42,6 +46,16 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
 
     spread = jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)
     return spread(graph.nbr, graph.weight, kept, own, sent)
+
+
+def _common(rows: Array) -> Array:
+    """What all finite `rows` `[n, m]` have in common, `[m]`: in each coordinate the value nearest to 0 in their range.
+
+    Taking it away makes no number larger, and equal rows 0.
+    """
+    finite = jnp.isfinite(rows)
+    low, high = jnp.where(finite, rows, jnp.inf).min(0), jnp.where(finite, rows, -jnp.inf).max(0)
+    return jax.lax.stop_gradient(jnp.where(low > high, 0, jnp.maximum(low, 0) + jnp.minimum(high, 0)))
 
 
 def _by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array, total: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Graph, InputError
+from jaxfl.core import ROUNDING, Graph, InputError
 from jaxfl.world.graph import degrees, edges, from_edges, require_connected, require_symmetric
 
 TOLERANCE = 1e-6  # of a row or column sum: weights are stored in float32
@@ -24,7 +24,11 @@ def _weigh(graph: Graph, weight: np.ndarray) -> Graph:
 
 
 def _own(graph: Graph) -> np.ndarray:
-    return np.asarray(1 - np.asarray(graph.weight, np.float64).sum(1) if graph.own is None else graph.own, np.float64)
+    """`core.own_weight` in float64."""
+    if graph.own is not None:
+        return np.asarray(graph.own, np.float64)
+    own = 1 - np.asarray(graph.weight, np.float64).sum(1)
+    return np.where(np.abs(own) < ROUNDING, 0, own)
 
 
 def metropolis(graph: Graph) -> Graph:
