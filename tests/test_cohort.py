@@ -234,6 +234,12 @@ def test_a_round_of_fedavg_with_importance_is_in_the_mean_that_of_all_clients(c,
     assert (np.abs(got.mean(0) - with_everyone()) < 4.5 * got.std(0) / np.sqrt(seeds)).all()
 
 
+def test_a_total_stays_above_0_where_nobody_is_left():
+    nobody = rounds(straggling(C.importance(4, 3, np.ones(4)), 1.0, 2, drop=1.0), 3)
+    assert not np.asarray(nobody.weight).any()
+    assert (np.asarray(nobody.total) > 0).all()
+
+
 def test_importance_of_everyone_is_the_base_weight():
     drawn = many(C.importance(6, 6, np.arange(1, 7), weight=np.arange(1, 7)), 3)
     np.testing.assert_allclose(drawn.weight, np.tile(np.arange(1, 7), (3, 1)))

@@ -86,7 +86,7 @@ def test_the_mean_move_of_fedavg_is_unbiased_and_varies_only_within_blocks():
     n, c, strata, seeds = 12, 6, 3, 600
     _, task, data = quadratics(n=n, d=3)
     algorithm = fedavg(task, lr=0.05, steps=3, batch=None)
-    move = lambda who, **kw: run(algorithm, scenario(data, cohort=who), jnp.zeros(3), 1, **kw).state.shared[0]
+    move = lambda who, **kw: run(algorithm, scenario(data, cohort=who), jnp.zeros(3), 1, **kw).state.shared["x"]
     got = np.asarray(move(cohort.stratified(n, c, strata), seeds=seeds), np.float64)  # [seeds, 3]
     alone = np.stack([move(cohort.everyone(n, weight=np.eye(n)[i])) for i in range(n)]).astype(np.float64)
     within = alone.reshape(strata, n // strata, 3).var(1, ddof=1).mean(0)

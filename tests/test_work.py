@@ -82,10 +82,10 @@ def test_fedavg_runs_on_it_and_nobody_left_leaves_the_model():
     who = straggling(cohort.uniform(12, 4), 1.0, epochs=3, drop=1.0)
     world, system = scenario(world.data, cohort=who), fedavg(model, steps=3)
     result = run(system, world, model.init, 2)
-    assert not np.asarray(result.state.shared[0]).any()
-    half = world._replace(arrays=world.arrays | {"cohort": who.arrays | {"drop": jnp.float32(0.5)}})
+    assert not np.asarray(result.state.shared["x"]).any()
+    half = world._replace(arrays=world.arrays | {"cohort": world.arrays["cohort"] | {"drop": jnp.float32(0.5)}})
     result = run(system, half, model.init, 2)
-    assert np.asarray(result.state.shared[0]).any()
+    assert np.asarray(result.state.shared["x"]).any()
     assert (result.history["gradients"][1:].between(4, 8)).all()
 
 

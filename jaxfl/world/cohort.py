@@ -75,7 +75,8 @@ def thinned(cohort: Cohort, share: Array) -> Cohort:
     """
     total, present = cohort.total, cohort.weight > 0
     if total is not None:
-        total = total * jnp.where(present, share, 0).sum() / jnp.maximum(present.sum(), 1)
+        left = jnp.where(present, share, 0).sum() / jnp.maximum(present.sum(), 1)
+        total = jnp.where(left > 0, left, 1) * total  # of nobody no mean is taken
     return cohort._replace(weight=cohort.weight * share, total=total)
 
 
