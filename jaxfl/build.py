@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl import zoo
-from jaxfl.config import KEYED, TEXT, Setup, check
+from jaxfl.config import KEYED, TEXT, TIMES, Setup, check, filled
 from jaxfl.core import Algorithm, Graph, InputError, Links, Metric, Process, Scenario, Shards
 from jaxfl.learn.data import Dataset
 from jaxfl.learn.task import Task
@@ -23,7 +23,7 @@ from jaxfl.named.jobs import clock_of
 from jaxfl.named.learning import dataset_of, metric_of, shards_of, task_of
 from jaxfl.named.network import network_of
 from jaxfl.named.options import accepted
-from jaxfl.named.topology import pushed, topology_of
+from jaxfl.named.topology import in_degree, pushed, topology_of
 from jaxfl.world import churn
 from jaxfl.world.cohort import stratified, uniform
 from jaxfl.world.links import links
@@ -35,12 +35,13 @@ VALUES = 8  # numbers a node averages in a protocol
 class World(NamedTuple):
     """What all systems of a comparison share, built once. For protocols `dataset` and `task` are None."""
 
-    setup: Setup  # with partition, model, nodes and cohort filled in
+    setup: Setup  # with partition, model, nodes and all of `config.filled` filled in
     dataset: Dataset | None
     data: Shards | np.ndarray  # shards, or the values [n, VALUES] of a protocol
     task: Task | None
     metric: Metric
     topology: Graph | Process | None  # None where no system needs one
+    timed: bool  # transfers and steps take time
 
 
 class Arm(NamedTuple):
@@ -59,6 +60,7 @@ def prepare(setup: Setup, systems: Sequence[str]) -> World:
         InputError: a bad option, files that are missing, a comparison of protocols with learning systems.
     """
     check(setup)
+    timed = any(getattr(setup, name) for name in TIMES)
     kinds = {zoo.find(name).kind for name in systems}
     alone = [name for name in systems if zoo.find(name).kind == "study"]
     if alone:
@@ -66,19 +68,19 @@ def prepare(setup: Setup, systems: Sequence[str]) -> World:
     if "protocol" in kinds:
         if len(kinds) > 1:
             raise InputError(f"systems {', '.join(systems)} cannot be compared: some learn, some are protocols.")
+        setup = filled(setup)
         values = np.random.default_rng(setup.seed).standard_normal((setup.nodes, VALUES), np.float32)
         metric = distance_to(jnp.asarray(values.mean(0, dtype=np.float64), jnp.float32))
-        return World(setup, None, values, None, metric, topology_of(setup))
+        return World(setup, None, values, None, metric, topology_of(setup), timed)
     given = "transformer" if setup.data in TEXT else "logistic" if setup.data == "synthetic" else "mlp"
     dealt = "natural" if setup.data in KEYED else "dirichlet"
     setup = dataclasses.replace(setup, partition=setup.partition or dealt, model=setup.model or given)
     dataset = dataset_of(setup)
     task, shards = task_of(setup, dataset), shards_of(setup, dataset)
-    n = shards.size.shape[0]
-    setup = dataclasses.replace(setup, nodes=n, cohort=max(1, n // 10) if setup.cohort is None else setup.cohort)
+    setup = filled(dataclasses.replace(setup, nodes=shards.size.shape[0]))
     check(setup)  # again, as a natural partition may have fewer nodes
     where = topology_of(setup) if "gossip" in kinds else None
-    return World(setup, dataset, shards, task, metric_of(setup, task, dataset), where)
+    return World(setup, dataset, shards, task, metric_of(setup, task, dataset), where, timed)
 
 
 def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str, Sequence[float]] = {}) -> Arm:
@@ -90,27 +92,21 @@ def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[st
         InputError: an option the system refuses.
     """
     entry, setup = zoo.find(name), world.setup
-    if world.task is None:
-        where = pushed(world.topology) if name == "push_sum" else world.topology
-        place = scenario(jnp.asarray(world.data), nodes=setup.nodes, topology=where)
-        return Arm(entry.make(), place, jnp.zeros(1), world.metric)
     takes = accepted(entry.make)
     common = {"steps": setup.steps, "batch": setup.batch or None, "sample": setup.cohort}
     common |= {} if setup.lr is None else {"lr": setup.lr}
     named = {k: v for k, v in common.items() if k in takes} | dict(options)
-    first = (world.task, network_of(setup)) if "net" in inspect.signature(entry.make).parameters else (world.task,)
-    tried = [{key: value} for key, values in swept.items() for value in values] or [{}]
-    try:
-        system, *_ = [entry.make(*first, **named | point) for point in tried]
-    except TypeError as error:  # not all workhorses take all COUNTS
-        raise InputError(f"system {name} does not take the options {', '.join(options)} ({error}).") from error
+    first = () if world.task is None else (world.task,)
+    if "net" in inspect.signature(entry.make).parameters:
+        first += (network_of(setup, _heard(world, entry.kind, named)),)
+    system, *_ = [entry.make(*first, **named | point) for point in _tried(swept)]
     fixed = {k: v for k, v in named.items() if k not in swept}
     algorithm = partial(entry.make, *first, **fixed) if swept else system
     parts: dict[str, Any] = {"byz": setup.byzantine}
     if setup.crash:
         parts["churn"] = churn.crash(setup.nodes, setup.crash, setup.rounds // 2, setup.seed)
-    speeds = _links(setup)
-    if entry.kind == "asynchronous":
+    speeds = _links(setup) if world.timed else None
+    if entry.kind == "asynchronous" and world.task is not None:
         parts["cohort"] = clock_of(setup, speeds, system, world.data, world.task.dim, named)
     elif speeds is not None:
         parts |= {"links": speeds, "round_seconds": 0.0}
@@ -118,7 +114,33 @@ def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[st
         parts["cohort"] = _participation(setup, world.data.size)
     elif entry.kind == "gossip":
         parts["topology"] = world.topology
+    if world.task is None:
+        where = pushed(world.topology) if name == "push_sum" else world.topology
+        place = scenario(jnp.asarray(world.data), nodes=setup.nodes, topology=where, **parts)
+        return Arm(algorithm, place, jnp.zeros(1), world.metric)
     return Arm(algorithm, scenario(world.data, **parts), world.task.init, world.metric)
+
+
+def changed(world: World, **options: Any) -> World:
+    """The same world with other `config.SLOTS`; what None stands for is filled in again."""
+    setup, old = filled(dataclasses.replace(world.setup, **options)), world.setup
+    where = lambda s: (s.topology, s.degree, s.mixing)
+    same = world.topology is None or where(setup) == where(old)
+    return world._replace(setup=setup, topology=world.topology if same else topology_of(setup))
+
+
+def _tried(swept: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Every value of a sweep, so that what a system refuses is known at once."""
+    return [{key: value} for key, values in swept.items() for value in values] or [{}]
+
+
+def _heard(world: World, kind: str, named: Mapping[str, Any]) -> int:
+    """Messages that a receiver combines in a round, its own included."""
+    setup = world.setup
+    if world.topology is not None and kind in ("gossip", "protocol"):
+        return 1 + in_degree(world.topology)
+    of_cohort = named.get("sample", setup.cohort)
+    return {"federated": of_cohort, "asynchronous": setup.goal}.get(kind, setup.nodes)
 
 
 def _participation(setup: Setup, size: Any) -> Process:
@@ -128,9 +150,7 @@ def _participation(setup: Setup, size: Any) -> Process:
     return stratified(setup.nodes, setup.cohort or 1, setup.strata, size)
 
 
-def _links(setup: Setup) -> Links | None:
-    """How fast links and nodes are; None where transfers and steps take no time."""
-    if not (setup.mbit or setup.latency_ms or setup.step_ms):
-        return None
+def _links(setup: Setup) -> Links:
+    """How fast links and nodes are."""
     rate = math.inf if setup.mbit is None else 1e6 * setup.mbit
     return links(setup.nodes, up=rate, latency=setup.latency_ms / 1e3, step=setup.step_ms / 1e3)

@@ -28,7 +28,34 @@ VARYING = ("one_peer", "matching", "el_oracle", "el_local")
 RULES = ("mean", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "centered_clipping")
 ATTACKS = ("sign_flip", "alie", "ipm", "mimic", "gaussian")
 CODECS = ("half", "int8", "int4", "sign", "top_k")
+DIRECTED = ("exponential",)
 DEGREE = ("regular", "erdos_renyi", "barabasi_albert", "watts_strogatz", "geometric", "el_oracle", "el_local")
+
+GROUPS = ("caveman", "two_level")  # whose degree is the size of a group
+
+# Options that only some values of another one read.
+READ_BY = {
+    "data_folder": ("data", ("fashion", "shakespeare")),
+    "alpha": ("partition", ("dirichlet", "resampled")),
+    "shard_size": ("partition", ("resampled",)),
+    "labels_per_node": ("partition", ("pathological",)),
+    "hidden": ("model", ("mlp", "transformer")),
+    "compute": ("model", tuple(name for name in MODELS if name != "logistic")),
+    "degree": ("topology", (*DEGREE, *GROUPS)),
+    "mixing": ("topology", STATIC),
+}
+
+# Options that only some kinds of systems read.
+_LEARNING = ("federated", "asynchronous", "gossip", "reference")
+_OF_DATA = ("data", "data_folder", "partition", "alpha", "shard_size", "labels_per_node", "model", "hidden", "compute")
+KINDS: dict[str, tuple[str, ...]] = dict.fromkeys((*_OF_DATA, "test_samples", "lr", "steps", "batch"), _LEARNING)
+KINDS |= dict.fromkeys(("topology", "degree", "mixing"), ("gossip", "protocol"))
+KINDS |= dict.fromkeys(("cohort", "strata"), ("federated",)) | dict.fromkeys(("concurrency", "goal"), ("asynchronous",))
+
+# Options that a system hears or does not; each is judged in a world with those before it.
+SLOTS = ("topology", "degree", "mixing", "cohort", "strata", "concurrency", "goal", "lr", "steps", "batch")
+SLOTS += ("byzantine", "attack", "rule", "codec", "crash", "mbit", "latency_ms", "step_ms")
+TIMES = ("mbit", "latency_ms", "step_ms")
 
 
 class Range(NamedTuple):
@@ -147,6 +174,9 @@ class Setup:
     """Save the state after every evaluation."""
 
 
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Setup)}
+
+
 def _error(message: str) -> Exception:
     """An `InputError`, whose module imports JAX."""
     from jaxfl.core import InputError
@@ -176,6 +206,34 @@ def dump(values: Mapping[str, Any]) -> str:
         raise _error(f"{value!r} cannot be written as TOML: strings, numbers, bools and lists can.")
 
     return "".join(f"{name} = {text(value)}\n" for name, value in values.items() if value is not None)
+
+
+def filled(setup: Setup) -> Setup:
+    """The setup with what None stands for, as far as that follows from numbers of nodes and liars."""
+    some = max(1, setup.nodes // 10)
+    working = some if setup.concurrency is None else setup.concurrency
+    return dataclasses.replace(
+        setup,
+        cohort=some if setup.cohort is None else setup.cohort,
+        concurrency=working,
+        goal=max(1, working // 10) if setup.goal is None else setup.goal,
+        attack="sign_flip" if setup.byzantine and setup.attack is None else setup.attack,
+    )
+
+
+def usual(setup: Setup) -> dict[str, Any]:
+    """What every option is where nobody says otherwise, by name, in this world; a rate is the system's own."""
+    bare = dataclasses.replace(setup, cohort=None, goal=None, attack=None)
+    stands = {name: getattr(filled(bare), name) for name in ("cohort", "goal", "attack")}
+    stands["concurrency"] = filled(dataclasses.replace(bare, concurrency=None)).concurrency
+    if setup.topology in STATIC:
+        stands["mixing"] = "uniform" if setup.topology in DIRECTED else "metropolis"
+    return _DEFAULTS | stands
+
+
+def spoken(name: str) -> str:
+    """An option as it is typed."""
+    return f"--{'set' if name == 'options' else name.replace('_', '-')}"
 
 
 def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup) -> str:
@@ -238,8 +296,14 @@ def check(setup: Setup) -> None:
         raise _error(f"seed is {setup.seed}, but the last of {setup.seeds} seeds must be below 2^31.")
     if setup.cohort is not None and setup.cohort > setup.nodes:
         raise _error(f"cohort is {setup.cohort}, but can be at most the number of nodes, {setup.nodes}.")
+    if setup.concurrency is not None and setup.concurrency > setup.nodes:
+        raise _error(f"concurrency is {setup.concurrency}, but can be at most the number of nodes, {setup.nodes}.")
     if setup.topology in DEGREE and setup.degree >= setup.nodes:
         raise _error(f"degree is {setup.degree}, but must be below the number of nodes, {setup.nodes}.")
+    for name, (other, readers) in READ_BY.items():
+        value, chosen = getattr(setup, name), getattr(setup, other)
+        if chosen is not None and chosen not in readers and value not in (None, _DEFAULTS[name]):
+            raise _error(f"{name} is {value}, but {other} {chosen} does not read it: {', '.join(readers)} do.")
     text, model = setup.data in TEXT, setup.model
     if model is not None and text != (model == "transformer"):
         fit = "transformer" if text else ", ".join(m for m in MODELS if m != "transformer")

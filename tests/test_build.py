@@ -16,9 +16,10 @@ from jaxfl.engine.run import run
 from jaxfl.exchange import secure
 from jaxfl.learn import data
 from jaxfl.learn.partition import label_histogram
+from jaxfl.named import network
 from jaxfl.named.network import network_of
 from jaxfl.named.options import system_options
-from jaxfl.named.topology import first_graph, topology_of
+from jaxfl.named.topology import first_graph, in_degree, topology_of
 from jaxfl.world import durations, mixing
 
 TINY = Setup(nodes=8, data="digits", model="logistic", rounds=2, seeds=2)
@@ -146,20 +147,61 @@ def test_natural_keys_become_nodes():
 
 def test_every_rule_attack_and_codec_has_its_name():
     setup = Setup(nodes=8, codec="sign", rule="krum", byzantine=2)
-    assert network_of(setup).attack is not None
+    assert network_of(setup, 8).attack is not None
     for name in config.RULES:
-        assert callable(network_of(dataclasses.replace(setup, rule=name)).rule)
+        assert callable(network_of(dataclasses.replace(setup, rule=name), 8).rule)
     for name in config.ATTACKS:
-        assert network_of(dataclasses.replace(setup, attack=name)).attack is not None
+        assert network_of(dataclasses.replace(setup, attack=name), 8).attack is not None
     for name in config.CODECS:
-        assert callable(network_of(dataclasses.replace(setup, codec=name)).codec.send)
+        assert callable(network_of(dataclasses.replace(setup, codec=name), 8).codec.send)
+
+
+@pytest.mark.parametrize(
+    ("name", "liars"), [("dsgd", 2), ("fedavg", 5), ("fedbuff", 3), ("modest", 5), ("gossip_averaging", 2)]
+)
+def test_a_rule_expects_the_liars_among_what_one_receiver_hears(name, liars, monkeypatch):
+    """A quarter of 40 nodes lie: a node hears itself and 7 others, a server 20 or, asynchronous, 10."""
+    told = []
+    monkeypatch.setattr(network.rules, "trimmed_mean", lambda f: told.append(f) or (lambda own, heard, weight: own))
+    options = {"topology": "regular", "degree": 7, "cohort": 20, "concurrency": 30, "goal": 10}
+    setup = dataclasses.replace(TINY, nodes=40, byzantine=10, rule="trimmed_mean", **options)
+    build(prepare(setup, [name]), name, {})
+    assert told == [liars]
+    if name == "modest":
+        build(prepare(setup, [name]), name, {"sample": 12})
+        assert told == [5, 3]
+
+
+def test_a_rule_that_cannot_stand_the_liars_it_may_hear_is_refused():
+    setup = Setup(nodes=10, byzantine=2)
+    for rule, heard, needed in (("krum", 4, 5), ("multi_krum", 6, 7), ("trimmed_mean", 2, 3)):
+        with pytest.raises(InputError, match=f"rule is {rule}, .* needs {needed} messages, and {heard} are heard"):
+            network_of(dataclasses.replace(setup, rule=rule), heard)
+        network_of(dataclasses.replace(setup, rule=rule), needed)
+
+
+def test_how_many_neighbours_a_node_hears():
+    degree = lambda **options: in_degree(topology_of(dataclasses.replace(TINY, **options)))
+    assert degree(topology="ring") == 2
+    assert degree(topology="star") == 2  # 14 messages to 8 nodes
+    assert degree(nodes=1000) == 10
+    assert degree(topology="el_oracle", degree=3) == 3
+    assert degree(topology="matching") == 1
+
+
+@pytest.mark.parametrize("name", config.STATIC)
+def test_what_no_mixing_stands_for_is_known(name):
+    setup = dataclasses.replace(TINY, nodes=16, topology=name, degree=4)
+    named = dataclasses.replace(setup, mixing=config.usual(setup)["mixing"])
+    np.testing.assert_array_equal(topology_of(named).weight, topology_of(setup).weight)
 
 
 @pytest.mark.parametrize("name", ["fedbuff", "papaya"])
 def test_a_job_of_an_asynchronous_system_takes_its_transfers_and_its_steps(name, monkeypatch):
     """Jobs of a second each, four at work, two arrivals a round: two rounds end together, a job after those before."""
     monkeypatch.setattr(durations, "lognormal", durations.fixed)
-    options = {"concurrency": 4, "goal": 2, "codec": "int4", "rounds": 6, "every": 1, "steps": 5}
+    options = {"concurrency": 4, "goal": 2, "rounds": 6, "every": 1, "steps": 5}
+    options |= {"codec": "int4"} if name == "fedbuff" else {}
     world = prepare(dataclasses.replace(TINY, mbit=0.1, latency_ms=20.0, step_ms=3.0, **options), [name])
     arm = build(world, name, {})
     assert arm.scenario.links is None
@@ -189,7 +231,7 @@ def test_compute_and_strata_reach_the_model_and_the_cohort():
     full, half = (world(model="mlp", hidden=5, compute=c).task for c in ("float32", "bfloat16"))
     a, b = (t.predict(t.unravel(row), x) for t in (full, half))
     assert 0 < np.abs(a - b).max() < 0.05 * np.abs(a).max()
-    with pytest.raises(InputError, match="compute is bfloat16, but the logistic model"):
+    with pytest.raises(InputError, match="compute is bfloat16, but model logistic does not read it"):
         world(model="logistic", compute="bfloat16")
     place = build(world(nodes=8, cohort=4, strata=2), "fedavg", {}).scenario
     key = jax.random.key(1)

@@ -98,7 +98,7 @@ def test_run_from_a_config_gives_the_same_numbers(compared, tmp_path, capsys):
     assert line["accuracy"] == pytest.approx(second[second["round"] == 2]["accuracy"].mean())
     assert config.load(out / "config.toml") == (
         ["fedavg"],
-        dataclasses.replace(TINY, every=1, devices=1, options=("dsgd.batch=2",)),
+        dataclasses.replace(TINY, every=1, devices=1),
     )
 
 
@@ -336,3 +336,52 @@ def test_a_run_that_was_cut_off_goes_on_in_its_folder(tmp_path, capsys):
     assert "no checkpoint" in capsys.readouterr().err
     assert jaxfl("compare", "--resume", tmp_path / "nowhere") == 2
     assert (cut / "history.csv").exists()
+
+
+def notes(capsys):
+    """The lines on stderr that are not about progress."""
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("jaxfl: ")]
+
+
+def test_in_a_comparison_an_option_is_fine_if_one_system_uses_it(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(engine, "run", lambda *a, **k: ran.append(a) or SimpleNamespace(history=history()))
+    names = ["dsgd", "clipped_gossip", "robust_gossip"]
+    world = ["--byzantine", 2, "--attack", "alie", "--rule", "median", "--set", "epochs=1", "--set", "delta=0.3"]
+    assert jaxfl("compare", *names, *SMALL, *world, "--out", tmp_path / "a") == 0
+    assert len(ran) == 3
+    rule, delta = notes(capsys)
+    assert rule.startswith("jaxfl: without --rule runs clipped_gossip: rule is median, but clipped_gossip brings")
+    assert delta == "jaxfl: without --set delta=0.3 runs dsgd, robust_gossip: no such option."
+    assert jaxfl("compare", "fedavg", "dsgd", *SMALL, "--cohort", 4, "--topology", "ring", "--out", tmp_path / "b") == 0
+    assert [line.partition(":")[2].partition(":")[0] for line in notes(capsys)] == [
+        " without --topology runs fedavg",
+        " without --cohort runs dsgd",
+    ]
+
+
+def test_what_a_config_says_of_other_systems_is_passed_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "run", lambda *a, **k: SimpleNamespace(history=history()))
+    first = [*SMALL, "--cohort", 4, "--set", "fedprox.mu=0.1", "--out", tmp_path / "a"]
+    assert jaxfl("compare", "fedprox", "dsgd", *first) == 0
+    capsys.readouterr()
+    config_of = lambda name: tmp_path / name / "config.toml"
+    assert jaxfl("run", "dsgd", "--config", config_of("a"), "--out", tmp_path / "b") == 0
+    (line,) = notes(capsys)
+    assert line.startswith("jaxfl: without --cohort runs dsgd: cohort is 4, but")
+    assert jaxfl("run", "dsgd", "--config", config_of("b"), "--out", tmp_path / "c") == 0
+    assert jaxfl("run", "dsgd", "--config", config_of("a"), "--cohort", 3, "--out", tmp_path / "d") == 2
+    text = config_of("a").read_text().replace("fedprox.mu", "muu")
+    config_of("a").write_text(text)
+    assert jaxfl("run", "dsgd", "--config", config_of("a"), "--out", tmp_path / "e") == 2
+    assert "'muu'" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_value_that_is_the_default_never_complains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "run", lambda *a, **k: SimpleNamespace(history=history()))
+    same = ["--cohort", 1, "--lr", 0.1, "--rule", "mean", "--topology", "exponential", "--mixing", "uniform"]
+    same += ["--concurrency", 1, "--goal", 1, "--steps", 3, "--crash", 0, "--latency-ms", 0]
+    assert jaxfl("run", "fedavg", *SMALL, *same, "--out", tmp_path / "a") == 0
+    assert notes(capsys) == []

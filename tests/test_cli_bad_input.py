@@ -62,7 +62,7 @@ BAD = {
     "natural": (["run", "fedavg", "--partition", "natural"], "no natural key"),
     "text model": (["run", "fedavg", "--model", "transformer"], "needs mlp"),
     "lenet": (["run", "fedavg", "--model", "lenet"], "12 pixels"),
-    "folder": (["run", "fedavg", "--data-folder", "x"], "reads no folder"),
+    "folder": (["run", "fedavg", "--data-folder", "x"], "data digits does not read it"),
     "no files": (["run", "fedavg", "--data", "fashion", "--data-folder", "nowhere", "--model", "mlp"], "nowhere"),
     "hypercube": (["run", "dsgd", "--topology", "hypercube", "--nodes", 12], "power of two"),
     "torus": (["run", "dsgd", "--topology", "torus", "--nodes", 11], "prime"),
@@ -72,7 +72,7 @@ BAD = {
     "disconnected": (["run", "dsgd", "--topology", "erdos_renyi", "--degree", 1, "--nodes", 40], "disconnected"),
     "directed": (["run", "dsgd", "--mixing", "metropolis"], "directed"),
     "negative weight": (["run", "dsgd", "--topology", "star", "--mixing", "optimal", "--nodes", 20], "at most 1"),
-    "varying": (["run", "dsgd", "--topology", "matching", "--mixing", "lazy"], "its own weights"),
+    "varying": (["run", "dsgd", "--topology", "matching", "--mixing", "lazy"], "matching does not read it"),
     "rule": (["run", "fedavg", "--rule", "medain"], "did you mean median"),
     "attack": (["run", "fedavg", "--attack", "ally"], "did you mean alie"),
     "nobody lies": (["run", "fedavg", "--attack", "alie"], "nobody lies"),
@@ -107,12 +107,61 @@ BAD = {
     "set optimizer": (["run", "diloco", "--set", "server=0.1"], "'server' is unknown"),
     "set protocol": (["run", "push_sum", "--set", "lr=1"], "known are none"),
     "set refused": (["run", "scaffold", "--set", "lr=-1"], "lr is -1"),
-    "set unknown to the workhorse": (["run", "fedavg_m", "--set", "epochs=1"], "epochs"),
+    "set of the system itself": (["run", "clipped_gossip", "--set", "keep_state=false"], "'keep_state' is unknown"),
+    "hidden": (["run", "fedavg", "--hidden", 5], "hidden is 5, but model logistic"),
+    "cohort of gossip": (["run", "dsgd", "--cohort", 5], "cohort is 5, but changes nothing in dsgd"),
+    "strata of gossip": (["run", "dsgd", "--strata", 2], "strata is 2, but changes nothing in dsgd"),
+    "strata of a system that draws": (["run", "modest", "--strata", 2, "--cohort", 4], "strata is 2, but changes"),
+    "topology of a server": (["run", "fedavg", "--topology", "ring"], "topology is ring, but changes nothing"),
+    "mixing of a server": (["compare", "fedavg", "fedprox", "--mixing", "lazy"], "mixing is lazy, but changes nothing"),
+    "goal of a server": (["run", "fedavg", "--goal", 3], "goal is 3, but changes nothing in fedavg"),
+    "more at work than there are": (["run", "fedbuff", "--concurrency", 100], "concurrency is 100, but can be"),
+    "concurrency of gossip": (["run", "dsgd", "--concurrency", 3], "concurrency is 3, but changes nothing"),
+    "steps of one step": (["run", "fedsgd", "--steps", 5], "steps is 5, but changes nothing in fedsgd, which has no"),
+    "batch of the whole": (["run", "fedsgd", "--batch", 5], "batch is 5, but changes nothing in fedsgd, which has no"),
+    "steps under epochs": (["run", "fedavg", "--steps", 5, "--set", "epochs=1"], "as --set gives epochs"),
+    "lr twice": (["run", "fedavg", "--lr", 0.5, "--set", "lr=0.2"], "lr is 0.5, but changes nothing in fedavg, as"),
+    "lr under a grid": (["sweep", "fedavg", "--lr", 0.5, "--grid", "lr=0.1,0.2"], "as --grid gives another"),
+    "rule of its own": (["run", "clipped_gossip", "--rule", "median"], "rule is median, but clipped_gossip brings"),
+    "codec under masks": (["run", "papaya", "--codec", "int4"], "codec is int4, but papaya brings its own"),
+    "nobody talks": (["run", "local_only", "--codec", "int4"], "codec is int4, but changes nothing in local_only"),
+    "nobody listens": (["run", "local_only", "--byzantine", 2, "--attack", "alie"], "byzantine is 2, but changes"),
+    "crash of one": (["run", "centralized", "--crash", 0.5], "crash is 0.5, but changes nothing in centralized"),
+    "too many liars": (["run", "dsgd", "--topology", "ring", "--byzantine", 2, "--rule", "krum"], "5 messages, and 3"),
+    "sweep saves nothing": (["sweep", "fedavg", "--grid", "lr=0.1", "--checkpoints"], "sweep does not read it"),
+    "plan saves nothing": (["plan", "fedavg", "--checkpoints"], "checkpoints is True, but plan does not read it"),
+    "plan writes nothing": (["plan", "fedavg", "--out", "x"], "out is x, but plan does not read it"),
     "claim": (["reproduce", "dsgd"], "has no claim"),
     "card": (["reproduce", "999"], "999"),
     "reproduce nothing": (["reproduce"], "name is missing"),
     "reproduce seeds": (["reproduce", "fedprox", "--seeds", 0], "seeds is 0"),
 }
+
+
+PROTOCOL = {
+    "lr": (["--lr", 0.5], "lr is 0.5, but changes nothing in push_sum"),
+    "alpha": (["--alpha", 0.5], "alpha is 0.5, but changes nothing in push_sum"),
+    "data": (["--data", "digits"], "data is digits, but changes nothing"),
+    "model": (["--model", "mlp"], "model is mlp, but changes nothing"),
+    "partition": (["--partition", "iid"], "partition is iid, but changes nothing"),
+    "steps": (["--steps", 7], "steps is 7, but changes nothing"),
+    "batch": (["--batch", 7], "batch is 7, but changes nothing"),
+    "codec": (["--codec", "int8"], "codec is int8, but the messages of a protocol"),
+    "rule": (["--rule", "median"], "rule is median, but the messages of a protocol"),
+    "liars": (["--byzantine", 2], "byzantine is 2, but the messages of a protocol"),
+    "step time": (["--step-ms", 2], "step_ms is 2.0, but changes nothing"),
+}
+
+
+@pytest.mark.parametrize("case", PROTOCOL)
+def test_what_means_nothing_to_a_protocol_is_refused(case, tmp_path, monkeypatch, capsys, no_run):
+    monkeypatch.chdir(tmp_path)
+    args, says = PROTOCOL[case]
+    assert jaxfl("run", "push_sum", "--nodes", 8, "--rounds", 2, *args) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith(f"jaxfl: {says}")
+    assert told.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("case", BAD)

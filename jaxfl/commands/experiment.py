@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxfl import config
-from jaxfl.build import Arm, build, prepare
-from jaxfl.commands import results
+from jaxfl.build import Arm, prepare
+from jaxfl.commands import results, slots
 from jaxfl.commands.options import Compare, Run
 from jaxfl.commands.start import mesh_of
 from jaxfl.config import Setup
 from jaxfl.core import InputError
 from jaxfl.engine import run as engine
-from jaxfl.named.options import system_options, zoo_name
+from jaxfl.named.options import own_options, zoo_name
 
 
 def main(command: Run | Compare) -> int:
@@ -30,12 +30,12 @@ def main(command: Run | Compare) -> int:
         raise InputError(f"name is missing: {word} needs a system of `jaxfl list`, or a config that names it.")
     if len(set(names)) < len(names):
         raise InputError(f"systems {', '.join(names)} name one twice, but each can be compared once.")
-    world = prepare(setup, names)
-    inherited = config.load(command.config)[1].options if command.config else ()
+    earlier = config.load(command.config) if command.config else None
     if command.resume is not None:
-        _check_same(command)
-    options = system_options(setup, names, inherited)
-    arms = {name: build(world, name, options[name]) for name in names}
+        earlier = _same(command)
+    setup = own_options(setup, names, earlier)
+    world = prepare(setup, names)
+    arms = slots.arms(world, names, setup, None if earlier is None else earlier[1])
     mesh = mesh_of(setup.devices, world.setup.nodes)
     if command.resume is None:
         folder = results.new_folder(setup.out, f"{word}-{'-'.join(names)[:60]}")
@@ -80,9 +80,10 @@ def history_of(arm: Arm, setup: Setup, out: Path, mesh: Any, **named: Any) -> An
     ).history
 
 
-def _check_same(command: Run | Compare) -> None:
-    """A run goes on only as it began."""
+def _same(command: Run | Compare) -> tuple[list[str], Setup]:
+    """The systems and the setup of a run that goes on, which can only be as it began."""
     systems, setup = config.load(Path(str(command.resume)) / "config.toml")
     asked = [command.name] if isinstance(command, Run) else list(command.names)
     if command.config is not None or command.setup != setup or asked != systems:
         raise InputError("resume goes on with a run's own systems and options, but others are given beside it.")
+    return systems, setup

@@ -2,14 +2,16 @@
 
 import dataclasses
 
-from jaxfl.build import build, prepare
+from jaxfl import config
+from jaxfl.build import prepare
+from jaxfl.commands import slots
 from jaxfl.commands.options import Plan
 from jaxfl.commands.start import mesh_of
 from jaxfl.config import Setup
 from jaxfl.core import InputError
 from jaxfl.engine import plan
 from jaxfl.measure import report
-from jaxfl.named.options import system_options, zoo_name
+from jaxfl.named.options import own_options, zoo_name
 
 
 def main(command: Plan) -> int:
@@ -23,10 +25,14 @@ def main(command: Plan) -> int:
     if command.memory_gb is not None and command.memory_gb <= 0:
         raise InputError(f"memory_gb is {command.memory_gb}, but must be above 0.")
     name = zoo_name(command.name)
-    made = _planned(name, command.setup)
+    earlier = config.load(command.config) if command.config else None
+    before = None if earlier is None else earlier[1]
+    setup = own_options(command.setup, [name], earlier)
+    slots.check_command("plan", setup, before)
+    made = _planned(name, setup, before)
     row = made.describe()
     if command.memory_gb is not None:
-        half = _planned(name, dataclasses.replace(command.setup, nodes=made.nodes // 2))
+        half = _planned(name, dataclasses.replace(setup, nodes=made.nodes // 2), before)
         row[f"nodes that fit {command.memory_gb:g} GB"] = plan.largest(half, made, command.memory_gb * 1e9)
     for label, value in row.items():
         print(f"{label:>36}  {value:,.4g}" if isinstance(value, float) else f"{label:>36}  {value}")
@@ -35,9 +41,9 @@ def main(command: Plan) -> int:
     return 0
 
 
-def _planned(name: str, setup: Setup) -> plan.Plan:
+def _planned(name: str, setup: Setup, earlier: Setup | None) -> plan.Plan:
     world = prepare(setup, [name])
-    arm = build(world, name, system_options(setup, [name])[name])
+    arm = slots.arms(world, [name], setup, earlier)[name]
     mesh = mesh_of(setup.devices, world.setup.nodes)
     every = min(setup.rounds, setup.every or max(1, setup.rounds // 10))
     return plan.plan(

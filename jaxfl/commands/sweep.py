@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxfl import config
-from jaxfl.build import Arm, build, prepare
-from jaxfl.commands import results
+from jaxfl.build import Arm, prepare
+from jaxfl.commands import results, slots
 from jaxfl.commands.experiment import history_of
 from jaxfl.commands.options import Sweep
 from jaxfl.commands.start import mesh_of
@@ -17,7 +17,7 @@ from jaxfl.core import InputError
 from jaxfl.engine import run as engine
 from jaxfl.engine.runs import grid
 from jaxfl.measure import plots, report, sweeps
-from jaxfl.named.options import grid_values, system_options, zoo_name
+from jaxfl.named.options import grid_values, own_options, zoo_name
 
 
 def main(command: Sweep) -> int:
@@ -30,10 +30,14 @@ def main(command: Sweep) -> int:
     if command.name is None:
         raise InputError("name is missing: sweep needs a system of `jaxfl list`.")
     name = zoo_name(command.name)
+    earlier = config.load(command.config) if command.config else None
+    before = None if earlier is None else earlier[1]
+    setup = own_options(setup, [name], earlier)
+    slots.check_command("sweep", setup, before)
     world = prepare(setup, [name])
     values = grid_values(name, command.grid)
     points = grid(**values)
-    arm = build(world, name, system_options(setup, [name])[name], values)
+    arm = slots.arms(world, [name], setup, before, values)[name]
     score = _score(command.score, arm, {key: v[0] for key, v in points.items()})
     mesh = mesh_of(setup.devices, world.setup.nodes)
     folder = results.new_folder(setup.out, f"sweep-{name}")

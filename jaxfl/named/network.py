@@ -1,19 +1,26 @@
 """How messages travel, by the names of rule, attack and codec."""
 
-import math
-
 from jaxfl.config import Setup
+from jaxfl.core import InputError
 from jaxfl.exchange import attacks, codecs, rules
 from jaxfl.exchange.network import Network
 
 KEPT = 0.05  # share of the entries that top_k sends
 
 
-def network_of(setup: Setup) -> Network:
-    """How messages travel in this setup."""
+def network_of(setup: Setup, heard: int) -> Network:
+    """How messages travel in this setup, where a receiver combines `heard` of them, its own included.
+
+    A rule that wants a number of liars is given those expected among so many messages, rounded up, and at least one.
+
+    Raises:
+        InputError: more of them than the rule stands.
+    """
     share = setup.byzantine / setup.nodes
-    heard = min(setup.nodes, max(setup.cohort or 1, setup.degree + 1))
-    f = max(1, math.ceil(share * heard))
+    f = max(1, -(-setup.byzantine * heard // setup.nodes))
+    needed = {"krum": 2 * f + 3, "multi_krum": 2 * f + 3, "trimmed_mean": 2 * f + 1}.get(setup.rule, 0)
+    if heard < needed:
+        raise InputError(f"rule is {setup.rule}, but with {f} liars it needs {needed} messages, and {heard} are heard.")
     rule = {
         "mean": lambda: rules.mean,
         "median": rules.median,

@@ -1,5 +1,6 @@
 """Options of single systems: what `--set` and `--grid` say."""
 
+import dataclasses
 import inspect
 import math
 import typing
@@ -29,15 +30,17 @@ class Option(NamedTuple):
 def takes(make: Callable) -> dict[str, Option]:
     """The options a system takes, by name: those that are numbers, names or true and false.
 
-    Where it hands on further ones (`**kw`) they are those of the systems it calls, be it by a private helper.
+    Where it hands on further ones (`**kw`) they are those of the systems it calls, be it by a private helper, but for
+    those it gives these itself.
     """
     parameters = inspect.signature(make).parameters.values()
     own = {p.name: Option(p.default, _kinds(p)) for p in parameters if p.kind is p.KEYWORD_ONLY}
     if make.__name__.startswith("_") or any(p.kind is p.VAR_KEYWORD for p in parameters):
-        called = [make.__globals__.get(name) for name in make.__code__.co_names]
-        for inner in called:
+        code = make.__code__
+        given = {c for const in code.co_consts for c in (const if isinstance(const, tuple) else (const,))}
+        for inner in (make.__globals__.get(name) for name in code.co_names):
             if inspect.isfunction(inner) and inner.__annotations__.get("return") is Algorithm:
-                own = takes(inner) | own
+                own = {name: option for name, option in takes(inner).items() if name not in given} | own
     return {
         name: option
         for name, option in own.items()
@@ -59,13 +62,33 @@ def accepted(make: Callable) -> dict[str, Any]:
     return {name: option.default for name, option in takes(make).items()}
 
 
-def system_options(setup: Setup, systems: Sequence[str], inherited: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """What `--set` says, by system. An option of one system outweighs the same option of all, a later an earlier one.
+def own_options(setup: Setup, systems: Sequence[str], earlier: tuple[Sequence[str], Setup] | None) -> Setup:
+    """The setup without what an earlier run's `--set` said of systems that do not run now.
 
     Args:
         setup: its `options`.
         systems: those that run.
-        inherited: options of an earlier run, which are passed over where they are for systems that do not run now.
+        earlier: the systems and the setup of the config a run began with, if any.
+    """
+    if earlier is None:
+        return setup
+    there, given = [zoo_name(name) for name in earlier[0]], earlier[1].options
+
+    def stays(option: str) -> bool:
+        return option not in given or _heard_by(option, systems) or not _heard_by(option, there)
+
+    return dataclasses.replace(setup, options=tuple(filter(stays, setup.options)))
+
+
+def _heard_by(option: str, systems: Sequence[str]) -> bool:
+    """Whether one of the `systems` takes what `--set` says."""
+    system, dot, key = option.partition("=")[0].strip().rpartition(".")
+    who = [name for name in systems if name in zoo.ZOO and (not dot or name == zoo_name(system))]
+    return any(key in takes(zoo.find(name).make) for name in who)
+
+
+def system_options(setup: Setup, systems: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What `--set` says, by system. An option of one system outweighs the same option of all, a later an earlier one.
 
     Raises:
         InputError: not `key=value`, a key no system of the run has (with the nearest), a value of another type.
@@ -78,8 +101,6 @@ def system_options(setup: Setup, systems: Sequence[str], inherited: Sequence[str
         system = zoo_name(system)
         if not (key and value):
             raise InputError(f"set is {option!r}, but must read KEY=VALUE or SYSTEM.KEY=VALUE.")
-        if option in inherited and not any(key in t for name, t in known.items() if not dot or name == system):
-            continue
         if dot and system not in known:
             raise unknown(f"set is {option!r}: system", system, known)
         who = [system] if dot else list(known)

@@ -22,8 +22,6 @@ def topology_of(setup: Setup) -> Graph | Process:
         "el_local": lambda: topology.random_k_local(n, k),
     }
     if name in varying:
-        if setup.mixing is not None:
-            raise InputError(f"mixing is {setup.mixing}, but topology {name} brings its own weights.")
         return varying[name]()
     seed = setup.seed
     fixed = {
@@ -85,6 +83,13 @@ def pushed(where: Graph | Process | None) -> Process:
         return s, mixing.push_weights(net)
 
     return process(step, arrays, init)
+
+
+def in_degree(where: Graph | Process) -> int:
+    """How many neighbours a node hears, the mean over nodes rounded up; slots where the graph changes."""
+    if isinstance(where, Graph):
+        return math.ceil(jnp.count_nonzero(where.weight) / where.weight.shape[0])
+    return jax.eval_shape(lambda: first_graph(where)).nbr.shape[1]
 
 
 def first_graph(where: Graph | Process) -> Graph:
