@@ -123,10 +123,8 @@ def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[st
 
 def changed(world: World, **options: Any) -> World:
     """The same world with other `config.SLOTS`; what None stands for is filled in again."""
-    setup, old = filled(dataclasses.replace(world.setup, **options)), world.setup
-    where = lambda s: (s.topology, s.degree, s.mixing)
-    same = world.topology is None or where(setup) == where(old)
-    return world._replace(setup=setup, topology=world.topology if same else topology_of(setup))
+    setup = filled(dataclasses.replace(world.setup, **options))
+    return world._replace(setup=setup, topology=None if world.topology is None else topology_of(setup))
 
 
 def _tried(swept: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:

@@ -54,7 +54,7 @@ KINDS |= dict.fromkeys(("cohort", "strata"), ("federated",)) | dict.fromkeys(("c
 
 # Options that a system hears or does not; each is judged in a world with those before it.
 SLOTS = ("topology", "degree", "mixing", "cohort", "strata", "concurrency", "goal", "lr", "steps", "batch")
-SLOTS += ("byzantine", "attack", "rule", "codec", "crash", "mbit", "latency_ms", "step_ms")
+SLOTS += ("crash", "byzantine", "attack", "rule", "codec", "mbit", "latency_ms", "step_ms")
 TIMES = ("mbit", "latency_ms", "step_ms")
 
 

@@ -111,13 +111,19 @@ def test_a_deaf_system_breaks_the_law_by_itself(monkeypatch):
     deaf = {
         "no_links": (deaf_to(0.0, links=lambda env: None), {"mbit", "latency_ms", "step_ms"}),
         "no_liars": (deaf_to(byz=lambda env: jnp.zeros_like(env.byz)), {"byzantine", "attack"}),
-        "no_cohort": (deaf_to(cohort=always_the_first), {"strata"}),
+        "no_churn": (deaf_to(cohort=always_the_first), {"strata", "crash"}),
     }
     mute = {"no_seconds": deaf_to(links=lambda env: None)}
     monkeypatch.setattr(zoo, "ZOO", zoo.ZOO | {name: entry for name, (entry, _) in deaf.items()} | mute)
     assert {name: broken(name) for name in deaf} == {name: options for name, (_, options) in deaf.items()}
     with pytest.raises(InputError, match="logs no `seconds`"):
         broken("no_seconds")
+
+
+def test_a_topology_is_judged_in_its_own_degree():
+    """With 8 nodes a regular graph has no 8 neighbours a node, which is the usual degree."""
+    setup = dataclasses.replace(SMALL, nodes=8, topology="regular", degree=4, mixing="lazy")
+    assert fit(prepare(setup, ["dsgd"]), "dsgd", {}).unheard == {}
 
 
 def test_the_word_of_a_system_follows_what_it_uses_and_nothing_else():

@@ -16,6 +16,7 @@ from jaxfl.core import InputError
 from jaxfl.engine import law
 from jaxfl.named.options import accepted, system_options
 
+GRAPH = ("topology", "degree", "mixing")  # judged at once: a topology may exist in one degree alone
 UNREAD = {"sweep": ("checkpoints",), "plan": ("checkpoints", "out")}  # options by commands that do not read them
 
 
@@ -43,8 +44,7 @@ def fit(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str,
     }
     judged = [n for n in SLOTS if n in given and n not in unheard]
     heard = {n: Setup.__dict__[n] for n in SLOTS}
-    here = changed(world, **heard) if judged or unheard else world
-    arm = build(here, name, options, swept)
+    arm = build(changed(world, **heard) if judged or unheard else world, name, options, swept)
     if not judged:
         return Fit(arm, unheard)
     hyper, known = {key: values[0] for key, values in swept.items()}, law.Known({}, {})
@@ -53,24 +53,24 @@ def fit(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str,
         return law.program(arm.algorithm, arm.scenario, arm.model, hyper, known)
 
     word = word_of(arm)
-    for n in judged:
-        if n == "attack" and "byzantine" in unheard:
-            unheard[n] = unheard["byzantine"]
+    graph = {n: given[n] for n in GRAPH if n in judged}
+    for tried in [graph] * bool(graph) + [{n: given[n]} for n in judged if n not in GRAPH]:
+        if "attack" in tried and "byzantine" in unheard:
+            unheard["attack"] = unheard["byzantine"]
             continue
         try:
-            there = changed(here, **heard | {n: given[n]})
-            tried = build(there, name, options, swept)
-            new = word_of(tried)
-            if n == "byzantine":  # an attack is computed, but does it matter who lies?
-                other = tried.scenario._replace(byz=~tried.scenario.byz)
-                new = word if new == word_of(tried._replace(scenario=other)) else new
+            new = build(changed(world, **heard | tried), name, options, swept)
+            said = word_of(new)
+            if "byzantine" in tried:  # an attack is computed, but does it matter who lies?
+                others = new.scenario._replace(byz=~new.scenario.byz)
+                said = word if said == word_of(new._replace(scenario=others)) else said
         except InputError as error:
-            unheard[n] = _refusal(n, given[n], name, str(error))
+            unheard |= {n: _refusal(n, v, name, str(error)) for n, v in tried.items()}
             continue
-        if new == word:
-            unheard[n] = _silence(n, given[n], name, takes, options, swept)
+        if said == word:
+            unheard |= {n: _silence(n, v, name, takes, options, swept) for n, v in tried.items()}
         else:
-            heard[n], here, arm, word = given[n], there, tried, new
+            heard, arm, word = heard | tried, new, said
     return Fit(arm, unheard)
 
 

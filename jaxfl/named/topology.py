@@ -1,6 +1,7 @@
 """Who hears whom, by the names of topology and mixing."""
 
 import math
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,13 @@ REWIRED = 0.1  # share of edges a Watts-Strogatz graph rewires
 
 
 def topology_of(setup: Setup) -> Graph | Process:
-    """A graph with its mixing weights, checked, or a process that draws one every round."""
+    """A graph with its mixing weights, checked, or a process that draws one every round; asked again, the same one."""
+    own = ("nodes", "seed", "topology", "degree", "mixing")
+    return _drawn(Setup(**{name: getattr(setup, name) for name in own}))
+
+
+@lru_cache(maxsize=4)
+def _drawn(setup: Setup) -> Graph | Process:
     n, k, name = setup.nodes, setup.degree, setup.topology
     varying = {
         "one_peer": lambda: topology.one_peer_exponential(n),
