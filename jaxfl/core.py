@@ -74,7 +74,8 @@ class Graph:
     gives it (column-stochastic matrices, whose rows do not sum to one). `shifts` promises that slot `s` of every node
     points `shifts[s]` places further round a circle, `nbr[i, s] == (i + shifts[s]) % n`, with no weight of 0: mixing
     then needs no gather. `reach` promises that nobody hears a node more than `reach` places away round that circle:
-    devices then exchange border rows alone. `rev[i, s]` is the slot in which `nbr[i, s]` hears `i` (None where some
+    devices then exchange border rows alone. `column_stochastic` says that
+    columns sum to one and rows need not, as in push-sum: models must not be mixed by such weights. `rev[i, s]` is the slot in which `nbr[i, s]` hears `i` (None where some
     edge has no reverse).
     """
 
@@ -84,6 +85,7 @@ class Graph:
     shifts: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
     own: Array | None = None  # [n] float32
     reach: int | None = dataclasses.field(default=None, metadata={"static": True})
+    column_stochastic: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 @jax.tree_util.register_static

@@ -194,7 +194,7 @@ def test_a_rate_may_be_swept_and_seeds_vmapped():
     task, world = digits_world(n=4, topology=ring(4))
     factory = partial(dsgd, task, steps=1, batch=8)
     found = run(factory, world, task.init, 2, seeds=2, hyper={"lr": 0.1})
-    t, rest = found.carry
+    t, rest, _ = found.carry
     observe = lambda rows: (rows**2).sum(1)
 
     @partial(jax.jit, compiler_options=QUICK)

@@ -45,7 +45,7 @@ def test_without_clipping_and_momentum_it_is_plain_sgd_with_everyone():
     np.testing.assert_allclose(ours.state.shared["x"], mean.state.shared["x"], atol=1e-6)
     whole = run(robust_sgd(task, beta=0.0, lr=0.3, batch=None), digits_world(n=8)[1], task.init, 3)
     full = run(fedsgd(task, lr=0.3), digits_world(n=8)[1], task.init, 3)
-    np.testing.assert_allclose(whole.state.shared["x"], full.state.shared[0], atol=1e-6)
+    np.testing.assert_allclose(whole.state.shared["x"], full.state.shared["x"], atol=1e-6)
 
 
 def test_three_rounds_at_a_server_against_float64():

@@ -75,7 +75,8 @@ def diloco(
         steps: local steps a round, H; `epochs` replaces them where given.
         epochs: local epochs.
         batch: samples a step; None is the whole shard.
-        keep_state: a worker's optimizer state lasts; False starts it anew every round.
+        keep_state: a worker's optimizer state lasts, and a schedule counts its own steps; False starts it anew every
+            round, and a schedule counts rounds.
         delay: rounds between measuring a pseudo-gradient and applying it.
         pace: adapts local steps and compression.
 

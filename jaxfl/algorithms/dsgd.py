@@ -31,8 +31,9 @@ def gossip_training(
 ) -> Algorithm:
     """Local training with any optax optimizer, then one gossip phase. Logs `loss`, `gradients`, bits.
 
-    `epochs` replaces `steps` where given; `batch` None is the whole shard. With `keep_state` a node's optimizer goes
-    on where it was in the round before, and `State.nodes` is `(models [n, d], optimizer states)`.
+    `epochs` replaces `steps` where given; `batch` None is the whole shard. An optimizer starts
+    anew every round, and a schedule of its rate counts rounds; with `keep_state` it goes on where it was in the round
+    before, a schedule counts the node's own steps, and `State.nodes` is `(models [n, d], optimizer states)`.
 
     Raises:
         InputError: without a graph, or if the cohort is not all nodes.

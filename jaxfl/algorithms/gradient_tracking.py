@@ -16,13 +16,17 @@ from jaxfl.at import at
 from jaxfl.core import Algorithm, Array, State, n_nodes, require, tile
 from jaxfl.exchange.network import Network
 from jaxfl.learn.local import local_gradient
+from jaxfl.learn.optimizer import rate
 from jaxfl.learn.task import Task
 
 
 def gradient_tracking(
     task: Task, net: Network = Network(), *, lr: float | Array = 0.1, batch: int | None = None
 ) -> Algorithm:
-    """Gradient tracking with rate `lr`; `batch` None takes the whole shard. State: `(x, v, gradient)` a node."""
+    """Gradient tracking with rate `lr`, or a schedule of the round; `batch` None takes the whole shard.
+
+    State: `(x, v, gradient)` a node.
+    """
     require("lr", lr, above=0)
     gradient = local_gradient(task, batch=batch)
 
@@ -33,7 +37,8 @@ def gradient_tracking(
 
     def round(key, env, s):
         x, v, old = s.nodes
-        mixed, mail, log = net.gossip(key, env, s.mail, jnp.concatenate([x - lr * v, v], axis=1))  # [n, 2d]
+        rows = jnp.concatenate([x - rate(lr, env.t) * v, v], axis=1)
+        mixed, mail, log = net.gossip(key, env, s.mail, rows)  # [n, 2d]
         x, v = jnp.split(mixed, 2, axis=1)
         g = at(jnp.arange(n_nodes(env)), gradient)(key, env, x)
         return State((), (x, v + g.rows - old, g.rows), mail), log | g.log

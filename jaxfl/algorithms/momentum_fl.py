@@ -24,6 +24,7 @@ from jaxfl.core import Algorithm, Array, State, n_nodes, require, tile
 from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import blend, drift, storm
 from jaxfl.learn.local import local_sgd
+from jaxfl.learn.optimizer import rate
 from jaxfl.learn.task import Task
 
 
@@ -42,6 +43,7 @@ def momentum_fl(
 ) -> Algorithm:
     """The four methods: with or without control variates, with or without variance reduction.
 
+    Rates are numbers, or schedules of the round.
     `server_lr` None is `lr * steps`, which moves the server as far as the mean client moved. `epochs` replaces `steps`
     where given, there by the mean number of steps that members ran; `batch` None is the whole shard.
     """
@@ -55,12 +57,12 @@ def momentum_fl(
     local, counted = optax.chain(*hooks, optax.sgd(lr)), {"steps": None if epochs else steps, "epochs": epochs}
     learn = local_sgd(task, local, **counted, batch=batch, keep_gradient=controls)
 
-    def direction(x, y, log):
-        return (x - y) / (lr * jnp.maximum(log["steps"], 1))
+    def direction(x, y, log, t):
+        return (x - y) / (rate(lr, t) * jnp.maximum(log["steps"], 1))
 
-    def plain(key, data, i, x, **named):
-        y, log = learn(key, data, i, x, **named)
-        return direction(x, y, log), log
+    def plain(key, data, i, x, *, t, **named):
+        y, log = learn(key, data, i, x, t=t, **named)
+        return direction(x, y, log, t), log
 
     member = controlled(learn, direction) if controls else plain
 
@@ -79,17 +81,17 @@ def momentum_fl(
             own = {"kept": {"control": s.nodes}, "factor": among_all(env)}
         got = net.collect(key, env, s.mail, member, x, handed, **own)
         g = jnp.where(got.present, got.mean[: x.size], now["g"])
-        new = {"x": jnp.where(got.present, x - rate(env, got) * g, x), "g": g}
+        new = {"x": jnp.where(got.present, x - server_rate(env, got) * g, x), "g": g}
         new |= ({"previous": x} if reduced else {}) | ({"c": now["c"] + got.mean[x.size :]} if controls else {})
         return State(new, got.kept.get("control", ()), got.mail), got.log
 
-    def rate(env, got):
+    def server_rate(env, got):
         if server_lr is not None:
-            return server_lr
+            return rate(server_lr, env.t)
         if not epochs:
-            return lr * steps
+            return rate(lr, env.t) * steps
         ran = jnp.where(env.cohort.weight > 0, got.each["steps"], 0)
-        return lr * ran.sum() / jnp.maximum((env.cohort.weight > 0).sum(), 1)
+        return rate(lr, env.t) * ran.sum() / jnp.maximum((env.cohort.weight > 0).sum(), 1)
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
 

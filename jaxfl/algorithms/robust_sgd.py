@@ -16,12 +16,13 @@ their momentum.
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, State, n_nodes, require, tile
+from jaxfl.core import Algorithm, Array, State, n_nodes, require, stream
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.rules import centered_clipping
 from jaxfl.learn import server as servers
 from jaxfl.learn.hooks import worker_momentum
 from jaxfl.learn.local import local_gradient
+from jaxfl.learn.optimizer import begin_nodes
 from jaxfl.learn.task import Task
 
 
@@ -43,16 +44,16 @@ def robust_sgd(
     """
     require("lr", lr, above=0)
     gradient = local_gradient(task, batch=batch)
-    up, down = worker or worker_momentum(beta), server or optax.sgd(lr)
+    up, down = optax.with_extra_args_support(worker or worker_momentum(beta)), server or optax.sgd(lr)
 
     def member(key, data, i, x, *, state, **named):
         g, log = gradient(key, data, i, x, **named)
-        message, state = up.update(g, state, x)
+        message, state = up.update(g, state, x, key=stream(key, "worker"), value=log["loss"], t=named["t"])
         return message, log | {"state": state}
 
     def init(key, env, x):
         shared = {"x": x, "v": jnp.zeros_like(x), "server": servers.first(down, x, key)}
-        return State(shared, tile(up.init(x), n_nodes(env)), net.init(env, x))
+        return State(shared, begin_nodes(up, x, n_nodes(env), key), net.init(env, x))
 
     def round(key, env, s):
         c, now = env.cohort, s.shared

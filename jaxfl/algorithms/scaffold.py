@@ -41,7 +41,7 @@ def scaffold(
     require("server_rate", server_rate, above=0)
     local = optax.chain(drift(), optax.sgd(lr))
     learn = local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch, keep_gradient=True)
-    member = controlled(learn, lambda x, y, log: y - x)
+    member = controlled(learn, lambda x, y, log, t: y - x)
 
     def init(key, env, x):
         zero = jnp.zeros_like(x)
@@ -58,15 +58,15 @@ def scaffold(
 
 
 def controlled(learn: Callable, message: Callable) -> Callable:
-    """`learn` of a client with a `control`: it sends `message(x, y, log)` and `factor` times its control's change.
+    """`learn` of a client with a `control`: it sends `message(x, y, log, t)` and `factor` times its control's change.
 
     `learn` keeps the mean gradient (`local_sgd(keep_gradient=True)`), which is the new control (option II).
     """
 
-    def member(key, data, i, x, *, control, factor, **named):
-        y, log = learn(key, data, i, x, control=control, **named)
+    def member(key, data, i, x, *, t, control, factor, **named):
+        y, log = learn(key, data, i, x, t=t, control=control, **named)
         new = jnp.where(log["steps"] > 0, log.pop("gradient"), control)
-        return jnp.concatenate([message(x, y, log), factor * (new - control)]), log | {"control": new}
+        return jnp.concatenate([message(x, y, log, t), factor * (new - control)]), log | {"control": new}
 
     return member
 

@@ -232,12 +232,12 @@ class Network(NamedTuple):
         The log has `up_bits`, `down_bits` and, over links, the seconds in which all send and receive at once.
 
         Raises:
-            InputError: without a graph, or where its weights do not sum to one at a receiver (`Graph.own` is given, as
-                for push-sum) and `column_stochastic` does not say that this is meant.
+            InputError: without a graph, or where its weights do not sum to one at a receiver
+                (`Graph.column_stochastic`, as for push-sum) and `column_stochastic` does not say that this is meant.
         """
         g = _graph(env)
         chex.assert_shape(messages, (n_nodes(env), None))
-        if g.own is not None and not column_stochastic:
+        if g.column_stochastic and not column_stochastic:
             raise InputError("topology has column stochastic weights, which would shrink models: give row sums of one.")
         if self.repeats == 1:
             return self._gossip_once(key, env, g, mail, messages)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, Cohort, InputError, Shards, Tree, require
+from jaxfl.core import Array, InputError, Shards, Tree, require
 from jaxfl.learn.optimizer import begin, begin_nodes, pinned
 from jaxfl.learn.task import Task
 
@@ -166,17 +166,6 @@ def displacement(learn: Callable) -> Callable:
         return y - x, log
 
     return move
-
-
-def train_log(log: dict, cohort: Cohort | None = None) -> dict:
-    """Scalars of a round from the logs `[c]` of its members: mean `loss` of those present, sum of `gradients`.
-
-    Who was asked but came too late has worked all the same. None: all are present.
-    """
-    live = jnp.ones(log["loss"].shape, bool) if cohort is None else cohort.weight > 0
-    asked = live if cohort is None or cohort.asked is None else cohort.asked
-    loss = jnp.where(live, log["loss"], 0.0).sum() / jnp.maximum(live.sum(), 1)
-    return {"loss": loss, "gradients": jnp.where(asked, log["gradients"], 0.0).sum()}
 
 
 def local_gradient(task: Task, *, batch: int | None = None) -> Callable:

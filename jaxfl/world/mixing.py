@@ -20,7 +20,8 @@ DENSE = 2000  # nodes up to which spectra come from a dense matrix
 
 def _weigh(graph: Graph, weight: np.ndarray) -> Graph:
     live = np.asarray(graph.weight) != 0
-    return dataclasses.replace(graph, weight=jnp.asarray(np.where(live, weight, 0), jnp.float32), own=None)
+    weight = jnp.asarray(np.where(live, weight, 0), jnp.float32)
+    return dataclasses.replace(graph, weight=weight, own=None, column_stochastic=False)
 
 
 def _own(graph: Graph) -> np.ndarray:
@@ -111,7 +112,7 @@ def push_weights(graph: Graph) -> Graph:
     live = graph.weight != 0
     heard_by = jnp.zeros(graph.nbr.shape[0], jnp.float32).at[graph.nbr].add(live.astype(jnp.float32))
     share = 1 / (1 + heard_by)
-    return dataclasses.replace(graph, weight=jnp.where(live, share[graph.nbr], 0), own=share)
+    return dataclasses.replace(graph, weight=jnp.where(live, share[graph.nbr], 0), own=share, column_stochastic=True)
 
 
 def _sparse(graph: Graph) -> Any:

@@ -133,7 +133,7 @@ def _shares(base: Array | None, n: int) -> Array:
 
 
 def _require_weights(graph: Graph) -> None:
-    """Refuse a bare graph of ones, whose rows sum to the degree: mixing by it would diverge."""
+    """Refuse a bare graph of ones, whose rows sum to the degree, and other rows that do not sum to one with `own`."""
     if isinstance(graph.weight, Tracer):
         return
     total = np.asarray(graph.weight).sum(1)
@@ -142,6 +142,14 @@ def _require_weights(graph: Graph) -> None:
             f"topology: the weights of node {int(np.argmax(total))} sum to {np.max(total):g}; "
             "give the graph mixing weights first, such as mixing.metropolis(graph)."
         )
+    if graph.own is not None and not graph.column_stochastic:
+        total = np.asarray(graph.own, np.float64) + np.asarray(graph.weight, np.float64).sum(1)
+        worst = int(np.argmax(np.abs(total - 1)))
+        if not abs(total[worst] - 1) < 1e-5:
+            raise InputError(
+                f"topology: the weights of node {worst}, its own included, sum to {total[worst]:g}, but must sum to 1 "
+                "(weights of push-sum come from mixing.push_weights)."
+            )
 
 
 def _value(process: Process) -> Any:

@@ -185,7 +185,11 @@ def _widen(graph: Graph, k: int) -> Graph:
     own = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[:, None], (n, more))
     rev = None if graph.rev is None else jnp.pad(graph.rev, ((0, 0), (0, more)))
     return Graph(
-        jnp.concatenate([graph.nbr, own], 1), jnp.pad(graph.weight, ((0, 0), (0, more))), rev=rev, own=graph.own
+        jnp.concatenate([graph.nbr, own], 1),
+        jnp.pad(graph.weight, ((0, 0), (0, more))),
+        rev=rev,
+        own=graph.own,
+        column_stochastic=graph.column_stochastic,
     )
 
 
@@ -204,7 +208,8 @@ def union_period(graphs: Sequence[Graph]) -> Process:
     if any(g.rev is None for g in graphs):
         graphs = [dataclasses.replace(g, rev=None) for g in graphs]
     if any(g.own is not None for g in graphs):
-        graphs = [dataclasses.replace(g, own=own_weight(g)) for g in graphs]
+        columns = any(g.column_stochastic for g in graphs)
+        graphs = [dataclasses.replace(g, own=own_weight(g), column_stochastic=columns) for g in graphs]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *graphs)
 
     def step(key: Array, arrays: Graph, s: tuple, t: Array) -> tuple[tuple, Graph]:
