@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from common import QUICK, one_sample_each, rounds
-from scipy import stats
+from scipy import special, stats
 
 from jaxfl.algorithms.fedavg import fedavg
 from jaxfl.core import Cohort, InputError, stream
 from jaxfl.engine.run import run
 from jaxfl.learn import task
-from jaxfl.world import cohort
+from jaxfl.world import cohort, durations
+from jaxfl.world import exponential as numbers
 from jaxfl.world.clock import buffered, over_selected
 from jaxfl.world.cohort import subset
 from jaxfl.world.durations import Seconds, exponential, fixed, half_normal, lognormal, on_links, total
@@ -214,6 +215,19 @@ def test_the_laws_of_durations():
     assert set(sample(on_links(way, down_bits=400, up_bits=100, steps=3), 0)) == {np.float32(0.5 + 2 + 0.3 + 0.5 + 1)}
     assert set(sample(on_links(way, down_bits=400, up_bits=100, steps=3), 1)) == {0.5 + 0 + 3 + 0.5 + 2}
     assert set(sample(on_links(way, up_bits=100), 1)) == {2.5}
+
+
+def test_short_and_long_jobs_are_as_rare_as_their_law_has_it(monkeypatch):
+    """Against scipy in float64, at distances from either end of the distribution down to 1e-18."""
+    u = np.float32(10.0) ** np.linspace(-18, -0.302, 60, dtype=np.float32)
+    for late in (False, True):
+        half = special.erfcinv if late else special.erfinv
+        of = (lambda p: -np.log(p)) if late else (lambda p: -np.log1p(-p))
+        for made, exact in ((exponential(2.0), of), (half_normal(2.0), lambda p, f=half: math.sqrt(2) * f(p))):
+            for module in (durations, numbers):
+                monkeypatch.setattr(module, "tail", lambda key, shape=(), late=late: (late, jnp.asarray(u)))
+            got = made.draw(jax.random.key(0), made.arrays, 0)
+            np.testing.assert_allclose(got, 2 * exact(u.astype(np.float64)), rtol=2e-6)
 
 
 @pytest.mark.parametrize(

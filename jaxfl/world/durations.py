@@ -5,16 +5,20 @@ values compile nothing, and each is one for all nodes or one a node `[n]`: `logn
 population in which the nodes with more data are the slower ones.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import erf_inv
+from jax.scipy.special import ndtri
 
 from jaxfl.canonical import canonical
 from jaxfl.core import Array, InputError, Links, Tree
 from jaxfl.world.exponential import exponential as unit_exponential
+from jaxfl.world.exponential import tail
 
 
 class Seconds(NamedTuple):
@@ -50,7 +54,9 @@ def _exponential(key: Array, arrays: dict, i: Array) -> Array:
 
 
 def _half_normal(key: Array, arrays: dict, i: Array) -> Array:
-    return _of(arrays["scale"], i) * jnp.abs(jax.random.normal(key))
+    late, u = tail(key)
+    x = jnp.where(late, -ndtri(u / 2), math.sqrt(2) * erf_inv(u))  # P(|N| > x) = u, or P(|N| < x) = u
+    return _of(arrays["scale"], i) * x
 
 
 def fixed(seconds: Any = 1.0) -> Seconds:
