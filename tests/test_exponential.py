@@ -1,10 +1,11 @@
-"""Draws whose small values are exact: every pair of words against float64."""
+"""Draws whose small values are exact, every pair of words against float64, and the cohorts that use them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from jaxfl.world import cohort as C
 from jaxfl.world import exponential as E
 
 
@@ -38,3 +39,24 @@ def test_the_law_is_exponential():
     late, u = E.tail(jax.random.key(2), (50_000,))
     assert stats.kstest(np.where(late, 1 - np.float64(u), np.float64(u)), stats.uniform.cdf).pvalue > 1e-3
     assert E.exponential(jax.random.key(0)).shape == ()
+
+
+def test_rare_events_of_availability_and_of_sizes_come_as_often_as_they_should(monkeypatch):
+    """Float32 holds neither 1 - 1e-9 nor, in its usual uniform draws, anything between 0 and 1e-7."""
+    process = C.availability(4, 1 - 1e-9, 1 - 2e-9)
+    monkeypatch.setattr(C, "fraction", lambda key, shape: jnp.array([0.9e-9, 1.1e-9, 1.9e-9, 2.1e-9]))
+    up = lambda s: np.asarray(process.step(jax.random.key(0), process.arrays, jnp.full(4, s), 0)[1])
+    np.testing.assert_array_equal(up(True), [False, True, True, True])
+    np.testing.assert_array_equal(up(False), [True, True, True, False])
+    np.testing.assert_allclose(process.arrays["arrive"] / (process.arrays["leave"] + process.arrays["arrive"]), 2 / 3)
+    # sizes of Poisson cohorts, at the borders of the distribution function and its complement
+    n, p = 60, 0.3
+    law, who = stats.binom(n, p), C.poisson(n, p)
+    sizes = np.array([0, 1, 2, 17, 19, 30, 35])
+    for many, u in ((False, law.cdf(sizes)), (True, law.sf(sizes))):
+        for near, more in ((0.999, many), (1.001, not many)):
+            for size, v in zip(sizes, u * near, strict=True):
+                if v <= 0.5:
+                    monkeypatch.setattr(C, "tail", lambda key, many=many, v=v: (jnp.array(many), jnp.float32(v)))
+                    got = who.step(jax.random.key(0), who.arrays, (), 0)[1]
+                    assert int((got.weight > 0).sum()) == size + more
