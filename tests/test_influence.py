@@ -43,7 +43,7 @@ def standing(world, rows, t):
 
 def quickly(f, carry):
     """`f` at a carry as one program, on the host."""
-    t, rest = carry
+    t, rest = carry[:2]
     return jax.device_get(jax.jit(lambda rest: f((t, rest)), compiler_options=QUICK)(rest))
 
 

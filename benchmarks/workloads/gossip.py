@@ -42,7 +42,7 @@ def w3(nodes: int, rounds: int) -> Work:
 def _on_digits(nodes, task, lr):
     known = data.digits()
     where = mixing.metropolis(graph.random_regular(nodes, 8, seed=0))
-    world = scenario(partition.resampled(known, nodes, alpha=0.3), topology=where)
+    world = scenario(partition.resampled(known, nodes, alpha=3.0), topology=where)
     return Program(dsgd(task, lr=lr, steps=1, batch=4), world, task, known)
 
 

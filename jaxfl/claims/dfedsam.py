@@ -75,12 +75,8 @@ def setting(seeds: int, nodes: int = NODES) -> tuple[Task, list[Scenario]]:
     task = classification(partial(MLP, (64, 64, 10)), data.x)
     splits = [partition.dirichlet(data, nodes, ALPHA, seed=s) for s in range(seeds)]
     longest = max(split.longest for split in splits)
-    world = scenario(splits[0], topology=mixing.metropolis(graph.ring(nodes)))
-    who = [world.arrays["cohort"] | {"weight": split.size.astype(jnp.float32)} for split in splits]
-    return task, [
-        world._replace(arrays=world.arrays | {"cohort": w}, data=dataclasses.replace(split, longest=longest))
-        for w, split in zip(who, splits, strict=True)
-    ]
+    ring = mixing.metropolis(graph.ring(nodes))
+    return task, [scenario(dataclasses.replace(split, longest=longest), topology=ring) for split in splits]
 
 
 def contraction(factory: Any, world: Scenario, result: Result, hyper: dict) -> float:

@@ -74,9 +74,7 @@ def setting(nodes: int = NODES, members: int = MEMBERS) -> tuple[Task, Dataset, 
     splits = [partition.iid(data, nodes), partition.pathological(data, nodes, 2)]
     longest = max(split.longest for split in splits)
     splits = [dataclasses.replace(split, longest=longest) for split in splits]
-    world = scenario(splits[0], cohort=cohort.uniform(nodes, members))
-    who = [world.arrays["cohort"] | {"weight": split.size.astype(jnp.float32)} for split in splits]
-    worlds = [world._replace(arrays=world.arrays | {"cohort": w}, data=d) for w, d in zip(who, splits, strict=True)]
+    worlds = [scenario(split, cohort=cohort.uniform(nodes, members)) for split in splits]
     return task, data, dict(zip(TARGET, worlds, strict=True))
 
 

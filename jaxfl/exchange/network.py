@@ -140,7 +140,7 @@ class Network(NamedTuple):
     def combine(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None = None):
         """The cohort's messages `[c, m]` combined at the server: `([m], mail, bits [c])`, of those present.
 
-        Weights are `counts(cohort)`; an absent member's message counts nothing and costs nothing. If nobody is present
+        Weights are `counts(cohort)` in a mean, and sum to one in every other rule; an absent member's message counts nothing and costs nothing. If nobody is present
         the mean rule gives zero. `reference` `[m]` is what the server holds against the messages in rules that need
         it, such as what it aggregated before. It logs nothing: for those who count time themselves.
         """
@@ -169,7 +169,8 @@ class Network(NamedTuple):
             out = self.rule(own, sent, weight)
             # decided by the result [m], as looking at the messages would read [c, m] once more
             out = jax.lax.cond(jnp.isfinite(out).all(), lambda _: out, arrived, sent)
-        out = out if c.total is None else out * (c.weight.sum() / c.total)
+        if c.total is not None and self.rule is rules.mean:
+            out = out * (c.weight.sum() / c.total)
         return out, mail, jnp.where(present, bits, 0.0)
 
     def aggregate(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None = None):

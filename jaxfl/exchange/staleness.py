@@ -66,5 +66,5 @@ def counted(rule: Staleness, cohort: Cohort) -> tuple[Cohort, Array | None, dict
         return cohort, None, {}
     age = jnp.where(asked, cohort.age, 0).sum() / jnp.maximum(asked.sum(), 1)
     log = {"age": age, "dropped": (asked & old).sum()}
-    scale = None if rule.normalised else discounted.sum() / jnp.maximum(weight.sum(), 1e-12)
+    scale = None if rule.normalised or cohort.total is not None else discounted.sum() / jnp.maximum(weight.sum(), 1e-12)
     return cohort, scale, log

@@ -117,7 +117,9 @@ def scenario(
         c, seconds = c if timed else (c, arrays["seconds"])
         if alive is not None:
             here, steps = alive[c.ids], ALL_STEPS if c.steps is None else c.steps
-            c = c._replace(weight=jnp.where(here, c.weight, 0), steps=jnp.where(here, steps, 0))
+            left = jnp.maximum((arrays["share"] * alive).sum(), 1e-12)  # of a total, which is of all who are up
+            total = None if c.total is None else c.total * left
+            c = c._replace(weight=jnp.where(here, c.weight, 0), steps=jnp.where(here, steps, 0), total=total)
             graph = None if graph is None else between(graph, alive)
         return (at_where, at_who, at_up), Now(graph, c, seconds, alive, arrays["share"])
 
