@@ -9,6 +9,7 @@ import pytest
 from flax import linen, nnx
 from hypothesis import given, settings
 
+from jaxfl.canonical import canonical
 from jaxfl.core import InputError
 from jaxfl.learn import task as T
 from jaxfl.learn.models import MLP, Transformer
@@ -208,6 +209,31 @@ def test_scores_in_chunks_need_the_memory_of_one_chunk():
     assert temporary(128) < temporary(None) / 8
 
 
+# ---- recurrent modules
+
+
+class Recurrent(nnx.Module):
+    def __init__(self, cell, *, rngs):
+        self.rnn, self.out = nnx.RNN(cell(4, 5, rngs=rngs)), nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.rnn(x)[:, -1])
+
+
+@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.GRUCell])
+def test_a_recurrent_module_keeps_keys_and_uses_none(cell):
+    make, x = partial(Recurrent, cell), jnp.asarray(normal(1, 2, 6, 4))
+    task = T.classification(make, x)
+    row = task.init(KEY)
+    np.testing.assert_allclose(task.predict(task.unravel(row), x), make(rngs=nnx.Rngs(KEY))(x), atol=1e-6)
+    assert jnp.abs(jax.grad(lambda r: T.mean_loss(task, r, x, jnp.zeros(2, int)))(row)).max() > 0
+    assert canonical(task) is canonical(T.classification(make, x))  # built anew it compiles nothing
+
+
+def test_attention_without_dropout_is_a_model_of_parameters():
+    assert T.classification(partial(Attends, 0.0), X3).dim == 4 * (3 * 4 + 3) + 4 * 5 + 3 * 5
+
+
 # ---- bad input
 
 
@@ -220,13 +246,38 @@ class Statistics(nnx.Module):
 
 
 class Dropped(nnx.Module):
-    def __init__(self, *, rngs):
-        self.dense, self.drop = nnx.Linear(4, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+    def __init__(self, deterministic=False, *, rngs):
+        self.dense = nnx.Linear(4, 3, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, deterministic=deterministic, rngs=rngs)
 
     def __call__(self, x):
         return self.drop(self.dense(x))
 
 
+class Noisy(nnx.Module):
+    def __init__(self, *, rngs):
+        self.dense, self.rngs = nnx.Linear(4, 3, rngs=rngs), rngs
+
+    def __call__(self, x):
+        return self.dense(x) + jax.random.normal(self.rngs.noise(), (3,))
+
+
+class LinenDropped(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=False):
+        return linen.Dense(3)(linen.Dropout(0.5, deterministic=not train)(x))
+
+
+class Attends(nnx.Module):
+    def __init__(self, rate, *, rngs):
+        self.mix = nnx.MultiHeadAttention(2, 4, dropout_rate=rate, deterministic=True, decode=False, rngs=rngs)
+        self.out = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.mix(x).mean(1))
+
+
+X3 = jax.ShapeDtypeStruct((2, 6, 4), jnp.float32)
 X = jax.ShapeDtypeStruct((2, 4), jnp.float32)
 
 
@@ -234,7 +285,12 @@ X = jax.ShapeDtypeStruct((2, 4), jnp.float32)
     ("build", "words"),
     [
         (lambda: T.classification(Statistics, X), "norm/mean"),
-        (lambda: T.classification(Dropped, X), "drop/rngs/key"),
+        (lambda: T.classification(Dropped, X), "Dropout with a dropout rate of 0.5"),
+        (lambda: T.classification(partial(Dropped, deterministic=True), X), "Dropout with a dropout rate of 0.5"),
+        (lambda: T.classification(LinenDropped(), X), "Dropout with a dropout rate of 0.5"),
+        (lambda: T.classification(partial(Attends, 0.1), X3), "MultiHeadAttention with a dropout rate of 0.1"),
+        (lambda: T.classification(Noisy, X), "draws random numbers when it is called"),
+        (lambda: T.require_task(nnx.Linear(4, 3, rngs=nnx.Rngs(0))), "task is a Linear, but must be a Task"),
         (lambda: T.regression(linen.BatchNorm(use_running_average=True), X), "batch_stats"),
         (lambda: T.classification(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), X), "function of `rngs`"),
         (lambda: T.classification(3, X), "function of `rngs`"),

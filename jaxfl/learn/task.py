@@ -1,7 +1,7 @@
 """What is learned: a task is a loss of one model, and the way between that model and its flat row `[d]`.
 
 Models travel as rows and are trained as trees. `unravel` is a split and reshapes, `ravel` one concatenation, both of
-static shape, so a local loop pays for them once. Flax is imported only by the constructors that take a flax module.
+static shape, so a local loop pays for them once. What a flax module computes is in `learn.modules`.
 """
 
 import math
@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from jaxfl.core import Array, InputError, Tree
+from jaxfl.learn.modules import functional
 
 
 class Task(NamedTuple):
@@ -26,6 +27,16 @@ class Task(NamedTuple):
     unravel: Callable[[Array], Tree]  # (row [d]) -> params
     ravel: Callable[[Tree], Array]  # (params) -> [d]
     dim: int  # d
+
+
+def require_task(task: Any) -> None:
+    """Raise `InputError` unless `task` is a Task."""
+    if not isinstance(task, Task):
+        kind = getattr(task, "__name__", f"a {type(task).__name__}")
+        raise InputError(
+            f"task is {kind}, but must be a Task: `classification(module, x)` makes one of a flax module, "
+            "`from_functions(init, loss)` of functions."
+        )
 
 
 class Layer(NamedTuple):
@@ -89,61 +100,6 @@ def from_functions(
     return Task(init, one_each, predict, correct, unravel, ravel, dim)
 
 
-def _functional(
-    module: Any, sample_x: Tree, compute: Any = None
-) -> tuple[Callable[[Array], Tree], Callable[[Tree, Tree], Array], Array]:
-    """`(key) -> params`, `(params, x) -> output` and the abstract output of a flax module.
-
-    `compute` is the type of its arithmetic, None that of its parameters; the output is float32 again.
-    """
-    from flax import linen, nnx
-
-    if isinstance(module, linen.Module):
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), sample_x)
-        extra = sorted(set(jax.eval_shape(module.init, jax.random.key(0), one)) - {"params"})
-
-        def init(key: Array) -> Tree:
-            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), one)
-            return module.init(key, zeros)["params"]
-
-        def apply(params: Tree, x: Tree) -> Array:
-            out: Any = module.apply({"params": params}, x)
-            return out
-
-    elif callable(module) and not isinstance(module, nnx.Module):
-        graph, _, rest = nnx.split(nnx.eval_shape(lambda: module(rngs=nnx.Rngs(0))), nnx.Param, ...)
-        extra = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]
-
-        def init(key: Array) -> Tree:
-            return nnx.to_pure_dict(nnx.state(module(rngs=nnx.Rngs(key)), nnx.Param))
-
-        def apply(params: Tree, x: Tree) -> Array:
-            model: Any = nnx.merge(graph, params)
-            return model(x)
-
-    else:
-        raise InputError(
-            f"module is {type(module).__name__}, must be a flax.linen module or a function of `rngs` that returns a "
-            "flax.nnx module, such as functools.partial(MLP, (784, 64, 10))."
-        )
-    if extra:
-        raise InputError(
-            f"module has variables that are not parameters ({', '.join(extra)}), allowed is a model of parameters "
-            "only: GroupNorm or LayerNorm for BatchNorm, and no Dropout."
-        )
-    forward = apply if compute in (None, "float32") else _in_type(apply, compute)
-    return init, forward, jax.eval_shape(forward, jax.eval_shape(init, jax.random.key(0)), sample_x)
-
-
-def _in_type(apply: Callable, compute: Any) -> Callable:
-    """`apply` whose arithmetic is of the type `compute`, with float32 parameters (and gradients) and outputs."""
-    dtype = jnp.dtype(compute)
-    if dtype not in (jnp.bfloat16, jnp.float16):
-        raise InputError(f"compute is {dtype}, allowed are bfloat16, float16 and float32.")
-    cast = lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
-    return lambda params, x: apply(*jax.tree.map(cast, (params, x))).astype(jnp.float32)
-
-
 def _check_labels(logits: Array, y: Array) -> None:
     if y.shape != logits.shape[:-1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise InputError(
@@ -179,10 +135,11 @@ def classification(module: Any, sample_x: Tree, classes: int | None = None, comp
     Labels are integers `[b]`; a label out of range (-1 for unknown) makes the loss NaN.
 
     Raises:
-        InputError: `module` is neither, or has variables other than parameters (batch statistics, dropout keys), or its
-            output is not `[b, classes]`; while tracing, labels of another shape or type.
+        InputError: `module` is neither, or has variables other than parameters (batch statistics), or draws random
+            numbers (dropout, which a module that is called without a key would leave out), or its output is not
+            `[b, classes]`; while tracing, labels of another shape or type.
     """
-    init, apply, logits = _functional(module, sample_x, compute)
+    init, apply, logits = functional(module, sample_x, compute)
     if len(logits.shape) != 2 or classes not in (None, logits.shape[-1]):
         raise InputError(f"module gives logits {logits.shape}, must be [b, {classes or 'classes'}].")
     return from_functions(init, lambda p, x, y: _cross_entropy(apply(p, x), y), apply, _hits)
@@ -197,7 +154,7 @@ def language_model(module: Any, sample_x: Tree, compute: Any = None) -> Task:
     Raises:
         InputError: as `classification`, for an output that is not `[b, length, vocabulary]`.
     """
-    init, apply, logits = _functional(module, sample_x, compute)
+    init, apply, logits = functional(module, sample_x, compute)
     if logits.shape[:-1] != sample_x.shape or len(logits.shape) != 3:
         raise InputError(
             f"module gives logits {logits.shape} for tokens {sample_x.shape}, must be [b, length, vocabulary]."
@@ -222,7 +179,7 @@ def regression(module: Any, sample_x: Tree, compute: Any = None) -> Task:
     Raises:
         InputError: as `classification`; while tracing, targets of another shape than the predictions.
     """
-    init, apply, _ = _functional(module, sample_x, compute)
+    init, apply, _ = functional(module, sample_x, compute)
     return from_functions(init, lambda p, x, y: _half_square(apply(p, x), y), apply)
 
 
