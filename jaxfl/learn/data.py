@@ -180,12 +180,26 @@ def from_arrays(
     return Dataset(**inputs, **targets, classes=classes, groups=groups, group_names=group_names, name=name)
 
 
+def _missing(key: Any) -> bool:
+    """None, NaN, NaT and the NA of pandas, which are not equal to themselves."""
+    return key is None or type(key).__name__ == "NAType" or key != key
+
+
 def _keys(groups: Any, names: list | None, count: int) -> tuple[np.ndarray, list]:
     groups = np.asarray(groups)
     if groups.shape != (count,):
         raise InputError(f"groups has shape {groups.shape}, it must be ({count},), one key a train sample.")
+    missing = [i for i, key in enumerate(groups) if _missing(key)] if groups.dtype.kind in "OfMm" else []
+    if missing:
+        raise InputError(
+            f"groups has no key for {len(missing)} samples, the first is sample {missing[0]}; every one needs a key."
+        )
     if names is None:
-        values, codes = np.unique(groups, return_inverse=True)
+        try:
+            values, codes = np.unique(groups, return_inverse=True)
+        except TypeError as error:
+            kinds = sorted({type(key).__name__ for key in groups})
+            raise InputError(f"groups holds keys of the types {', '.join(kinds)}, they must be sortable.") from error
         return codes.astype(np.int32), values.tolist()
     if groups.dtype.kind not in "iu":
         raise InputError(f"groups has dtype {groups.dtype}, with group_names it must hold integers.")
@@ -211,11 +225,14 @@ def from_hugging_face(
     `tokens`, `test_fraction`, `seed` and `name` are those of `from_arrays`, and so are the errors.
     """
 
-    def column(source: Any, title: str) -> np.ndarray:
+    def values_of(source: Any, title: str) -> Any:
         try:
-            values = source[title]
+            return source[title]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise InputError(f"ds has no column {title!r}.") from error
+
+    def column(source: Any, title: str) -> np.ndarray:
+        values = values_of(source, title)
         try:
             a = values if isinstance(values, np.ndarray) else np.stack([np.asarray(v) for v in values])
         except ValueError as error:
@@ -229,7 +246,7 @@ def from_hugging_face(
         None if test is None else column(test, x),
         None if test is None else column(test, y),
         classes=classes,
-        groups=None if group is None else column(ds, group),
+        groups=None if group is None else np.array(list(values_of(ds, group)), object),  # NumPy reads NaN as "nan"
         tokens=tokens,
         test_fraction=test_fraction,
         seed=seed,
