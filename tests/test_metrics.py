@@ -8,7 +8,9 @@ from common import digits_world, quadratics
 
 from jaxfl.core import InputError
 from jaxfl.learn import task
+from jaxfl.learn.groups import Group
 from jaxfl.measure import metrics
+from jaxfl.measure.personal import one_head, personal_accuracy
 
 RNG = np.random.default_rng(0)
 
@@ -84,6 +86,45 @@ def test_training_objective_and_distance_on_quadratics():
     np.testing.assert_allclose(got["mean_error"], ((mean - q.optimum) ** 2).sum(), rtol=1e-5)
     with pytest.raises(InputError, match="one row"):
         metrics.distance_to(rows)
+
+
+def test_names_and_answers_that_a_metric_cannot_take_are_refused():
+    q, _, data = quadratics(n=6, d=3)
+    t = task.linear_regression(3)
+    both = metrics.together(metrics.distance_to(q.optimum), metrics.shared_test(t, jnp.ones((4, 3)), jnp.ones(4)))
+    with pytest.raises(InputError, match="metrics measure consensus twice"):
+        both.measure(both.arrays, jnp.zeros((6, 3)))
+    alone = metrics.shared_test(t, jnp.ones((4, 3)), jnp.ones(4))
+    with pytest.raises(InputError, match=r"has the shapes \[\[2, 3\], \[4, 5\]\]"):
+        alone.measure(alone.arrays, (jnp.zeros((2, 3)), jnp.zeros((4, 5))))
+    with pytest.raises(InputError, match="metrics hold function"):
+        metrics.together(alone, lambda arrays, answer: {})
+    with pytest.raises(InputError, match="metrics hold function"):
+        metrics.among(lambda arrays, answer: {}, [0])
+    with pytest.raises(InputError, match="task is a Shards, but must be a Task"):
+        metrics.shared_test(data, jnp.ones((4, 3)), jnp.ones(4))
+
+
+def test_a_servers_model_is_every_nodes_model():
+    """The accuracy of one model, weighed by the labels of 4 nodes, against float64 NumPy."""
+    x, y = RNG.normal(size=(60, 64)), np.arange(60) % 10
+    row, counts = RNG.normal(size=650) * 0.3, RNG.integers(1, 9, (4, 10))
+    t = task.logistic_regression(64, 10)
+    crowd = (Group(t, (2, 0, 1, 3)),)
+    metric = personal_accuracy(crowd, jnp.float32(x), y, counts, logits=one_head)
+    got = jax.jit(metric.measure)(metric.arrays, jnp.float32(row))
+    hit = (x @ row[10:].reshape(64, 10) + row[:10]).argmax(1) == y
+    by_class = np.array([hit[y == c].mean() for c in range(10)])
+    private = (counts / counts.sum(1, keepdims=True)) @ by_class
+    want = {"private_0": private.mean(), "private_0_spread": private.std()}
+    want |= {"shared_0": by_class.mean(), "shared_0_spread": 0.0}
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    tiled = metric.measure(metric.arrays, jnp.tile(jnp.float32(row), (4, 1)))
+    np.testing.assert_allclose(tiled["private_0"], got["private_0"], rtol=1e-6)
+    with pytest.raises(InputError, match=r"has the shapes \[\(5, 650\)\]"):
+        metric.measure(metric.arrays, jnp.zeros((5, 650)))
 
 
 def test_training_objective_weighs_nodes_equally():

@@ -4,6 +4,7 @@ import zlib
 from pathlib import Path
 
 import matplotlib as mpl
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +12,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from jaxfl.core import InputError
-from jaxfl.measure import plots
+from jaxfl.engine.run import Result
+from jaxfl.learn import data
+from jaxfl.measure import plots, report
 from jaxfl.world import graph, mixing
 
 NAN = float("nan")
+RESULT = Result(None, {}, None, None)
 ROUNDS, SEEDS, NODES = 6, 3, 4
 
 
@@ -23,7 +27,8 @@ def history(level, bits=8e6, consensus=1.0, **more):
     rows = []
     for seed in range(SEEDS):
         for r in range(ROUNDS + 1):
-            row = {"seed": seed, "round": r, "time": NAN, "total_up_bits": bits * r, "total_gradients": 5.0 * r}
+            row = {"seed": seed, "round": r, "time": NAN, "total_gradients": 5.0 * r}
+            row |= {"total_up_bits": 0.25 * bits * r, "total_down_bits": 0.75 * bits * r}
             row |= {"time": 2.0 * r, "loss": 3.0 / r + seed} if r else {}
             if r % 2 == 0:
                 score = level * r / ROUNDS + 0.01 * seed
@@ -87,7 +92,7 @@ def test_each_x_axis(runs):
     run = {"torus": runs["torus"]}
     want = {
         "round": ([0, 2, 4, 6], "round"),
-        "megabytes": ([0, 0.5, 1, 1.5], "sent per node (MB)"),  # 8e6 bits are 1 MB, shared by 4 nodes
+        "megabytes": ([0, 0.5, 1, 1.5], "sent and received per node (MB)"),  # 8e6 bits are 1 MB, shared by 4 nodes
         "time": ([0, 4, 8, 12], "simulated time (s)"),
         "gradients": ([0, 10, 20, 30], "gradient evaluations, all nodes"),
     }
@@ -102,12 +107,26 @@ def test_each_x_axis(runs):
 
 def test_a_line_breaks_where_a_seed_diverged(runs):
     run = runs["ring"].copy()
-    run.loc[(run["seed"] == 1) & (run["round"] == 4), "accuracy"] = NAN
-    run.loc[(run["seed"] == 2) & (run["round"] == 6), "accuracy"] = np.inf
+    run.loc[(run["seed"] == 1) & (run["round"] >= 4), "accuracy"] = NAN
     (ax,) = plots.learning_curves({"ring": run}).axes
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.01, 0.21, NAN, NAN])
+    run = runs["ring"].copy()
+    run.loc[(run["seed"] == 2) & (run["round"] == 6), "accuracy"] = np.inf
+    (ax,) = plots.learning_curves({"ring": run}).axes
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.01, 0.21, 0.41, NAN])
     lone = run[run["round"] == 0]
     assert plots.learning_curves({"ring": lone}).axes[0].lines[0].get_marker() == "o"
+
+
+def test_a_round_in_which_nobody_answered_leaves_that_seed_out():
+    """A training loss that is missing in a round and there again later did not diverge."""
+    run = history(0.5)
+    run.loc[(run["seed"] == 1) & (run["round"] == 3), "loss"] = NAN
+    run.loc[run["round"] == 5, "loss"] = NAN
+    (ax,) = plots.learning_curves({"ring": run}, "loss").axes
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [1, 2, 3, 4, 6])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [4, 2.5, 1 + (0 + 2) / 2, 1.75, 1.5])
+    assert report.rounds_to(run, "loss", 2.0, lower=True)[0] == 1 + 1 / 1.5  # 3, 1.5, 1, 0.75, none, 0.5
 
 
 def test_twenty_eight_systems_look_different():
@@ -147,7 +166,10 @@ def test_comparison_has_four_panels(runs, tmp_path):
 
 
 def test_comparison_leaves_out_what_was_not_measured(runs):
-    losses = {name: run.drop(columns=["accuracy", "worst_decile", "total_up_bits"]) for name, run in runs.items()}
+    losses = {
+        name: run.drop(columns=["accuracy", "worst_decile", "total_up_bits", "total_down_bits"])
+        for name, run in runs.items()
+    }
     fig = plots.comparison(losses, NODES)
     assert [ax.get_ylabel() for ax in fig.axes] == ["test loss", "consensus distance"]
     mixed = plots.comparison(runs | {"torus": losses["torus"]}, NODES)
@@ -269,6 +291,15 @@ def test_nothing_global_changes(runs):
         (lambda h: plots.learning_curves(h, "speed"), "no column 'speed'"),
         (lambda h: plots.learning_curves(h, x="day"), "x = 'day'"),
         (lambda h: plots.learning_curves(h, x="megabytes"), "nodes = None"),
+        (lambda h: plots.learning_curves(h["ring"]), "histories is a DataFrame"),
+        (lambda h: plots.comparison({"a": RESULT}, 4), r"histories\['a'\] is a Result, but must be a frame"),
+        (lambda h: report.summary(RESULT, 4), "histories is a Result, but must be a dict"),
+        (lambda h: report.summary({"a": RESULT}, 4), "give `Result.history`"),
+        (lambda h: plots.topology(nx.path_graph(3)), "graph is a Graph, but must be a jaxfl Graph"),
+        (lambda h: plots.topology(np.eye(3)), "graph is a ndarray, but must be"),
+        (lambda h: plots.label_histogram(data.digits()), "counts is a Dataset, but must be an array"),
+        (lambda h: plots.rate([1.0, 0.5], {}), "measured is a list, but must be a dict"),
+        (lambda h: plots.rate({}, {"a": "fast"}), r"predicted\['a'\] is a str, but must be an array"),
         (lambda h: plots.comparison(h, 0), "nodes = 0"),
         (lambda h: plots.rate({}, {}), "empty"),
         (lambda h: plots.rate({"a": [1, 2]}, {"a": [1, 2, 3]}), r"predicted\['a'\] has shape \[3\], but 2"),

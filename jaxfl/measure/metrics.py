@@ -9,14 +9,21 @@ import numpy as np
 from jaxfl.core import Array, InputError, Metric, Shards
 from jaxfl.exchange.rules import mean
 from jaxfl.learn.local import local_gradient
-from jaxfl.learn.task import Task, scores
+from jaxfl.learn.task import Task, require_task, scores
 from jaxfl.mapping import map_nodes
 
 WORST = 0.1  # the share of nodes called worst
 
 
 def mean_model(answer: Array) -> Array:
-    """The average `[d]` of the models `[n, d]`, or the one model itself."""
+    """The average `[d]` of the models `[n, d]`, or the one model itself.
+
+    Raises:
+        InputError: the answer is neither.
+    """
+    if jax.tree.structure(answer).num_nodes != 1 or jnp.ndim(answer) not in (1, 2):
+        shapes = [list(jnp.shape(a)) for a in jax.tree.leaves(answer)]
+        raise InputError(f"the system's answer has the shapes {shapes}, but one model [d] or models [n, d] are needed.")
     if answer.ndim == 1:
         return answer
     n = answer.shape[0]
@@ -36,12 +43,30 @@ def worst(values: Array, share: float = WORST) -> Array:
     return jnp.sort(values)[:count].mean()
 
 
+def _require_metrics(*metrics: Any) -> None:
+    odd = [type(m).__name__ for m in metrics if not isinstance(m, Metric)]
+    if odd:
+        raise InputError(f"metrics hold {', '.join(odd)}, but each must be a Metric: `Metric(f)` of a function.")
+
+
 def together(*metrics: Metric) -> Metric:
-    """All of them as one metric."""
+    """All of them as one metric.
+
+    Raises:
+        InputError: one is no metric; while tracing, two measure the same name.
+    """
+    _require_metrics(*metrics)
     parts = [m.measure for m in metrics]
 
     def measure(arrays, answer):
-        return {name: v for f, a in zip(parts, arrays, strict=True) for name, v in f(a, answer).items()}
+        out: dict = {}
+        for f, a in zip(parts, arrays, strict=True):
+            found = f(a, answer)
+            twice = sorted(out.keys() & found.keys())
+            if twice:
+                raise InputError(f"metrics measure {', '.join(twice)} twice, but each name can be measured once.")
+            out |= found
+        return out
 
     return Metric(measure, tuple(m.arrays for m in metrics))
 
@@ -52,8 +77,9 @@ def among(metric: Metric, ids: Any) -> Metric:
     `ids` are node ids, or a mask `[n]` of bool. A server's one model `[d]` is every node's model.
 
     Raises:
-        InputError: nobody is left.
+        InputError: nobody is left, or `metric` is none.
     """
+    _require_metrics(metric)
     ids = np.asarray(ids)
     ids = np.flatnonzero(ids) if ids.dtype == bool else ids
     if ids.ndim != 1 or not ids.size:
@@ -82,7 +108,11 @@ def shared_test(task: Task, x: Array, y: Array, *, nodes: bool = True, batch: in
         y: targets `[N, ...]`.
         nodes: evaluate every node's model too.
         batch: samples evaluated at once; bounds memory.
+
+    Raises:
+        InputError: `task` is no Task; while tracing, an answer that is no model `[d]` or models `[n, d]`.
     """
+    require_task(task)
     key = "accuracy" if task.correct is not None else "loss"
 
     def measure(arrays, answer):

@@ -63,15 +63,16 @@ def personal_accuracy(
     `private_k_group_g` and `shared_k_group_g`, means over the nodes of group g.
 
     Args:
-        groups: architectures; the system's answer has rows `[n_g, d_g]` for each, or is one array `[n, d]` if there is
-            one group.
+        groups: architectures; the system's answer has rows `[n_g, d_g]` for each, or is one array if there is one
+            group: rows `[n, d]`, or a server's `[d]`, every node's model.
         x: test inputs `[N, ...]`.
         y: test labels `[N]`.
         counts: samples of each label a node has, `[n, classes]` (`partition.label_histogram`).
         logits: `all_heads` or `one_head`, for what the tasks predict.
 
     Raises:
-        InputError: the groups are not those of `counts`, a node has no sample, or a class has no test example.
+        InputError: the groups are not those of `counts`, a node has no sample, or a class has no test example; while
+            tracing, an answer of other shapes.
     """
     table = np.asarray(counts, np.float64)
     require_groups(groups, len(table))
@@ -83,8 +84,8 @@ def personal_accuracy(
     share = jnp.asarray(table / table.sum(1, keepdims=True), jnp.float32)
 
     def measure(arrays, answer):
-        rows, (x, y, share), out = answer if isinstance(answer, tuple) else (answer,), arrays, {}
-        for name, each in zip(("private", "shared"), head_accuracy(groups, rows, x, y, share, logits), strict=True):
+        (x, y, share), out = arrays, {}
+        for name, each in zip(("private", "shared"), _accuracy(groups, answer, x, y, share, logits), strict=True):
             for k in range(each.shape[1]):
                 values = each[:, k]
                 out |= {f"{name}_{k}": values.mean(), f"{name}_{k}_spread": values.std()}
@@ -93,3 +94,15 @@ def personal_accuracy(
         return out
 
     return Metric(measure, (jnp.asarray(x), jnp.asarray(y), share))
+
+
+def _accuracy(groups: Groups, answer: Tree, x: Tree, y: Array, share: Array, logits: Callable) -> tuple[Array, Array]:
+    """`head_accuracy` of what a system answers: rows a group, or one array."""
+    rows: tuple[Array, ...] = answer if isinstance(answer, tuple) else (answer,)
+    found = [jnp.shape(a) for a in rows]
+    if found == [(groups[0].task.dim,)] and len(groups) == 1:  # a server's: looked at once
+        return head_accuracy((groups[0]._replace(ids=(0,)),), (rows[0][None],), x, y, share, logits)
+    want = [(len(g.ids), g.task.dim) for g in groups]
+    if found != want:
+        raise InputError(f"the system's answer has the shapes {found}, but personal_accuracy of these groups {want}.")
+    return head_accuracy(groups, rows, x, y, share, logits)

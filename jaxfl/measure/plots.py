@@ -4,7 +4,8 @@ New figures are plain `matplotlib.figure.Figure` objects: nothing global changes
 needed, and a notebook shows the figure that ends a cell. `save` writes PNG, `fig.savefig("a.pdf")` what a paper wants.
 
 Lines are means over seeds; the band around one runs from the lowest seed to the highest. Where a seed is not finite
-the line breaks, so divergence is never averaged away.
+any more the line breaks, so divergence is never averaged away. A seed that has no value in a round but has one later
+(the training loss of a round in which nobody answered) is left out of that round's mean.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxfl.core import Graph, InputError
-from jaxfl.measure.report import takes_time
+from jaxfl.measure.report import megabytes, require_histories, takes_time
 from jaxfl.measure.style import (
     BESIDE,
     COLOURS,
@@ -37,7 +38,7 @@ NAMES = {
 }
 AXES = {
     "round": ("round", "round"),
-    "megabytes": ("total_up_bits", "sent per node (MB)"),
+    "megabytes": ("total_up_bits", "sent and received per node (MB)"),
     "time": ("time", "simulated time (s)"),
     "gradients": ("total_gradients", "gradient evaluations, all nodes"),
 }
@@ -47,8 +48,7 @@ CELLS = 256  # pixels a side, at most, of an adjacency picture
 
 
 def _systems(histories: Mapping[str, Any], x: str, nodes: int | None) -> Mapping[str, Any]:
-    if not histories:
-        raise InputError("histories is empty, but at least one system is needed.")
+    require_histories(histories)
     if x not in AXES:
         raise InputError(f"x = {x!r}: one of {', '.join(AXES)} is needed.")
     if x == "megabytes" and (nodes is None or nodes < 1):
@@ -62,12 +62,16 @@ def _curve(name: str, history: Any, x: str, y: str, nodes: int | None) -> tuple[
     for c in (column, y):
         if c not in history:
             raise InputError(f"histories[{name!r}] has no column {c!r}, only {', '.join(map(str, history.columns))}.")
-    where = history[column].fillna(0.0)  # before the first round no time has passed and nothing was sent
-    each = history.assign(where=where / 8e6 / nodes if x == "megabytes" else where).groupby("round")
-    count = each[y].count()
-    parts = each["where"].mean(), each[y].mean(), each[y].min(), each[y].max()
-    at, mean, low, high = (values[count > 0].to_numpy(float) for values in parts)
-    whole = (count == each.size())[count > 0].to_numpy() & np.isfinite(mean)
+    where = megabytes(history, nodes) if x == "megabytes" and nodes else history[column]
+    # before the first round no time has passed and nothing was sent
+    at = where.fillna(0.0).groupby(history["round"]).mean()
+    each, later = history[y], history.sort_values("round", kind="stable").groupby("seed")[y].bfill()
+    lost = (each.isna() & later.isna()).groupby(history["round"]).sum()
+    values = each.groupby(history["round"])
+    seen = (values.count() > 0).to_numpy()
+    parts = at, values.mean(), values.min(), values.max()
+    at, mean, low, high = (part.to_numpy(float)[seen] for part in parts)
+    whole = (lost == 0).to_numpy()[seen] & np.isfinite(mean)
     return at, *(np.where(whole, v, np.nan) for v in (mean, low, high))
 
 
@@ -110,8 +114,8 @@ def learning_curves(
     Args:
         histories: `Result.history` of each system, by name.
         y: column to draw.
-        x: "round", "megabytes" (sent up to then by the mean node, 10^6 bytes), "time" (simulated seconds) or
-            "gradients" (evaluated up to then by all nodes); where seeds differ in it, the mean of the seeds.
+        x: "round", "megabytes" (sent and received up to then by the mean node, 10^6 bytes), "time" (simulated
+            seconds) or "gradients" (evaluated up to then by all nodes); where seeds differ in it, their mean.
         ax: axes to draw on (None: a new figure).
         nodes: nodes of the world, needed for megabytes.
         log: logarithmic y axis; values of 0 are left out.
@@ -149,10 +153,10 @@ def _spread_out(ax: Any) -> None:
 def comparison(histories: Mapping[str, Any], nodes: int, path: str | Path | None = None) -> Any:
     """Systems side by side in four panels, or five where rounds differ in simulated seconds.
 
-    Test accuracy (test loss where no system has accuracy) against rounds and against megabytes sent per node (on a
-    logarithmic axis where systems differ more than tenfold), worst-decile accuracy and consensus distance against
-    rounds. A system that lacks a quantity, or whose consensus distance is 0 throughout, is left out of that panel; an
-    empty panel is left out.
+    Test accuracy (test loss where no system has accuracy) against rounds and against megabytes sent and received
+    per node (on a logarithmic axis where systems differ more than tenfold), worst-decile accuracy and consensus
+    distance against rounds. A system that lacks a quantity, or whose consensus distance is 0 throughout, is left out of
+    that panel; an empty panel is left out.
 
     Args:
         histories: `Result.history` of each system, by name.
@@ -188,6 +192,19 @@ def comparison(histories: Mapping[str, Any], nodes: int, path: str | Path | None
     return fig
 
 
+def _numbers(what: str, given: Any) -> dict[str, np.ndarray]:
+    if not isinstance(given, Mapping):
+        raise InputError(f"{what} is a {type(given).__name__}, but must be a dict of curves by label.")
+    return {name: _floats(f"{what}[{name!r}]", v) for name, v in given.items()}
+
+
+def _floats(what: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} is a {type(given).__name__}, but must be an array of numbers.") from error
+
+
 @styled
 def rate(
     measured: Mapping[str, Any],
@@ -210,12 +227,12 @@ def rate(
         ylabel: with unit.
 
     Raises:
-        InputError: nothing to draw, or lengths that differ.
+        InputError: nothing to draw, lengths that differ, or what is no dict of numbers.
     """
     from matplotlib.lines import Line2D
 
-    curves = {name: np.atleast_2d(np.asarray(v, float)) for name, v in measured.items()}
-    lines = {name: np.atleast_1d(np.asarray(v, float)) for name, v in predicted.items()}
+    curves = {name: np.atleast_2d(v) for name, v in _numbers("measured", measured).items()}
+    lines = {name: np.atleast_1d(v) for name, v in _numbers("predicted", predicted).items()}
     if not curves and not lines:
         raise InputError("measured and predicted are empty, but at least one curve is needed.")
     at = np.arange([*curves.values(), *lines.values()][0].shape[-1]) if x is None else np.asarray(x, float)
@@ -250,7 +267,15 @@ def topology(graph: Graph, ax: Any = None, max_nodes: int = 300) -> Any:
         graph: its edges are the slots with a weight.
         ax: axes to draw on (None: a new figure).
         max_nodes: most nodes that are drawn as points.
+
+    Raises:
+        InputError: `graph` is no Graph.
     """
+    if not isinstance(graph, Graph):
+        raise InputError(
+            f"graph is a {type(graph).__name__}, but must be a jaxfl Graph, such as `graph.from_networkx(g)` or "
+            "`mixing.from_matrix(w)` make one."
+        )
     n = graph.nbr.shape[0]
     ax = axes_or_new(ax, (4.0, 4.0))
     import networkx as nx
@@ -305,7 +330,7 @@ def label_histogram(counts: Any, ax: Any = None) -> Any:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm
 
-    counts = np.asarray(counts)
+    counts = _floats("counts", counts)
     if counts.ndim != 2 or not counts.size or not (counts >= 0).all():
         raise InputError(f"counts has shape {list(counts.shape)}: a table [n, classes] of counts is needed.")
     n, classes = counts.shape

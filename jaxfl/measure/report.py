@@ -22,27 +22,52 @@ def summary(histories: Mapping[str, Any], nodes: int) -> Any:
     """One row a system, at the last evaluation of each seed.
 
     Columns, as far as a history has them: `accuracy`, `worst_decile`, `consensus`, `test_loss`, `diverged` (nodes
-    whose model is not finite), `megabytes` (sent up to then by the mean node, 10^6 bytes), `gradients` (evaluated up
-    to then by all nodes), `simulated_s` (simulated seconds up to then, where rounds differ in them), each a mean over
-    seeds and beside it `<column>_std`, the sample standard deviation over seeds (NaN with one seed); `rounds` and
-    `seeds`. A seed that is not finite makes its mean not finite.
+    whose model is not finite), `megabytes` (sent and received up to then by the mean node, 10^6 bytes), `gradients`
+    (evaluated up to then by all nodes), `simulated_s` (simulated seconds up to then, where rounds differ in them), each
+    a mean over seeds and beside it `<column>_std`, the sample standard deviation over seeds (NaN with one seed);
+    `rounds` and `seeds`. A seed that is not finite makes its mean not finite.
 
     Args:
         histories: `Result.history` of each system, by name.
-        nodes: nodes of the world, which share the bits of `total_up_bits`.
+        nodes: nodes of the world, which share the bits of `total_up_bits` and `total_down_bits`.
 
     Raises:
-        InputError: no histories, an empty one, or `nodes` below 1.
+        InputError: no histories, an empty one or another thing, or `nodes` below 1.
     """
     import pandas as pd
 
-    if not histories:
-        raise InputError("histories is empty, but at least one system is needed.")
+    require_histories(histories)
     if nodes < 1:
         raise InputError(f"nodes = {nodes}: at least 1 is needed.")
     clocked = any(takes_time(h) for h in histories.values())
     rows = [_row(name, h, nodes, clocked) for name, h in histories.items()]
     return pd.DataFrame(rows, index=list(histories))
+
+
+def require_histories(histories: Any) -> None:
+    """Raise InputError unless it is a dict of one or more frames by name."""
+    import pandas as pd
+
+    if not isinstance(histories, Mapping):
+        raise InputError(
+            f"histories is a {type(histories).__name__}, but must be a dict of `Result.history` by the system's name."
+        )
+    if not histories:
+        raise InputError("histories is empty, but at least one system is needed.")
+    for name, history in histories.items():
+        if not isinstance(history, pd.DataFrame):
+            raise InputError(
+                f"histories[{name!r}] is a {type(history).__name__}, but must be a frame: give `Result.history`."
+            )
+
+
+def megabytes(history: Any, nodes: int) -> Any:
+    """What the mean node has sent and received, in 10^6 bytes, row by row; None where bits were not counted.
+
+    A message between two nodes is sent by one and received by the other. A server is no node.
+    """
+    both = [history[c] for c in ("total_up_bits", "total_down_bits") if c in history]
+    return sum(both) / 8e6 / nodes if both else None
 
 
 def takes_time(history: Any) -> bool:
@@ -57,8 +82,9 @@ def _row(name: str, history: Any, nodes: int, clocked: bool) -> dict[str, Any]:
     done = history[history[scores].notna().any(axis=1)] if scores else history
     last = done.sort_values("round", kind="stable").groupby("seed").tail(1)
     values = {c: last[c] for c in scores}
-    if "total_up_bits" in last:
-        values["megabytes"] = last["total_up_bits"] / 8e6 / nodes
+    traffic = megabytes(last, nodes)
+    if traffic is not None:
+        values["megabytes"] = traffic
     if "total_gradients" in last:
         values["gradients"] = last["total_gradients"]
     if clocked and "time" in last:
