@@ -70,10 +70,10 @@ def test_going_on_from_a_carry_or_a_checkpoint_changes_no_bit(which, request, tm
 def test_a_client_trains_alike_in_any_cohort_slot_and_block():
     import optax
 
+    from jaxfl.at import at
     from jaxfl.blocks import block_of
     from jaxfl.core import Env
     from jaxfl.learn.local import local_sgd
-    from jaxfl.mapping import at
 
     task, world = digits_world(n=12)
     learn = local_sgd(task, optax.sgd(0.1), steps=3, batch=4)
@@ -81,7 +81,9 @@ def test_a_client_trains_alike_in_any_cohort_slot_and_block():
 
     def train(ids, block=None):
         with block_of(block):
-            return np.asarray(jax.jit(lambda i: at(i, learn)(jax.random.key(3), env, jnp.ones(650))[0])(jnp.array(ids)))
+            return np.asarray(
+                jax.jit(lambda i: at(i, learn)(jax.random.key(3), env, jnp.ones(650)).rows)(jnp.array(ids))
+            )
 
     base = train([2, 5, 7, 11])
     np.testing.assert_array_equal(train([11, 7, 2, 5]), base[[3, 2, 0, 1]])
@@ -110,7 +112,7 @@ def test_a_second_run_more_rounds_another_seed_or_rate_compiles_nothing():
     run(factory, world, task.init, 8, seed=3, hyper={"lr": 0.1}, **kw)
     assert [f._cache_size() for f in (engine._start, engine._chunk, engine._evaluate)] == before
     b = run(fedavg(task, lr=0.3, steps=2, batch=8), world, task.init, 2, every=2)
-    np.testing.assert_allclose(a.state.shared[0], b.state.shared[0], atol=1e-6)
+    np.testing.assert_allclose(a.state.shared["x"], b.state.shared["x"], atol=1e-6)
 
 
 def _test_digits():
@@ -207,7 +209,7 @@ task, world = digits_world(n=40, c=5)
 s = run(scaffold(task, **kw), world, task.init, 4, every=2).state
 out["x"], out["controls"] = s.shared["x"], s.nodes
 drawn = scenario(world.data, cohort=cohort.importance(40, 5, np.arange(1.0, 41.0)))
-out["drawn"] = run(fedavg(task, **kw), drawn, task.init, 2).state.shared[0]
+out["drawn"] = run(fedavg(task, **kw), drawn, task.init, 2).state.shared["x"]
 np.savez(sys.argv[2], **{k: np.asarray(v) for k, v in out.items()})
 """
 

@@ -27,10 +27,10 @@ def test_a_sweep_is_its_points_run_one_by_one(tmp_path):
     assert points == {"lr": [0.1, 0.1, 0.3, 0.3], "mu": [0.0, 1.0, 0.0, 1.0]}
     swept = run(factory, world, task.init, 4, hyper=points, seeds=2, every=2, out=tmp_path)
     assert len(swept.history) == 4 * 2 * 5
-    assert swept.state.shared[0].shape == (8, 650)
+    assert swept.state.shared["x"].shape == (8, 650)
     for i, (lr, mu) in enumerate(zip(*points.values(), strict=True)):
         alone = run(factory, world, task.init, 4, hyper={"lr": lr, "mu": mu}, seeds=2, every=2)
-        np.testing.assert_allclose(swept.state.shared[0][2 * i : 2 * i + 2], alone.state.shared[0], atol=1e-6)
+        np.testing.assert_allclose(swept.state.shared["x"][2 * i : 2 * i + 2], alone.state.shared["x"], atol=1e-6)
         mine = swept.history.query("lr == @lr and mu == @mu").drop(columns=["lr", "mu"]).reset_index(drop=True)
         np.testing.assert_allclose(mine["loss"], alone.history["loss"], rtol=1e-5)
         np.testing.assert_array_equal(mine["total_up_bits"], alone.history["total_up_bits"])
@@ -85,9 +85,9 @@ for name, lr, seeds in (("points", [0.1, 0.2, 0.3, 0.4], 3), ("seeds", 0.1, 8)):
     result = run(factory, world, task.init, 4, hyper=hyper, seeds=seeds, every=2)
     compiled = _chunk._cache_size()
     again = run(factory, world, task.init, 6, hyper=hyper, seeds=seeds, every=2, carry=result.carry)
-    out[name] = [result.state.shared[0].tolist(), again.history["loss"].tolist()]
+    out[name] = [result.state.shared["x"].tolist(), again.history["loss"].tolist()]
     assert _chunk._cache_size() == compiled, "going on compiled again"
-    assert len(result.state.shared[0].sharding.device_set) == int(sys.argv[1])
+    assert len(result.state.shared["x"].sharding.device_set) == int(sys.argv[1])
 print(json.dumps(out))
 """
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxfl.core import Array, InputError, Shards
 from jaxfl.engine.place import node_mesh, place
-from jaxfl.engine.run import run
+from jaxfl.engine.run import Carry, run
 from jaxfl.learn.data import Dataset, fashion_mnist, from_arrays
 from jaxfl.learn.models import MLP
 from jaxfl.learn.task import Task, classification
@@ -155,7 +155,7 @@ def ours(program: Program, rounds: int, scored: bool) -> Side:
     def step():
         nonlocal carry
         result = run(algorithm, world, task.init, rounds, every=rounds, carry=carry)
-        carry = jax.block_until_ready((0, result.carry[1]))
+        carry = Carry(0, jax.block_until_ready(result.carry.state), {})
         return result.state
 
     if not scored:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +35,24 @@ def _digest(leaves: list) -> Array:
     return sum(((2 * i + 1) * one(a) for i, a in enumerate(leaves)), jnp.uint32(0))
 
 
-def save(folder: Path, t: int, carry: Tree) -> None:
-    """Write `carry` after round `t` under `folder/checkpoints`; the two newest are kept.
+def _arrays(name: str, tree: Tree) -> tuple[list, Any]:
+    leaves, structure = jax.tree.flatten(tree)
+    odd = sorted({type(a).__name__ for a in leaves if not (hasattr(a, "shape") and hasattr(a, "dtype"))})
+    if odd:
+        raise InputError(f"{name} has leaves of type {', '.join(odd)}, but arrays are needed: `Result.carry.state`.")
+    return leaves, structure
+
+
+def save(folder: str | Path, t: int, carry: Tree) -> None:
+    """Write `carry`, a tree of arrays, after round `t` under `folder/checkpoints`; the two newest are kept.
 
     Raises:
-        InputError: the disk is full. Earlier checkpoints are kept.
+        InputError: a leaf is no array, or the disk is full. Earlier checkpoints are kept.
     """
     import orbax.checkpoint as ocp
 
-    leaves = jax.tree.leaves(carry)
+    folder = Path(folder)
+    leaves, _ = _arrays("carry", carry)
     path = folder.resolve() / "checkpoints" / str(t)
     try:
         with ocp.StandardCheckpointer() as writer:
@@ -54,22 +64,29 @@ def save(folder: Path, t: int, carry: Tree) -> None:
         shutil.rmtree(folder / "checkpoints" / str(old))
 
 
-def load(folder: Path, like: Tree) -> tuple[int, Tree]:
-    """The newest checkpoint, in the structure and placement of `like`.
+def load(folder: str | Path, like: Tree) -> tuple[int, Tree]:
+    """The round of the newest checkpoint, and its arrays in the structure and placement of `like`.
+
+    What `run` saves is `Result.carry.state`, `(state of the world, State)`, of which `like` may be another one.
 
     Raises:
-        InputError: if there is none, or it is damaged or of another run (other shapes, another system).
+        InputError: if there is none, or it is damaged or of another run (other shapes, another system), or a leaf of
+            `like` is no array.
     """
     import orbax.checkpoint as ocp
 
+    folder = Path(folder)
+    leaves, structure = _arrays("like", like)
     saved = _rounds(folder)
     if not saved:
         raise InputError(f"resume: {folder} holds no checkpoint to go on from.")
     t = saved[-1]
     path = folder.resolve() / "checkpoints" / str(t)
     damaged = f"resume: the checkpoint of round {t} in {folder} is damaged"
-    leaves, structure = jax.tree.flatten(like)
-    want = {str(i): jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for i, a in enumerate(leaves)}
+    want = {
+        str(i): jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None))
+        for i, a in enumerate(leaves)
+    }
     want["digest"] = jax.ShapeDtypeStruct((), np.uint32)
     with ocp.StandardCheckpointer() as reader:
         try:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,25 @@ TOTALS = {"seconds": "time"} | {name: f"total_{name}" for name in ("up_bits", "d
 
 
 class Recorder:
-    """Collects the logs of a run on the host, chunk by chunk, and writes each to `log.jsonl` as it comes.
+    """Collects the logs of a run on the host, chunk by chunk, and writes each to files as it comes.
 
-    Of several processes each collects all, and only the one that `writes` does write.
+    Columns go to `log`, JSON lines in which null stands for a number that is not finite; what is logged by node to one
+    NumPy archive a chunk in the folder `nodes` beside it. Of several processes each collects all, and only the one that
+    `writes` does write.
+
+    Attributes:
+        spent: running totals of each run by column, `[r]` float64: `time` is the sum of `seconds`, `total_up_bits` that
+            of `up_bits` and so on. They are added up round by round, so that a run in parts has the totals of the whole
+            to the bit; what is NaN counts nothing.
     """
 
-    def __init__(self, labels: list[dict], log: Path | None, writes: bool = True):
+    def __init__(
+        self, labels: list[dict], log: Path | None, writes: bool = True, spent: Mapping[str, np.ndarray] | None = None
+    ):
         self.labels, self.log, self.writes = labels, log, writes
         self.rows: list[dict[str, Any]] = []
         self.nodes: dict[str, list[np.ndarray]] = {}
+        self.spent = {name: np.asarray(v, np.float64) for name, v in (spent or {}).items()}
 
     def add(self, start: int, logs: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> None:
         """Add the rounds after round `start`.
@@ -33,45 +44,102 @@ class Recorder:
             scores: what was evaluated after the last of them, leaves `[r]`.
         """
         flat = {name: a for name, a in logs.items() if a.ndim == 2}
-        for name in logs.keys() - flat.keys():
-            self.nodes.setdefault(name, []).append(logs[name])
+        by_node = {name: a for name, a in logs.items() if a.ndim != 2}
+        columns = flat | self._totals(flat)
         count = next(iter(logs.values())).shape[1] if logs else 1
         fresh = []
         for i, label in enumerate(self.labels):
             for r in range(count):
-                row = label | {"round": start + r + bool(logs)} | {k: float(a[i, r]) for k, a in flat.items()}
+                row = label | {"round": start + r + bool(logs)} | {k: float(a[i, r]) for k, a in columns.items()}
                 if r == count - 1:
                     row |= {k: float(a[i]) for k, a in scores.items()}
                 fresh.append(row)
         self.rows += fresh
+        self._keep(by_node)
         if self.log is not None and self.writes:
             append(self.log, "".join(json.dumps(_finite(row)) + "\n" for row in fresh))
+            if by_node:
+                _write_nodes(self._archives / f"{start}-{start + count}.npz", by_node)
+
+    def _totals(self, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The running totals `[r, rounds]` of a chunk; the last of them are spent."""
+        totals = {}
+        for name, total in TOTALS.items():
+            if name in flat:
+                each = flat[name].astype(np.float64)
+                before = self.spent.get(total, np.zeros(len(each)))
+                steps = np.concatenate([before[:, None], np.where(np.isnan(each), 0.0, each)], 1)
+                totals[total] = np.cumsum(steps, 1)[:, 1:]
+                self.spent[total] = totals[total][:, -1]
+        return totals
+
+    def _keep(self, by_node: Mapping[str, np.ndarray]) -> None:
+        for name, a in by_node.items():
+            self.nodes.setdefault(name, []).append(a)
+
+    @property
+    def _archives(self) -> Path:
+        return Path(str(self.log)).parent / "nodes"
 
     def go_on(self, t: int) -> None:
-        """Take up the log of a run that was cut off: rows after round `t` are dropped from the file too."""
+        """Take up the log of a run that was cut off: what is of rounds after `t` is dropped from the files too.
+
+        Raises:
+            InputError: the log does not reach round `t`, or is of other seeds or swept values.
+        """
         if self.log is None:
             return
         self.rows = _read_rows(self.log, t)
+        ends = [row for row in self.rows if row["round"] == t]
+        last = [row for label in self.labels for row in ends if label.items() <= row.items()]
+        if not len(ends) == len(last) == len(self.labels):
+            raise InputError(f"resume: {self.log} does not hold round {t} of the seeds and values asked for.")
+        self.spent = {total: np.array([row[total] for row in last]) for total in TOTALS.values() if total in ends[0]}
+        self._read_nodes(t)
         if not self.writes:
             return
         whole = self.log.with_suffix(".part")
         append(whole, "".join(json.dumps(_finite(row)) + "\n" for row in self.rows))
         whole.replace(self.log)
 
-    def frame(self):
-        """All rows as a pandas frame sorted by run and round, with running totals in float64.
+    def _read_nodes(self, t: int) -> None:
+        files = sorted((*map(int, path.stem.split("-")), path) for path in self._archives.glob("*-*.npz"))
+        at = None
+        for start, end, path in files:
+            if end > t:
+                if self.writes:
+                    path.unlink()
+                continue
+            if at not in (None, start):
+                raise InputError(f"resume: {self._archives} has no rounds {at} to {start}.")
+            with np.load(path, allow_pickle=False) as archive:
+                self._keep({name[1:]: archive[name] for name in archive.files})
+            at = end
+        if at not in (None, t):
+            raise InputError(f"resume: {self._archives} ends at round {at}, before round {t}.")
 
-        `time` is the sum of `seconds`: when the round was over, in simulated seconds.
-        """
+    def by_node(self) -> dict[str, np.ndarray]:
+        """What was logged by node, `[r, rounds, n]`, of the rounds in the table."""
+        return {name: np.concatenate(parts, 1) for name, parts in self.nodes.items()}
+
+    def frame(self):
+        """All rows as a pandas frame sorted by run and round, running totals last."""
         import pandas as pd
 
         names = list(self.labels[0])
         table = pd.DataFrame(self.rows) if self.rows else pd.DataFrame(columns=[*names, "round"])
         table = table.sort_values([*names, "round"], kind="stable").reset_index(drop=True)
-        for name, total in TOTALS.items():
-            if name in table:
-                table[total] = table[name].fillna(0.0).groupby([table[name] for name in names]).cumsum()
-        return table
+        totals = [total for total in TOTALS.values() if total in table]
+        return table[[c for c in table if c not in totals] + totals].fillna(dict.fromkeys(totals, 0.0))
+
+
+def _write_nodes(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        named: dict[str, Any] = {f"_{name}": a for name, a in arrays.items()}  # no name is one of savez's own
+        np.savez(path, **named)
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

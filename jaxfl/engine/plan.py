@@ -20,12 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxfl.canonical import canonical
-from jaxfl.core import Algorithm, Array, InputError, Metric, Scenario, Tree
+from jaxfl.core import Algorithm, Array, Metric, Scenario, Tree
 from jaxfl.engine import rates
+from jaxfl.engine.arguments import check_counts, check_names, check_parts
 from jaxfl.engine.hlo import Work, counts, works
-from jaxfl.engine.place import placement
-from jaxfl.engine.run import _chunk, _evaluate, _start, inputs, shared_measure
-from jaxfl.engine.runs import Runs, of_a_seed, side_by_side
+from jaxfl.engine.run import _chunk, _evaluate, _start, inputs, shapes_on, shared_measure
+from jaxfl.engine.runs import side_by_side
 from jaxfl.traced import programs_in
 
 MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "dynamic_slice", "dynamic_update_slice")
@@ -118,12 +118,12 @@ def plan(
     `carry` holds that beside its own: `state_bytes` more.
 
     Raises:
-        InputError: `every` is below 1.
+        InputError: for an argument that `run` refuses.
     """
-    if every < 1:
-        raise InputError(f"every is {every}, but must be a whole number of at least 1.")
+    check_counts(0, seeds, every=every, block=block)
+    check_parts(algorithm, scenario, model, evaluate, hyper, mesh)
     algorithm, evaluate = canonical(algorithm), shared_measure(evaluate)
-    mesh, _, runs, draw, x, fixed = inputs(scenario, model, 0, seeds, hyper, mesh)
+    mesh, labels, runs, draw, x, fixed = inputs(scenario, model, 0, seeds, hyper, mesh)
     devices = 1 if mesh is None else mesh.size
     test = () if evaluate is None else evaluate.arrays
     began = time.perf_counter()
@@ -131,17 +131,17 @@ def plan(
         if mesh is not None:
             fixed, x, test = _shapes(mesh, (fixed, x, test))
         start = _start.trace(algorithm, scenario[:2], draw, runs, x, *fixed)
-        first = start.lower().compile()
-        carry = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), start.out_info)
-        if mesh is not None:
-            carry = _placed(mesh, carry, runs)
+        carry = shapes_on(mesh, start.out_info, runs)
         runs = side_by_side(runs, carry[1])
         traced = _chunk.trace(algorithm, scenario.step, every, runs, block, np.int32(0), carry, *fixed)
-        compiled = traced.lower().compile()
-        beside = max(_beside(first, held=_bytes(carry)), _beside(compiled))
+        scored = None
         if evaluate is not None:
-            scored = _evaluate.lower(algorithm, evaluate.measure, runs, block, carry[1], fixed[1], test).compile()
-            beside = max(beside, _beside(scored))
+            scored = _evaluate.trace(algorithm, evaluate.measure, runs, block, carry[1], fixed[1], test)
+        check_names(labels[0], traced.out_info[1], scored.out_info if scored else {})
+        first, compiled = start.lower().compile(), traced.lower().compile()
+        beside = max(_beside(first, held=_bytes(carry)), _beside(compiled))
+        if scored is not None:
+            beside = max(beside, _beside(scored.lower().compile()))
     took = time.perf_counter() - began
     text = compiled.as_text() or ""
     met = counts(text)
@@ -194,16 +194,9 @@ def resident() -> tuple[int, int]:
     return size.get("VmRSS", 0), size.get("VmHWM", 0)
 
 
-def _placed(mesh: Mesh, carry: tuple, runs: Runs | None) -> tuple:
-    """Shapes of the carry where `run` would put it."""
-    world, state = carry
-    where = placement(mesh, state, runs is not None)
-    return _shapes(mesh, world, of_a_seed(mesh, runs)), jax.tree.map(lambda a, s: _shapes(mesh, a, s), state, where)
-
-
-def _shapes(mesh: Mesh, tree: Tree, spec: P = P()) -> Tree:
-    """Shapes on the mesh, on every device unless `spec` says otherwise."""
-    where = NamedSharding(mesh, spec)
+def _shapes(mesh: Mesh, tree: Tree) -> Tree:
+    """Shapes on every device of the mesh."""
+    where = NamedSharding(mesh, P())
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a), sharding=where), tree)
 
 

@@ -9,7 +9,10 @@ import numpy as np
 
 @contextlib.contextmanager
 def bar(rounds: int, done: int, show: bool | None) -> Iterator[Callable]:
-    """Yields `advance(t, scores)`; `show=None` draws only on a terminal."""
+    """Yields `advance(t, scores)`; `show=None` draws only on a terminal.
+
+    Beside the bar stands the mean over runs of their accuracy or test loss: nan once a run has diverged.
+    """
     if not (sys.stderr.isatty() if show is None else show):
         yield lambda t, scores: None
         return
@@ -28,7 +31,9 @@ def bar(rounds: int, done: int, show: bool | None) -> Iterator[Callable]:
         task = progress.add_task("rounds", total=rounds, completed=done, score="")
 
         def advance(t: int, scores: dict) -> None:
-            shown = [f"{k} {np.nanmean(v):.3f}" for k, v in list(scores.items()) if k in ("accuracy", "loss")]
-            progress.update(task, completed=t, score="  ".join(shown[:1]))
+            shown = [
+                f"{k.replace('_', ' ')} {np.mean(scores[k]):.3f}" for k in ("accuracy", "test_loss") if k in scores
+            ]
+            progress.update(task, completed=t, score="".join(shown[:1]))
 
         yield advance

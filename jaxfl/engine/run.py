@@ -9,34 +9,57 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jaxfl.blocks import block_of
 from jaxfl.canonical import canonical
 from jaxfl.core import Algorithm, Array, Env, InputError, Metric, Scenario, State, Tree
 from jaxfl.engine import checkpoint, keys
+from jaxfl.engine.arguments import (
+    built,
+    check_algorithm,
+    check_carry,
+    check_counts,
+    check_names,
+    check_parts,
+    check_scores,
+    whole,
+)
 from jaxfl.engine.history import Recorder
-from jaxfl.engine.place import everywhere, keep_place, node_mesh, place, place_state, to_host, wait_for_all
+from jaxfl.engine.place import everywhere, keep_place, node_mesh, place, place_state, placement, to_host, wait_for_all
 from jaxfl.engine.progress import bar
 from jaxfl.engine.runs import Runs, lay_out, of_a_seed, over_runs, run_mesh, side_by_side
+
+
+class Carry(NamedTuple):
+    """Where a run stands. A pytree; only `state` goes to the devices."""
+
+    t: int  # rounds finished
+    state: Tree  # (state of the world, State)
+    spent: dict[str, np.ndarray]  # running totals of the history by column, [runs] float64; {}: nothing so far
 
 
 class Result(NamedTuple):
     """What `run` returns; with `seeds` every array of `state` has a leading seed axis."""
 
     history: Any  # pandas frame, one row a seed and round
-    nodes: dict[str, np.ndarray]  # what was logged by node, [s, rounds, n]
+    nodes: dict[str, np.ndarray]  # what was logged by node, [s, rounds, n], of the rounds in the history
     state: State
-    carry: Tree  # give it to `run(carry=...)` to go on
+    carry: Carry  # give it to `run(carry=...)` to go on
 
 
 def build(algorithm: Algorithm | Callable[..., Algorithm], hyper: dict) -> Algorithm:
-    """An `Algorithm` as it is, a factory called with the traced `hyper`."""
-    return algorithm(**hyper) if callable(algorithm) else algorithm
+    """An `Algorithm` as it is, a factory called with the traced `hyper`.
+
+    Raises:
+        InputError: `hyper` for an algorithm that is built already, or that the factory does not take.
+    """
+    check_algorithm(algorithm, hyper)
+    return algorithm if isinstance(algorithm, Algorithm) else built(algorithm, hyper)
 
 
 def _env(t, now, data, byz, links):
-    return Env(t, now.seconds, data, now.graph, now.cohort, byz, now.alive, links)
+    return Env(t, now.seconds, data, now.graph, now.cohort, byz, now.alive, links, now.share)
 
 
 def _first(algorithm, scenario, draw, x, key, hyper, arrays, data, byz, links):
@@ -54,6 +77,17 @@ def _strong(a: Array) -> Array:
     return a if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key) else jnp.asarray(a, jnp.result_type(a))
 
 
+def _down_stay(alive: Array, old: State, new: State) -> State:
+    """`new`, in which what nodes keep is `old` for those that are down: they neither learn, hear nor forget."""
+
+    def stay(new: Array, old: Array) -> Array:
+        by_node = new.ndim and new.shape[0] == alive.shape[0]
+        return jnp.where(alive.reshape(-1, *[1] * (new.ndim - 1)), new, old) if by_node else new
+
+    mail = new.mail._replace(nodes=jax.tree.map(stay, new.mail.nodes, old.mail.nodes))
+    return new._replace(nodes=jax.tree.map(stay, new.nodes, old.nodes), mail=mail)
+
+
 def _rounds(algorithm, step, count, t, carry, key, hyper, arrays, data, byz, links):
     algorithm = build(algorithm, hyper)
 
@@ -61,8 +95,11 @@ def _rounds(algorithm, step, count, t, carry, key, hyper, arrays, data, byz, lin
         world, state = carry
         world, now = everywhere(step(keys.round_key(key, t, "world"), arrays, world, t))
         env = _env(t, now, data, byz, links)
-        state, log = algorithm.round(keys.round_key(key, t, "algorithm"), env, state)
-        return (world, keep_place(state)), {"seconds": env.seconds} | log
+        new, log = algorithm.round(keys.round_key(key, t, "algorithm"), env, state)
+        if links is not None and "seconds" not in log:
+            raise InputError("links are given, but this system logs no `seconds`: train by `at`, send by net's verbs.")
+        new = new if now.alive is None else _down_stay(now.alive, state, new)
+        return (world, keep_place(new)), dict(log) | {"seconds": env.seconds + log.get("seconds", 0.0)}
 
     return jax.lax.scan(body, carry, t + jnp.arange(count))
 
@@ -90,7 +127,7 @@ def _chunk(algorithm, step, count, runs, block, t, carry, key, hyper, *rest):
 def _evaluate(algorithm, measure, runs, block, state, hyper, arrays):
     def one(arrays, _, hyper, state):
         answer = build(algorithm, hyper).read(state)
-        scores = measure(arrays, answer)
+        scores = check_scores(measure(arrays, answer))
         floats = [a for a in map(jnp.asarray, jax.tree.leaves(answer)) if jnp.issubdtype(a.dtype, jnp.floating)]
         if floats:
             rows = [a.reshape(-1, a.shape[-1]) if a.ndim else a[None, None] for a in floats]
@@ -138,11 +175,11 @@ def rollout_from(
 ) -> tuple[Tree, dict]:
     """`rollout` from where a run stopped: the new carry and the logs `[rounds, ...]`.
 
-    `carry` is `(t, (state of the world, State))`, as in `Result.carry` of a run without a seed axis; a run with seeds
-    is vmapped over the second part and `seed`. The world of the further rounds may differ from that of the run in its
-    arrays, and the algorithm in what it logs.
+    `carry` is `(t, (state of the world, State))`, such as `Result.carry` of a run without a seed axis, whose running
+    totals are not read: the logs say what the rounds cost. A run with seeds is vmapped over the second part and `seed`.
+    The world of the further rounds may differ from that of the run in its arrays, and the algorithm in what it logs.
     """
-    t, carry = carry
+    t, carry = carry[:2]
     world = scenario.arrays, scenario.data, scenario.byz, scenario.links
     carry, logs = _rounds(
         algorithm, scenario.step, rounds, jnp.int32(t), carry, keys.run_key(seed), hyper or {}, *world
@@ -168,6 +205,29 @@ def inputs(scenario: Scenario, model, seed: int, seeds: int | None, hyper: dict 
     fixed = key, hyper, scenario.arrays, scenario.data, scenario.byz, scenario.links
     draw, x = (canonical(model), None) if callable(model) else (None, jax.tree.map(jnp.asarray, model))
     return mesh, labels, runs, draw, x, fixed
+
+
+def shapes_on(mesh: Mesh | None, carry: tuple, runs: Runs | None) -> tuple:
+    """Shapes of a carry where `run` would put it."""
+    if mesh is None:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), carry)
+    on = lambda a, spec: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
+    world, state = carry
+    of_world = jax.tree.map(lambda a: on(a, of_a_seed(mesh, runs)), world)
+    return of_world, jax.tree.map(on, state, placement(mesh, state, runs is not None))
+
+
+def _foreseen(algorithm, scenario, evaluate, labels, count, how, model, fixed) -> tuple[tuple, Runs | None]:
+    """Shapes of the carry, and the runs side by side, from tracing alone; columns that hide another are refused."""
+    (runs, seed_block, block, mesh), (draw, x) = how, model
+    carry = shapes_on(mesh, _start.eval_shape(algorithm, scenario[:2], draw, runs, x, *fixed), runs)
+    runs = side_by_side(runs, carry[1], seed_block)
+    _, logs = _chunk.eval_shape(algorithm, scenario.step, count, runs, block, np.int32(0), carry, *fixed)
+    scores = {}
+    if evaluate is not None:
+        scores = _evaluate.eval_shape(algorithm, evaluate.measure, runs, block, carry[1], fixed[1], evaluate.arrays)
+    check_names(labels[0], logs, scores)
+    return carry, runs
 
 
 def run(
@@ -200,15 +260,15 @@ def run(
         rounds: rounds in all, counted from the start also when resuming.
         seed: the first seed.
         seeds: run seeds `seed, seed + 1, ...` in one program; None is one seed without a seed axis.
-        hyper: numbers the factory takes. They are traced: other values compile nothing. A list of values makes one
-            run a value (and seed), all in one program, and a column of the history; several lists go together value
-            by value (`grid` makes lists of all combinations).
+        hyper: numbers the factory takes, none for an algorithm that is built. They are traced: other values compile
+            nothing. A list of values makes one run a value (and seed), all in one program, and a column of the history;
+            several lists go together value by value (`grid` makes lists of all combinations).
         every: rounds between evaluations, log lines and checkpoints (None: a tenth of `rounds`).
-        evaluate: what is measured at the start and after every chunk.
-        out: folder for `log.jsonl` and checkpoints; made if absent.
+        evaluate: what is measured at the start and after every chunk, in columns of its own.
+        out: folder for `log.jsonl`, what is logged by node (`nodes/`) and checkpoints; made if absent.
         checkpoints: save after every chunk to `out`.
-        resume: go on from the newest checkpoint in `out`.
-        carry: go on from the `carry` of an earlier result.
+        resume: go on from the newest checkpoint in `out`; the result then is of all rounds.
+        carry: go on from the `carry` of an earlier result. History and nodes are of the further rounds, totals of all.
         mesh: devices over which nodes (`place.node_mesh`) or runs (`runs.run_mesh`) are spread; None takes all there
             are for runs if they divide these, else for nodes as many as divide them.
         block: nodes mapped at once on a device (None: chosen by bytes).
@@ -216,17 +276,19 @@ def run(
         progress: show a bar (None: on a terminal).
 
     Raises:
-        InputError: for an argument out of range, a log that exists, a damaged or foreign checkpoint.
+        InputError: for an argument of another kind or out of range, a measurement called as another column, a log that
+            exists, a damaged or foreign checkpoint or carry.
     """
-    folder = None if out is None else Path(out)
-    for name, value in (("rounds", rounds), ("every", every), ("seeds", seeds), ("seed_block", seed_block)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}, but must be a whole number of at least 1.")
+    rounds = whole("rounds", rounds)
+    check_counts(seed, seeds, every=every, block=block, seed_block=seed_block)
+    check_parts(algorithm, scenario, model, evaluate, hyper, mesh)
+    if carry is not None and not isinstance(carry, Carry):
+        raise InputError("carry must be `Result.carry`, or a `Carry` that says what was spent before.")
     every = max(1, rounds // 10) if every is None else every
+    folder = None if out is None else Path(out)
     if (checkpoints or resume) and folder is None:
         raise InputError("out is None, but checkpoints and resume need a folder.")
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         if (folder / "log.jsonl").exists() and not resume:
             raise InputError(f"out: {folder} holds a run already; choose another folder or resume it.")
         wait_for_all("folder checked")
@@ -238,16 +300,22 @@ def run(
         if mesh is not None:
             fixed, x = place(mesh, (fixed, x))
             evaluate = None if evaluate is None else evaluate._replace(arrays=place(mesh, evaluate.arrays))
-        t = 0
+        t, spent = (0, {}) if carry is None else (carry.t, carry.spent)
+        count = min(every, max(1, rounds - t))
+        how = runs, seed_block, block, mesh
+        like, sides = _foreseen(algorithm, scenario, evaluate, labels, count, how, (draw, x), fixed)
         if carry is not None:
-            t, carry = carry
-            carry = jax.tree.map(jnp.copy, carry)
+            check_carry(carry, like, len(labels))
+            carry = jax.tree.map(jnp.copy, carry.state)
         else:
             carry = _start(algorithm, scenario[:2], draw, runs, x, *fixed)
             if mesh is not None:
                 carry = place(mesh, carry[0], of_a_seed(mesh, runs)), place_state(mesh, carry[1], runs is not None)
-        runs = side_by_side(runs, carry[1], seed_block)
-        recorder = Recorder(labels, None if folder is None else folder / "log.jsonl", jax.process_index() == 0)
+        runs = sides
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        log = None if folder is None else folder / "log.jsonl"
+        recorder = Recorder(labels, log, jax.process_index() == 0, spent)
         if resume and folder is not None:
             t, carry = checkpoint.load(folder, carry)
             recorder.go_on(t)
@@ -270,5 +338,4 @@ def run(
                 if checkpoints and folder is not None:
                     checkpoint.save(folder, t, carry)
                 advance(t, measured)
-    nodes = {name: np.concatenate(parts, 1) for name, parts in recorder.nodes.items()}
-    return Result(recorder.frame(), nodes, carry[1], (t, carry))
+    return Result(recorder.frame(), recorder.by_node(), carry[1], Carry(t, carry, recorder.spent))

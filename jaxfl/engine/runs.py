@@ -47,9 +47,14 @@ def lay_out(seed: int, seeds: int | None, hyper: dict) -> tuple[list[dict], Runs
     """A row of labels a run, the runs (None: one, without an axis of runs), keys `[seeds]` and numbers `[points]`.
 
     Raises:
-        InputError: lists of unlike lengths.
+        InputError: lists of unlike lengths, or what is no number.
     """
-    given = {name: np.asarray(v, np.float64) for name, v in hyper.items()}
+    given = {}
+    for name, v in hyper.items():
+        try:
+            given[name] = np.asarray(v, np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"hyper has {name} = {v!r}, but needs numbers or lists of numbers.") from error
     lengths = {name: v.size for name, v in given.items() if v.ndim}
     if any(v.ndim > 1 or not v.size for v in given.values()) or len(set(lengths.values())) > 1:
         raise InputError(f"hyper has lists of {lengths} values, but needs single numbers or equally long lists.")
