@@ -105,7 +105,7 @@ class Setup:
     partition: Annotated[str | None, *_named(PARTITIONS, "natural where samples have a key, else dirichlet")] = None
     """How samples are dealt to nodes."""
     alpha: Positive = 0.3
-    """Concentration of the dirichlet and resampled partitions; small is heterogeneous."""
+    """Concentration of the dirichlet and resampled partitions, for each label; small is heterogeneous."""
     shard_size: Count = 20
     """Samples of a node in the resampled partition, which deals any number of nodes."""
     labels_per_node: Count = 2
