@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lapack import stacks
 
 from jaxfl.core import InputError
 from jaxfl.learn.models import MLP
@@ -42,6 +43,11 @@ def test_lanczos_stays_inside_the_spectrum_and_ends_at_its_ends():
         np.testing.assert_allclose(full(a, jax.random.key(seed)), values[[0, -1]], rtol=1e-4)
         low, high = short(a)
         assert values[0] - 1e-4 <= low < high <= values[-1] + 1e-4
+
+
+def test_lapack_takes_one_matrix_a_call_also_for_several_models():
+    ends = jax.vmap(lambda a: extreme_eigenvalues(lambda v: a @ v, 4, steps=4))
+    assert stacks(jax.jit(ends).lower(jnp.zeros((3, 4, 4)))) == {1}
 
 
 def test_a_spectrum_of_one_value_ends_lanczos_early():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from common import QUICK
+from lapack import stacks
 
 from jaxfl.core import InputError
 from jaxfl.exchange.low_rank import effective_rank, low_rank
@@ -156,6 +157,17 @@ def test_a_basis_that_vanished_recovers():
         total = total + out
     np.testing.assert_allclose(total + np.asarray(memory[0]).mean(0), 12 * x[0], atol=1e-3)
     np.testing.assert_allclose(out, x[0], atol=1e-3)
+
+
+def test_lapack_takes_one_matrix_a_call_also_for_several_seeds():
+    """Two matrices of a size and two seeds: batched calls may wait for ever for their own thread pool."""
+    collective, weight = low_rank(SHAPES, 2), jnp.full(3, 1 / 3)
+    memory, rows = start(collective, SIZE, 3), jnp.zeros((2, 3, SIZE))
+
+    def both(key, x):
+        return collective.reduce(key, *memory, x, weight), effective_rank(SHAPES, x[0])
+
+    assert stacks(jax.jit(jax.vmap(both)).lower(jax.random.split(jax.random.key(0)), rows)) == {1}
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxfl import linalg
 from jaxfl.core import Array, InputError, require
 from jaxfl.exchange.codecs import FLOAT, Collective, symmetric
 
@@ -53,7 +54,7 @@ def _row(blocks: dict[tuple[int, int], Array], groups: Groups) -> Array:
 
 def _orthonormal(x: Array) -> Array:
     """Orthonormal columns, the first k of which span the first k of `x` `[..., a, r]`; a zero becomes any other."""
-    return jnp.linalg.qr(x)[0]
+    return linalg.qr(x)[0]
 
 
 def low_rank(
@@ -157,7 +158,7 @@ def effective_rank(shapes: Shapes, message: Array, share: float = 0.9) -> Array:
             d = _take(message, starts, a, b)
             d = d if a <= b else d.swapaxes(-1, -2)
             gram = jnp.matmul(d, d.swapaxes(-1, -2), precision=HIGHEST)
-            energy = jnp.maximum(jnp.linalg.eigvalsh(gram)[..., ::-1], 0.0)
+            energy = jnp.maximum(linalg.eigvalsh(gram)[..., ::-1], 0.0)
             short = jnp.cumsum(energy, -1) < (share - 1e-6) * energy.sum(-1, keepdims=True)
             found.append(jnp.minimum(1 + short.sum(-1), min(a, b)))
     if not found:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxfl import linalg
 from jaxfl.core import Array, InputError, Metric, Tree, stream
 from jaxfl.learn.task import Task, mean_loss
 from jaxfl.measure.metrics import mean_model
@@ -52,7 +53,7 @@ def extreme_eigenvalues(product: Callable, d: int, steps: int = 20, key: Array |
     _, (alpha, beta, alive) = jax.lax.scan(step, carry, jnp.arange(steps))
     alpha = jnp.where(alive, alpha, alpha[0])  # fills up with a number inside the spectrum
     beta = jnp.where(alive, beta, 0)[:-1]
-    values = jnp.linalg.eigvalsh(jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1))
+    values = linalg.eigvalsh(jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1))
     return values[0], values[-1]
 
 
