@@ -62,6 +62,7 @@ def _curve(name: str, history: Any, x: str, y: str, nodes: int | None) -> tuple[
     for c in (column, y):
         if c not in history:
             raise InputError(f"histories[{name!r}] has no column {c!r}, only {', '.join(map(str, history.columns))}.")
+    history = history.reset_index(drop=True)  # joined histories count their rows anew
     where = megabytes(history, nodes) if x == "megabytes" and nodes else history[column]
     # before the first round no time has passed and nothing was sent
     at = where.fillna(0.0).groupby(history["round"]).mean()
