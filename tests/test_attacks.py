@@ -73,6 +73,16 @@ def test_lies_against_their_formula_with_absent_and_diverged_senders(name, lie):
         np.testing.assert_allclose(got[i], lie(sent[i], honest), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["alie", "alie, local", "ipm", "mimic", "sign_flip"])
+@pytest.mark.parametrize("size", [1e-33, 1e-25, 1e20, 1e35])
+def test_lies_scale_with_the_messages_to_both_ends_of_float32(name, size):
+    """Squares of 1e20 are infinite, those of 1e-23 are 0: `alie` sent NaN and the mean."""
+    sent, bad = np.random.default_rng(1).normal(size=(C, M)).astype(np.float32), np.arange(C) % 4 == 1
+    got, _ = heard(ATTACKS[name], sent * np.float32(size), np.ones(C), bad)
+    want, _ = heard(ATTACKS[name], sent, np.ones(C), bad)
+    np.testing.assert_allclose(got / np.float64(size), want, rtol=1e-5, atol=1e-5)
+
+
 def test_gaussian_lies_are_gaussian_and_change_with_the_key():
     sent, bad = np.zeros((2, 4000)), np.array([False, True])
     a, _ = heard(ATTACKS["gaussian"], sent, np.ones(2), bad)

@@ -192,6 +192,29 @@ def test_feedback_repairs_a_bias():
     np.testing.assert_allclose(total / 200, x, atol=10 / 3 / 200)
 
 
+@pytest.mark.parametrize("power", [-110, -90, -75, 60, 64, 90, 122])
+@pytest.mark.parametrize(
+    "codec",
+    [
+        *(quantize(4), quantize(8, block=7), quantize(8, stochastic=True), qsgd(4), qsgd(3, block=7), sign(), half()),
+        *(top_k(0.2, quantize(4)), random_k(4), error_feedback(sign()), error_feedback(quantize(4))),
+    ],
+)
+def test_what_arrives_scales_with_the_message_to_both_ends_of_float32(codec, power):
+    """Beyond 1e19 squares are infinite, below 1e-22 they are 0."""
+    x = np.random.default_rng(0).normal(size=40).astype(np.float32)
+    x += np.copysign(0.1, x)
+    want, _, bits = send(codec, x)
+    step = jax.jit(lambda x: codec.send(KEY, codec.init(x), x))
+    for got, _, spent in (send(codec, np.ldexp(x, power)), step(np.ldexp(x, power))):
+        np.testing.assert_allclose(np.ldexp(np.asarray(got, np.float64), -power), want, rtol=1e-5)
+        assert float(spent) == bits
+
+
+def test_the_scale_of_sign_does_not_overflow():
+    np.testing.assert_allclose(send(sign(), np.full(5000, 3e37))[0], 3e37, rtol=1e-5)
+
+
 @pytest.mark.parametrize("codec", [top_k(3), quantize(4), random_k(3), qsgd(3), sign(), error_feedback(sign())])
 def test_a_diverged_message_arrives_as_such(codec):
     assert not np.isfinite(send(codec, [1.0, jnp.nan, 2.0])[0]).all()

@@ -178,6 +178,109 @@ def test_krum_is_exact_far_from_zero_where_own_is_near():
     np.testing.assert_array_equal(apply("krum", x[0], x, np.full(K, 1 / K)), want.astype(np.float32))
 
 
+FAR = 64, 50  # draws, numbers
+FAR_RULES = {"krum": rules.krum(2), "multi_krum": rules.multi_krum(2), "rfa": rules.geometric_median(60, 1e-12)}
+
+
+@functools.cache
+def far_from_own(spread, lie):
+    """Draws `[draws, K, m]` around a point of norm 1; the first two lie, one coordinate or all, equal or not."""
+    rng = np.random.default_rng(0)
+    point = rng.normal(size=(FAR[0], 1, FAR[1]))
+    point /= np.linalg.norm(point, axis=2, keepdims=True)
+    x = point + spread * rng.normal(size=(FAR[0], K, FAR[1])) / np.sqrt(FAR[1])
+    if lie:
+        x[:, :2] = point + spread * lie * rng.normal(size=(FAR[0], 2, FAR[1]))
+        x[::2, :2, 1:] = point[::2, :, 1:]
+        x[::4, 1] = x[::4, 0]
+    return x.astype(np.float32)
+
+
+each_far = pytest.mark.parametrize("spread", [0.1, 1e-3, 1e-4, 1e-6])
+each_lie = pytest.mark.parametrize("lie", [0, 1e6, 1e15])
+
+
+@functools.cache
+def of_draws(name):
+    """The rule with `own` 0 of one draw, as at a server, and of all, as on a graph."""
+    one = lambda x: FAR_RULES[name](jnp.zeros(FAR[1]), x, jnp.full(K, 1 / K))
+    return quick(one), quick(jax.vmap(one))
+
+
+def over_draws(name, x):
+    one, many = of_draws(name)
+    got = np.asarray(many(x))
+    np.testing.assert_allclose(got[:4], [one(x) for x in x[:4]], rtol=1e-5, atol=2e-7)
+    return got
+
+
+@each_far
+@each_lie
+def test_krum_is_exact_far_from_own(spread, lie):
+    """Around `own`, Krum picked another message in a third of all draws at 1e-3 and in nearly all at 1e-4."""
+    x = far_from_own(spread, lie)
+    want = np.stack([multi_krum(2, 1)(None, x, None) for x in x.astype(np.float64)])
+    np.testing.assert_array_equal(over_draws("krum", x), want.astype(np.float32))
+    want = np.stack([multi_krum(2)(None, x, None) for x in x.astype(np.float64)])
+    np.testing.assert_allclose(over_draws("multi_krum", x), want, atol=1e-7)
+
+
+@each_far
+@each_lie
+def test_the_geometric_median_is_exact_far_from_own(spread, lie):
+    """Around `own`, it was a whole spread off at 1e-4; what is left are roundings of messages of norm 1."""
+    x, w = far_from_own(spread, lie), np.full(K, 1 / K)
+    want = np.stack([weiszfeld(60, 1e-12)(None, x, w) for x in x.astype(np.float64)])
+    got = over_draws("rfa", x)
+    assert np.linalg.norm(got - want, axis=1).max() < 1e-5 * spread + 2e-7
+
+
+@each_rule
+@pytest.mark.parametrize("size", [1e-15, 1e15, 2e18, 6e18, 1.5e19, 1e20, 3e38])
+@pytest.mark.parametrize("m", [1, M])
+def test_equal_liars_of_any_size_are_not_chosen(name, size, m):
+    """Squares that overflow made scores of NaN, which Krum took for the least."""
+    own, x, _ = draw(2, m=m)
+    x[:2] = size / np.sqrt(m)
+    got = apply(name, own, x, np.full(K, 1 / K))
+    left = size * (2 / 9) ** 5 if name == "geometric_median" and size < 1e18 else 0  # five steps' remainder
+    assert (np.abs(got) <= 2 * np.abs(x[2:]).max() + np.abs(own).max() + left).all()
+    if name == "krum":
+        eager = rules.krum(2)(
+            jnp.float32(own), jnp.float32(x), jnp.full(K, 1 / K)
+        )  # fused, inf - inf is another number
+        np.testing.assert_array_equal(got, eager)
+        assert (np.abs(got - x[2:]).max(1) < 1e-6).any() or size < 1
+
+
+def test_an_own_row_that_diverged_does_not_hide_the_messages():
+    own, x, w = draw(4)
+    for size in (1e9, 1e25, np.inf):
+        for name in ("krum", "multi_krum", "geometric_median"):
+            want = RULES[name][1](own, x, w)
+            np.testing.assert_allclose(apply(name, size * own, x, w), want, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e18])
+def test_the_adaptive_radius_of_any_size(size):
+    distance, w = jnp.float32([0, 1, 2, 3, 9]), jnp.full(5, 0.2)
+    got = rules.adaptive_radius(0.01)(distance * size, w)
+    np.testing.assert_allclose(got, size * np.sqrt(0.2 * 95 / 0.01), rtol=1e-6)
+
+
+def test_distances_have_derivatives_though_their_centre_is_a_choice():
+    """Against finite differences in float64, where the centre changes on the way, forwards and backwards."""
+    own, x, w = draw(6)
+    x, rule, along = own + 30 + x, rules.geometric_median(5, 0.1), RNG.normal(size=M)
+    f = lambda x: jnp.vdot(jnp.float32(along), rule(jnp.float32(own), x, jnp.float32(w)))
+    slope, push = quick(jax.grad(f))(jnp.float32(x)), quick(lambda x, d: jax.jvp(f, (x,), (d,))[1])
+    for _ in range(3):
+        d = RNG.normal(size=x.shape)
+        want = along @ (weiszfeld(5, 0.1)(own, x + 1e-5 * d, w) - weiszfeld(5, 0.1)(own, x - 1e-5 * d, w)) / 2e-5
+        np.testing.assert_allclose(np.vdot(slope, d), want, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(push(jnp.float32(x), jnp.float32(d)), want, rtol=1e-3, atol=1e-4)
+
+
 def test_where_the_diagonal_is_zero_a_receiver_does_not_hear_itself():
     """Rounding of the weights to float32 left an own weight of 1e-7, and so a message to the median."""
     rng = np.random.default_rng(0)

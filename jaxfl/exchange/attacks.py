@@ -106,6 +106,7 @@ def mimic(warmup: int = 1) -> Attack:
             mean = old * mean + new * _moments(sent, honest, None)
             off = lambda x, mean: jnp.where(honest[:, None], x - mean, 0)
             along = sum_columns(lambda x, mean, v: jnp.matmul(off(x, mean), v, precision=HIGHEST), sent, mean, v)
+            along = _unit(along)  # the direction of u alone counts
             u = by_columns(lambda x, mean: jnp.matmul(along, off(x, mean), precision=HIGHEST), sent, mean)
             return mean, _unit(old * v + new * _unit(u))
 
@@ -186,10 +187,18 @@ def _moments(x: Array, honest: Array, z: float | Array | None) -> Array:
     def part(x: Array) -> Array:
         x = jnp.where(honest[:, None], x, 0)
         mu = jnp.matmul(share, x, precision=HIGHEST)
-        return mu if z is None else mu - z * jnp.sqrt(jnp.matmul(share, (x - mu) ** 2, precision=HIGHEST))
+        if z is None:
+            return mu
+        off = jnp.where(honest[:, None], x - mu, 0)
+        most = jnp.abs(off).max(0)  # of 1, squares neither overflow nor vanish
+        off = off / jnp.where(most > 0, most, 1)
+        return mu - z * most * jnp.sqrt(jnp.matmul(share, off**2, precision=HIGHEST))
 
     return by_columns(part, x)
 
 
 def _unit(v: Array) -> Array:
+    """`v / |v|`, of 0 itself; scaled first, as the square of 1e20 is no float32."""
+    most = jnp.abs(v).max()
+    v = v / jnp.where(most > 0, most, 1)
     return v / jnp.maximum(jnp.linalg.norm(v), 1e-30)

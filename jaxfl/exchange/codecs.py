@@ -65,10 +65,16 @@ def symmetric(x: Array, bits: int | Array, axis: int | tuple[int, ...] = -1, key
     The maximum runs over `axis`. Without a key to the nearest integer, else up or down at random, without bias.
     """
     levels = 2.0 ** (bits - 1) - 1
-    scale = jnp.max(jnp.abs(x), axis, keepdims=True) / levels
-    place = x / jnp.where(scale == 0, 1.0, scale)
+    most, part = _scaled(x, axis)
+    place = levels * part
     place = jnp.round(place) if key is None else jnp.floor(place + jax.random.uniform(key, x.shape))
-    return jnp.clip(place, -levels, levels) * scale
+    return jnp.clip(place, -levels, levels) / levels * most
+
+
+def _scaled(x: Array, axis: int | tuple[int, ...] = -1) -> tuple[Array, Array]:
+    """`max |x|` over `axis`, kept as 1, and `x` over it: squares and sums of that neither overflow nor vanish."""
+    most = jnp.max(jnp.abs(x), axis, keepdims=True)
+    return most, x / jnp.where(most == 0, 1.0, most)
 
 
 def _blocks(message: Array, block: int | None) -> Array:
@@ -132,11 +138,12 @@ def qsgd(levels: int, *, block: int | None = None) -> Codec:
 
     def send(key, memory, message):
         x = _blocks(message, block)
-        norm = jnp.linalg.norm(x, axis=1, keepdims=True)
-        place = levels * jnp.abs(x) / jnp.where(norm == 0, 1.0, norm)
+        most, part = _scaled(x)
+        norm = jnp.linalg.norm(part, axis=1, keepdims=True)
+        place = levels * jnp.abs(part) / jnp.where(norm == 0, 1.0, norm)
         level = jnp.minimum(jnp.floor(place + jax.random.uniform(key, x.shape)), levels)
         code = (elias_bits(1 + level) + (level > 0)).reshape(-1)[: message.size].sum()
-        sent = norm * jnp.sign(x) * level / levels
+        sent = most * (norm * jnp.sign(x) * level / levels)
         return sent.reshape(-1)[: message.size], memory, code + FLOAT * x.shape[0]
 
     return Codec(memoryless, send)
@@ -151,7 +158,8 @@ def sign(*, scaled: bool = True) -> Codec:
 
     def send(key, memory, message):
         del key
-        scale = jnp.abs(message).mean() if scaled else 1.0
+        most, part = _scaled(message)
+        scale = most * jnp.abs(part).mean() if scaled else 1.0
         return scale * jnp.where(message < 0, -1.0, 1.0), memory, message.size + FLOAT * scaled
 
     return Codec(memoryless, send)

@@ -9,8 +9,9 @@ products only (Krum, geometric median); a coordinate rule weighs ranks, coordina
 mean). Both, and centered clipping, work on chunks of coordinates: beside `heard` they need memory for one chunk.
 
 In every rule but the mean a message that is not finite counts as not arrived, in weight rules and clipping also one
-whose square is not; if nothing arrived, the receiver keeps `own`. `weight` says how much a message counts in the mean,
-the geometric median and centered clipping; to the others only who came matters, as in their papers.
+whose square is not (in weight rules, above `4e37 / k`); if nothing arrived, the receiver keeps `own`. Distances below
+1e-19 count as 0. `weight` says how much a message counts in the mean, the geometric median and centered clipping; to
+the others only who came matters, as in their papers.
 """
 
 import math
@@ -25,6 +26,7 @@ from jaxfl.core import Array, Tree, require
 from jaxfl.mapping import AXIS, node_shards
 
 HIGHEST = jax.lax.Precision.HIGHEST
+LARGEST = 4e37  # of the sum of squares of which four may still be added
 CHUNK_BYTES = 2**28  # of the messages on an accelerator; on a CPU a core's cache
 
 
@@ -68,10 +70,7 @@ def multi_krum(f: int | Array, keep: int | Array | None = None) -> Callable:
 
     def weights(gram: Array, came: Array, weight: Array) -> Array:
         count, place = came.sum(), jnp.arange(came.size)
-        square = jnp.diagonal(gram)
-        apart = jnp.maximum(square[:, None] + square - 2 * gram, 0)
-        others = came[:, None] & came & (place[:, None] != place)
-        near = ascend(jnp.where(others, apart, jnp.inf))  # column i: squared distances from i, nearest first
+        near = _nearest(gram, came)
         looked_at = jnp.minimum(jnp.maximum(count - f - 2, 1), count - 1)
         score = jnp.where(place[:, None] < looked_at, near, 0).sum(0)
         score = jnp.where(came, score, jnp.inf)
@@ -87,8 +86,8 @@ def geometric_median(iterations: int = 8, nu: float | Array = 1e-6) -> Callable:
     """The point of least weighted distance to all, by smoothed Weiszfeld steps (RFA, Pillutla et al., IEEE TSP 2022).
 
     `z <- sum_i b_i x_i / sum_i b_i` with `b_i = w_i / max(nu, |z - x_i|)`, from the weighted mean. `nu` is in the units
-    of the messages. Distances are taken from inner products around `own` and are blind below about
-    `3e-4 |x_i - own|`.
+    of the messages. Distances are taken from inner products around one of the messages, see `_gram`, and are blind
+    below about 3e-4 of the distances between them.
     """
     require("iterations", iterations, least=0)
     require("nu", nu, above=0)
@@ -150,7 +149,9 @@ def adaptive_radius(delta: float | Array) -> Callable:
         ties = (distance == distance[:, None]) & (place >= place[:, None])
         farther = (distance > distance[:, None]) | ties  # [j, l]: l is as far as j, or farther
         kept = jnp.matmul(farther.astype(weight.dtype), weight, precision=HIGHEST) > delta * (1 + 1e-6)
-        return _root(jnp.where(kept, weight * distance**2, 0).sum() / delta)
+        most = jnp.where(kept, distance, 0).max(initial=0)  # of 1, squares neither overflow nor vanish
+        part = jnp.where(kept, distance, 0) / jnp.where(most > 0, most, 1)
+        return most * _root((weight * part**2).sum() / delta)
 
     return radius
 
@@ -255,19 +256,12 @@ def _by_rank(share: Callable) -> Callable:
 def _by_gram(weights: Callable) -> Callable:
     """The rule that weighs messages by `weights(gram [k, k], came [k], weight [k]) -> [k]`.
 
-    Messages are centred at `own` first: distances between messages that lie close together, but far from zero, would
-    be lost to rounding. The rows of `gram` of those who did not come are undefined, and their `weight` is 0.
+    The rows of `gram` of those who did not come are undefined, and their `weight` is 0.
     """
 
     def rule(own: Array, heard: Array, weight: Array) -> Array:
-        centre = jnp.where(jnp.isfinite(own).all(), own, 0)
-
-        def products(x: Array, centre: Array) -> Array:
-            x = x - centre
-            return jnp.matmul(x, x.T, precision=HIGHEST)
-
-        gram = sum_columns(products, heard, centre)
-        w, came = _arrived(weight, jnp.diagonal(gram))
+        gram, _ = _gram(heard, own, weight)
+        w, came = _arrived(weight, jnp.diagonal(gram), LARGEST / weight.size)
         a = weights(gram, came, w)
         out = by_columns(lambda x: jnp.matmul(a, jnp.where(came[:, None], x, 0), precision=HIGHEST), heard)
         return jnp.where(came.any(), out, own)
@@ -275,9 +269,53 @@ def _by_gram(weights: Callable) -> Callable:
     return rule
 
 
-def _arrived(weight: Array, square: Array) -> tuple[Array, Array]:
+@jax.custom_jvp
+def _gram(heard: Array, own: Array, weight: Array) -> tuple[Array, Array]:
+    """Inner products `[k, k]` of the messages less a centre, and the centre `[m]`.
+
+    Rounding errs by some 1e-7 of the squared distances from the centre. The first is `own` (its numbers beyond 1e12
+    as 0). Where the message in the middle, of least median distance to the others, lies more than 8 such distances
+    from the centre, it is the next; where its own distances were rounding, there may be another. Liars that are fewer
+    than the others, however far away, move none of this. All rows of a `vmap` pass on only if one needs to.
+    """
+
+    def look(tries: Array, centre: Array) -> tuple[Array, Array, Array, Array, Array]:
+        gram = sum_columns(_own_products, heard, centre)
+        square = jnp.diagonal(gram)
+        _, came = _arrived(weight, square, LARGEST / weight.size)
+        row = jnp.maximum(came.sum() // 2 - 1, 0)
+        middle = jnp.where(came, _nearest(gram, came)[row], jnp.inf)
+        best = jnp.argmin(middle)
+        return tries + 1, best, square[best] > 64 * middle[best], gram, centre
+
+    start = look(jnp.int32(0), jnp.where(jnp.abs(own) < 1e12, own, 0))
+    go_on = lambda state: state[2] & (state[0] < 4)
+    return jax.lax.while_loop(go_on, lambda state: look(state[0], heard[state[1]]), start)[3:]
+
+
+@_gram.defjvp
+def _gram_jvp(at: tuple, by: tuple) -> tuple:
+    """Distances do not depend on the centre, and so has it no derivative."""
+    gram, centre = _gram(*at)
+    half = sum_columns(lambda y, x, centre: jnp.matmul(y, (x - centre).T, precision=HIGHEST), by[0], at[0], centre)
+    return (gram, centre), (half + half.T, jnp.zeros_like(centre))
+
+
+def _own_products(x: Array, centre: Array) -> Array:
+    x = x - centre
+    return jnp.matmul(x, x.T, precision=HIGHEST)
+
+
+def _nearest(gram: Array, came: Array) -> Array:
+    """In column `i` the squared distances `[k, k]` from message `i` to the others that came, ascending, then inf."""
+    square, place = jnp.diagonal(gram), jnp.arange(came.size)
+    others = came[:, None] & came & (place[:, None] != place)
+    return ascend(jnp.where(others, jnp.maximum(square[:, None] + square - 2 * gram, 0), jnp.inf))
+
+
+def _arrived(weight: Array, square: Array, most: float = math.inf) -> tuple[Array, Array]:
     """The weights `[k]` of what came, summing to one again, and what came `[k]`, from the messages' squares `[k]`."""
-    came = (weight > 0) & jnp.isfinite(square)
+    came = (weight > 0) & jnp.isfinite(square) & (square <= most)
     w = jnp.where(came, weight, 0)
     return w / jnp.maximum(w.sum(), 1e-30), came
 
