@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxfl.blocks import block_of
 from jaxfl.canonical import canonical
 from jaxfl.core import Algorithm, Array, Env, InputError, Metric, Scenario, State, Tree
-from jaxfl.engine import checkpoint, keys
+from jaxfl.engine import checkpoint, keys, watch
 from jaxfl.engine.arguments import (
     built,
     check_algorithm,
@@ -327,12 +327,14 @@ def run(
             return _by_run(got, runs)
 
         if t == 0:
-            recorder.add(0, {}, scores())
+            with watch.over("the start"):
+                recorder.add(0, {}, scores())
         with bar(rounds, t, progress) as advance:
             while t < rounds:
                 count = min(every, rounds - t)
-                carry, logs = _chunk(algorithm, scenario.step, count, runs, block, np.int32(t), carry, *fixed)
-                logs, measured = _by_run(logs, runs), scores()
+                with watch.over(f"rounds {t + 1} to {t + count}"):
+                    carry, logs = _chunk(algorithm, scenario.step, count, runs, block, np.int32(t), carry, *fixed)
+                    logs, measured = _by_run(logs, runs), scores()
                 recorder.add(t, logs, measured)
                 t += count
                 if checkpoints and folder is not None:
