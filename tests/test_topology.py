@@ -235,7 +235,7 @@ def world(s, t, seed=0):
 
 def test_scenario_defaults():
     s = scenario(shards([3, 1, 2]))
-    graph, cohort, seconds, alive = world(s, 4)
+    graph, cohort, seconds, alive, _ = world(s, 4)
     assert graph is None
     np.testing.assert_array_equal(cohort.ids, [0, 1, 2])
     np.testing.assert_array_equal(cohort.weight, [3, 1, 2])  # everyone, by the number of samples
@@ -248,7 +248,7 @@ def test_scenario_composes_its_parts():
     data = shards([2] * 8)
     drop = T.edge_drop(M.metropolis(G.complete(8)), 0.5)
     s = scenario(data, nodes=8, topology=drop, cohort=C.markov(8, 3, 0.7, 0.7), byz=2, round_seconds=2.5)
-    graph, cohort, seconds, _ = jax.jit(lambda: world(s, 3))()
+    graph, cohort, seconds, *_ = jax.jit(lambda: world(s, 3))()
     assert graph.nbr.shape == (8, 7)
     assert cohort.ids.shape == (3,)
     assert float(seconds) == 2.5
