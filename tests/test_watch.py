@@ -6,7 +6,7 @@ import pytest
 
 from jaxfl.engine import watch
 
-STILL = "no processor is busy", "stands still", "py-spy", "JAX_NUM_CPU_DEVICES=1", "XLA_FLAGS"
+STILL = "no processor is busy", "stands still", "py-spy", "NPROC=16", "JAX_NUM_CPU_DEVICES=1"
 
 
 class World(threading.Event):

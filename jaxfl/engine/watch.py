@@ -81,6 +81,6 @@ def word(what: str, seconds: float, processors: float, lone: bool) -> str:
     if not lone:
         return head + f"no processor is busy here: it waits for an accelerator or another process ({dump})."
     return head + (
-        f"no processor is busy: it stands still and is not likely to go on ({dump}). Stop it and try one device "
-        "(JAX_NUM_CPU_DEVICES=1), or XLA without its thread pool (XLA_FLAGS=--xla_cpu_multi_thread_eigen=false)."
+        f"no processor is busy: it stands still and is not likely to go on ({dump}). Stop it and try a larger thread pool "
+        "(NPROC=16 in the environment), which ends waits of a pool for itself, or one device (JAX_NUM_CPU_DEVICES=1)."
     )
