@@ -10,9 +10,10 @@ STILL = "no processor is busy", "stands still", "py-spy", "NPROC=16", "JAX_NUM_C
 
 
 class World(threading.Event):
-    """An event and a clock: each of the first waits takes its `timeout` at once and `busy` processors all the while.
+    """An event and a clock. A look is two waits, which take their `timeout` at once: a silence, then a sample.
 
-    `steps` are called in the midst of waits, by number. `idle` says that the waits are over.
+    `busy` processors work all through a sample, and two before it; `steps` are called in the midst of silences, by
+    number of the look. `idle` says that the looks are over.
     """
 
     def __init__(self, busy):
@@ -21,24 +22,25 @@ class World(threading.Event):
         self.seconds = self.used = 100.0
 
     def wait(self, timeout=None):
-        turn, timeout = len(self.pauses), timeout or 0.0
+        (look, sampled), timeout = divmod(len(self.pauses), 2), timeout or 0.0
         self.pauses.append(timeout)
-        if turn == len(self.busy):
+        if look == len(self.busy):
             self.idle.set()
             return super().wait(60)
-        self._pass(timeout / 2, self.busy[turn])
-        self.steps.get(turn, lambda: None)()
-        self._pass(timeout / 2, self.busy[turn])
+        self._pass(timeout / 2, self.busy[look] if sampled else 2)
+        if not sampled:
+            self.steps.get(look, lambda: None)()
+        self._pass(timeout / 2, self.busy[look] if sampled else 2)
         return False
 
-    def _pass(self, seconds, busy):
-        self.seconds, self.used = self.seconds + seconds, self.used + seconds * busy
+    def _pass(self, seconds, processors):
+        self.seconds, self.used = self.seconds + seconds, self.used + seconds * processors
 
 
 def heard(capsys, busy, names=()):
-    """The lines of a block in such a world, and its pauses; `names` are what is said to come next, by wait."""
+    """The lines of a block in such a world, and the silences; `names` are what is said to come next, by look."""
     world, now = World(busy), []
-    world.steps = {turn: lambda what=what: now[0](what) for turn, what in dict(names).items()}
+    world.steps = {look: lambda what=what: now[0](what) for look, what in dict(names).items()}
     ready = threading.Event()
     clock = lambda: (threading.current_thread().name != "jaxfl watch" or ready.wait(60)) and world.seconds
     with watch.over("rounds 1 to 4", ended=world, clock=clock, used=lambda: world.used) as call:
@@ -46,7 +48,8 @@ def heard(capsys, busy, names=()):
         ready.set()
         assert world.idle.wait(60)
     assert world.is_set()
-    return capsys.readouterr().err.splitlines(), world.pauses
+    assert set(world.pauses[1::2]) <= {watch.SAMPLE}
+    return capsys.readouterr().err.splitlines(), [p + watch.SAMPLE for p in world.pauses[::2]]
 
 
 def test_a_block_that_ends_in_time_says_nothing(capsys):
@@ -56,6 +59,7 @@ def test_a_block_that_ends_in_time_says_nothing(capsys):
 
 
 def test_one_line_a_look_at_doubling_pauses(capsys):
+    """What is busy in the sample alone counts: a run that computed for minutes and then stands still is found out."""
     lines, pauses = heard(capsys, [1.3, 0.0, 0.002])
     assert pauses == [watch.PATIENCE * k for k in (1, 2, 4, 8)]
     assert [line.split(";")[0] for line in lines] == [
@@ -66,12 +70,12 @@ def test_one_line_a_look_at_doubling_pauses(capsys):
 
 
 def test_what_comes_next_ends_a_silence(capsys):
-    """Renamed half-way through the first and the third wait: each time the patience starts anew from there."""
+    """Renamed half-way through the first and the third silence: the patience starts anew from there."""
     lines, pauses = heard(capsys, [1, 1, 1, 1], {0: "rounds 5 to 8", 2: "rounds 9 to 12"})
-    p = watch.PATIENCE
-    assert pauses == [p, p / 2, 2 * p, 0, 2 * p]
+    p, s = watch.PATIENCE, watch.SAMPLE
+    first, third = (p - s) / 2, (2 * p - s) / 2  # from a new name to the next sample
+    assert pauses == [p, p - (first + s), 2 * p, s, 3 * p - (third + 2 * s)]
     assert [line.split(": nothing")[0] for line in lines] == ["jaxfl: rounds 5 to 8", "jaxfl: rounds 9 to 12"]
-    assert [line.split(" for ")[1].split(";")[0] for line in lines] == ["5 minutes", "5 minutes"]
 
 
 def test_the_thread_ends_with_the_block_also_after_an_error():

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import jax
 
 PATIENCE = 300.0  # seconds until the first word
-IDLE = 0.01  # processors in use, below which a process stands still
+SAMPLE = 10.0  # the last of them, in which the busy processors are counted
+IDLE = 0.01  # busy processors, below which a process stands still
 
 
 class _At(NamedTuple):
     what: str
     since: float
-    used: float
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def over(
         clock: seconds of the world.
         used: seconds of processors that this process has used.
     """
-    ended, newest = ended or threading.Event(), [_At(what, clock(), used())]
+    ended, newest = ended or threading.Event(), [_At(what, clock())]
     speaks, lone = jax.process_index() == 0, jax.default_backend() == "cpu" and jax.process_count() == 1
 
     def look() -> None:
@@ -49,25 +49,27 @@ def over(
         while True:
             at = newest[0]
             if at is not seen:
-                seen, due, then, before = at, patience, at.since, at.used
-            if ended.wait(max(0.0, at.since + due - clock())):
+                seen, due = at, patience
+            if ended.wait(max(0.0, at.since + due - SAMPLE - clock())):
+                return
+            then, before = clock(), used()
+            if ended.wait(SAMPLE):
                 return
             if newest[0] is at:
-                now, total = clock(), used()
-                line = word(at.what, now - at.since, (total - before) / max(now - then, 1e-9), lone)
-                print(line, file=sys.stderr, flush=True)
-                due, then, before = 2 * due + patience, now, total
+                now, busy = clock(), used() - before
+                print(word(at.what, now - at.since, busy / (now - then), lone), file=sys.stderr, flush=True)
+                due = 2 * due + patience
 
     if speaks:
         threading.Thread(target=look, name="jaxfl watch", daemon=True).start()
     try:
-        yield lambda what: newest.__setitem__(0, _At(what, clock(), used()))
+        yield lambda what: newest.__setitem__(0, _At(what, clock()))
     finally:
         ended.set()
 
 
 def word(what: str, seconds: float, processors: float, lone: bool) -> str:
-    """The line of a process that was silent for `seconds` and lately kept so many `processors` busy, on average.
+    """The line of a process that was silent for `seconds` and lately keeps so many `processors` busy.
 
     `lone` is one that computes on CPUs and has no other processes to wait for.
     """
@@ -81,6 +83,6 @@ def word(what: str, seconds: float, processors: float, lone: bool) -> str:
     if not lone:
         return head + f"no processor is busy here: it waits for an accelerator or another process ({dump})."
     return head + (
-        f"no processor is busy: it stands still and is not likely to go on ({dump}). Stop it and try a larger thread pool "
-        "(NPROC=16 in the environment), which ends waits of a pool for itself, or one device (JAX_NUM_CPU_DEVICES=1)."
+        f"no processor is busy: it stands still and is not likely to go on ({dump}). Stop it and try more threads "
+        "(NPROC=16 in the environment: a pool no longer waits for itself) or one device (JAX_NUM_CPU_DEVICES=1)."
     )
