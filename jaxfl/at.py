@@ -20,7 +20,7 @@ Who = Cohort | Array
 class Trained(NamedTuple):
     """What local work gave."""
 
-    rows: Array  # [c, d], or with a weight the sum [d]
+    rows: Tree  # [c, d], or with a weight the sum [d]
     log: Log  # `loss`, mean of those present who ran a step; `gradients`, sum; `seconds`, of the slowest, if timed
     kept: dict  # what nodes keep now, by name: leaves [n, ...] of all nodes for a cohort, [c, ...] for ids
     each: dict  # what each logged, leaves [c, ...]: `loss`, `steps`, `gradients`, ...
@@ -47,8 +47,8 @@ def at(who: Who, learn: Callable, weight: Array | None = None) -> Callable:
     lifted = lift(who, learn, weight)
 
     def train(key: Array, env: Env, x: Array, shared: dict | None = None, kept: dict | None = None, **own: Tree):
-        rows, kept, each = lifted(key, env, x, shared, kept, **own)
-        return Trained(rows, timed(env, who, each), kept, each)
+        rows, new, each = lifted(key, env, x, shared, kept, **own)
+        return Trained(rows, timed(env, who, each), new, each)
 
     return train
 
@@ -84,7 +84,7 @@ def lift(who: Who, learn: Callable, weight: Array | None = None) -> Callable:
         else:
             working = c.weight > 0 if bound is None else (c.weight > 0) & (bound > 0)
             (y, each), new = map_kept(c, one, (env.data, common), rows, kept, present=working, **how)
-        return y, new, each
+        return y, new or {}, each
 
     return lifted
 
@@ -101,8 +101,8 @@ def reported(who: Who, each: dict) -> Log:
         mean = jnp.where(ran, each["loss"], 0.0).sum() / jnp.maximum(ran.sum(), 1)
         log["loss"] = jnp.where(ran.any(), mean, jnp.nan)
     if "gradients" in each:
-        late = isinstance(who, Cohort) and who.asked is not None
-        log["gradients"] = jnp.where(who.asked if late else present, each["gradients"], 0.0).sum()
+        asked = who.asked if isinstance(who, Cohort) else None
+        log["gradients"] = jnp.where(present if asked is None else asked, each["gradients"], 0.0).sum()
     return log
 
 

@@ -74,9 +74,9 @@ class Graph:
     gives it (column-stochastic matrices, whose rows do not sum to one). `shifts` promises that slot `s` of every node
     points `shifts[s]` places further round a circle, `nbr[i, s] == (i + shifts[s]) % n`, with no weight of 0: mixing
     then needs no gather. `reach` promises that nobody hears a node more than `reach` places away round that circle:
-    devices then exchange border rows alone. `column_stochastic` says that
-    columns sum to one and rows need not, as in push-sum: models must not be mixed by such weights. `rev[i, s]` is the slot in which `nbr[i, s]` hears `i` (None where some
-    edge has no reverse).
+    devices then exchange border rows alone. `column_stochastic` says that columns sum to one and rows need not, as in
+    push-sum: models must not be mixed by such weights. `rev[i, s]` is the slot in which `nbr[i, s]` hears `i` (None
+    where some edge has no reverse).
     """
 
     nbr: Array  # [n, k] int32

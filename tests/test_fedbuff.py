@@ -148,7 +148,9 @@ def test_a_lone_slot_is_sequential_training_and_never_stale():
     q, problem, world = world_of(C=1, K=1)
     got = run(fedbuff(problem, **KW), world, jnp.ones(3), 10)
     assert (got.history["age"].iloc[1:] == 0).all()
-    np.testing.assert_allclose(got.state.shared["x"], replay(q, schedule(world, 10), lambda a: 1.0, longest=0), atol=1e-5)
+    np.testing.assert_allclose(
+        got.state.shared["x"], replay(q, schedule(world, 10), lambda a: 1.0, longest=0), atol=1e-5
+    )
 
 
 def test_equal_clients_and_equal_times_make_a_delayed_iteration():

@@ -11,11 +11,11 @@ from common import digits_world, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxfl.at import at
 from jaxfl.core import Cohort, Env, InputError
 from jaxfl.learn.groups import Group, at_groups, by_group, draw, first_rows, in_node_order, map_groups, require_groups
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import from_functions
-from jaxfl.at import at
 
 FLAT = {d: from_functions(lambda key, d=d: jax.random.normal(key, (d,)), lambda p, x, y: y) for d in (2, 3)}
 

@@ -9,8 +9,8 @@ import pytest
 from common import digits_world
 
 from jaxfl import mapping
-from jaxfl.blocks import block_of, block_size
 from jaxfl.at import at
+from jaxfl.blocks import block_of, block_size
 from jaxfl.core import Cohort, Env, Strata
 from jaxfl.exchange.codecs import half
 from jaxfl.exchange.network import Network

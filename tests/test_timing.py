@@ -113,7 +113,7 @@ def test_logs_add_costs_and_refuse_what_stands_twice():
     assert a | b == {"seconds": 3.0, "loss": 2.0, "up_bits": 3.0}
     assert {"seconds": 1.0} | b == {"seconds": 3.0, "up_bits": 3.0}
     a |= {"rank": 1}
-    assert type(a) is Log and a["rank"] == 1
+    assert (type(a), a["rank"]) == (Log, 1)
     with pytest.raises(InputError, match="loss twice"):
         a | {"loss": 1.0}
     assert jax.tree.map(lambda v: v + 1, b) == Log(seconds=3.0, up_bits=4.0)

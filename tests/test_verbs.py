@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import networkx
 import numpy as np
 import optax
 import pytest
@@ -20,6 +21,8 @@ from jaxfl.core import Algorithm, InputError, State
 from jaxfl.engine.run import run
 from jaxfl.exchange import attacks, codecs, rules
 from jaxfl.exchange.network import Network
+from jaxfl.learn import hooks
+from jaxfl.learn.data import digits
 from jaxfl.learn.local import local_sgd
 from jaxfl.programs.gossip_averaging import gossip_averaging
 from jaxfl.world import churn, clock, cohort, durations, graph, mixing
@@ -255,6 +258,27 @@ def test_liars_lie_under_masked_sums_too():
     want = run(fedbuff.fedbuff(task, liars, **kw), w, jnp.ones(D), 6).state.shared["x"]
     np.testing.assert_allclose(lied, want, atol=1e-3)
     assert not np.allclose(lied, honest, atol=1e-3)
+
+
+def test_a_hook_whose_vector_is_missing_is_named():
+    task, w = world()
+    with pytest.raises(InputError, match="a hook needs control, shared_control, but this system gives anchor, grad_fn"):
+        history(fedopt.fedopt(task, local=optax.chain(hooks.drift(), optax.sgd(0.01)), steps=1, batch=None), w)
+
+
+@pytest.mark.parametrize(
+    ("data", "parts", "words"),
+    [
+        (digits(), {"nodes": 4}, "data is a Dataset with leaves of type .* but must be arrays or Shards"),
+        (jnp.ones((4, 2)), {"nodes": 4, "topology": networkx.path_graph(4)}, "topology is a networkx.*from_networkx"),
+        (jnp.ones((4, 2)), {"nodes": 4, "topology": np.eye(4)}, "topology is a numpy.ndarray, but must be a Graph"),
+        (jnp.ones((4, 2)), {"nodes": 4, "cohort": np.ones(4)}, "cohort is a numpy.ndarray, but must be a Process"),
+        (jnp.ones((4, 2)), {"nodes": 4, "links": 3.0}, "links is a builtins.float, but must be world.links.links"),
+    ],
+)
+def test_what_is_no_part_of_a_world_gets_a_sentence(data, parts, words):
+    with pytest.raises(InputError, match=words):
+        scenario(data, **parts)
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def momentum_fl(
         hooks = [drift(beta), storm(beta)] if controls else [storm(beta)]
     else:
         hooks = [drift(), blend(beta)] if controls else [blend(beta)]
-    local, counted = optax.chain(*hooks, optax.sgd(lr)), {"steps": None if epochs else steps, "epochs": epochs}
-    learn = local_sgd(task, local, **counted, batch=batch, keep_gradient=controls)
+    local, most = optax.chain(*hooks, optax.sgd(lr)), None if epochs else steps
+    learn = local_sgd(task, local, steps=most, epochs=epochs, batch=batch, keep_gradient=controls)
 
     def direction(x, y, log, t):
         return (x - y) / (rate(lr, t) * jnp.maximum(log["steps"], 1))

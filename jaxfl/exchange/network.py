@@ -91,7 +91,7 @@ class Network(NamedTuple):
                 raise InputError(f"{name} is {value!r}, but must be {kind.__name__}(...) such as {where}.")
         if not isinstance(self.collective, Collective | None):
             raise InputError(f"collective is {self.collective!r}, but must be a Collective such as low_rank(...).")
-        if not isinstance(self.repeats, int) or self.repeats < 1:
+        if type(self.repeats) is not int or self.repeats < 1:
             raise InputError(f"repeats is {self.repeats!r}, but must be a whole number of at least 1.")
         if self.collective is not None:
             self._replace(collective=None).fill("the network", collective=self.collective)
@@ -140,9 +140,10 @@ class Network(NamedTuple):
     def combine(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None = None):
         """The cohort's messages `[c, m]` combined at the server: `([m], mail, bits [c])`, of those present.
 
-        Weights are `counts(cohort)` in a mean, and sum to one in every other rule; an absent member's message counts nothing and costs nothing. If nobody is present
-        the mean rule gives zero. `reference` `[m]` is what the server holds against the messages in rules that need
-        it, such as what it aggregated before. It logs nothing: for those who count time themselves.
+        Weights are `counts(cohort)` in a mean, and sum to one in every other rule; an absent member's message counts
+        nothing and costs nothing. If nobody is present the mean rule gives zero. `reference` `[m]` is what the server
+        holds against the messages in rules that need it, such as what it aggregated before. It logs nothing: for those
+        who count time themselves.
         """
         c = env.cohort
         chex.assert_shape(messages, (c.ids.shape[0], None))
@@ -218,14 +219,14 @@ class Network(NamedTuple):
         c = env.cohort
         plain = self.codec is PLAIN and self.attack is None and self.collective is None and self.rule is rules.mean
         train = lift(c, learn, counts(c) if plain else None)
-        out, kept, each = train(key, env, x, dict(shared or {}) | dict(known or {}), kept, **own)
+        out, new, each = train(key, env, x, dict(shared or {}) | dict(known or {}), kept, **own)
         if plain:
             bits = jnp.full(c.ids.shape, 32.0 * out.size)
         else:
             out, mail, bits = self.combine(key, env, mail, out, reference)
         handed = FLOAT * (x.shape[-1] + _numbers(shared) + _numbers(own, 1))
         log = reported(c, each) | cost(env, each["steps"], handed, bits)
-        return Collected(out, (c.weight > 0).any(), log, mail, kept, each)
+        return Collected(out, (c.weight > 0).any(), log, mail, new, each)
 
     def gossip(self, key: Array, env: Env, mail: Mail, messages: Array, *, column_stochastic: bool = False):
         """Every node combines its own message with those of its neighbours: `([n, m], mail, log)`.

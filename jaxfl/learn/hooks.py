@@ -8,6 +8,7 @@ clipping and weight decay are optax's own. A schedule of optax counts rounds whe
 round, and the node's own steps where its state is kept; a hook has `t` in both.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,15 +16,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, Tree, require
+from jaxfl.core import Array, InputError, Tree, require
 
 Hook = optax.GradientTransformationExtraArgs
 
 
 def stateless(f: Callable) -> Hook:
-    """Turn `f(gradient, params, **extra) -> gradient` into an optax transformation."""
+    """Turn `f(gradient, params, **extra) -> gradient` into an optax transformation.
+
+    Raises:
+        InputError: while tracing, a system that does not give what `f` needs: its keyword arguments without a default.
+    """
+    named = inspect.signature(f).parameters.values()
+    needs = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
 
     def update(updates, state, params=None, **extra):
+        missing = [name for name in needs if name not in extra]
+        if missing:
+            raise InputError(f"a hook needs {', '.join(missing)}, but this system gives {', '.join(sorted(extra))}.")
         return f(updates, params, **extra), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

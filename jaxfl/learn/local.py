@@ -12,7 +12,7 @@ import optax
 
 from jaxfl.core import Array, InputError, Shards, Tree, require
 from jaxfl.learn.optimizer import begin, begin_nodes, pinned
-from jaxfl.learn.task import Task
+from jaxfl.learn.task import Task, require_task
 
 
 def epoch_batches(key: Array, data: Shards, i: Array, epochs: int, batch: int) -> tuple[Array, Array]:
@@ -98,6 +98,7 @@ def local_sgd(
     Raises:
         InputError: unless exactly one of `steps` and `epochs` is given, or for a count below 1.
     """
+    require_task(task)
     if (steps is None) == (epochs is None):
         raise InputError(f"steps is {steps} and epochs is {epochs}, but exactly one of them must be given.")
     for name, value in (("steps", steps), ("epochs", epochs), ("batch", batch)):
@@ -174,6 +175,7 @@ def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
     `batch=None` is the whole shard. A node whose `steps` is 0 computes nothing: gradient, loss and what is counted are
     0. `log` is that of `local_sgd`; the round `t` makes no difference.
     """
+    require_task(task)
     require("batch", batch, least=1)
 
     def learn(key, data, i, x, *, t: Array | int = 0, steps: Array | None = None):

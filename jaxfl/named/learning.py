@@ -43,7 +43,9 @@ def shards_of(setup: Setup, dataset: data.Dataset) -> Shards:
         "pathological": lambda: partition.pathological(dataset, n, setup.labels_per_node, seed),
         "lognormal": lambda: partition.quantity_skew(dataset, n, "lognormal", seed),
         "power": lambda: partition.quantity_skew(dataset, n, "power", seed),
-        "resampled": lambda: partition.resampled(dataset, n, setup.alpha * max(1, dataset.classes or 1), seed, setup.shard_size),
+        "resampled": lambda: partition.resampled(
+            dataset, n, setup.alpha * max(1, dataset.classes or 1), seed, setup.shard_size
+        ),
     }[str(setup.partition)]()
 
 

@@ -20,8 +20,8 @@ DENSE = 2000  # nodes up to which spectra come from a dense matrix
 
 def _weigh(graph: Graph, weight: np.ndarray) -> Graph:
     live = np.asarray(graph.weight) != 0
-    weight = jnp.asarray(np.where(live, weight, 0), jnp.float32)
-    return dataclasses.replace(graph, weight=weight, own=None, column_stochastic=False)
+    new = jnp.asarray(np.where(live, weight, 0), jnp.float32)
+    return dataclasses.replace(graph, weight=new, own=None, column_stochastic=False)
 
 
 def _own(graph: Graph) -> np.ndarray:

@@ -71,6 +71,7 @@ def scenario(
     Raises:
         InputError: a node has no sample, the sizes of the parts disagree, or a bad number.
     """
+    _require_parts(data, topology=topology, cohort=cohort, churn=churn, links=links)
     sizes = np.asarray(data.size) if isinstance(data, Shards) else None
     if sizes is not None and sizes.size and sizes.min() == 0:
         raise InputError(f"data: node {int(np.argmin(sizes))} has no sample, and every shard needs at least one.")
@@ -126,6 +127,23 @@ def scenario(
     arrays = {"topology": where.arrays, "cohort": who.arrays, "churn": up.arrays, "seconds": jnp.float32(round_seconds)}
     arrays["share"] = _shares(base_of(who), n)
     return Scenario(canonical(init), canonical(step), arrays, data, byzantine(n, byz), links)
+
+
+def _require_parts(data: Tree, **parts: Any) -> None:
+    """Refuse what is no part of a world."""
+    odd = sorted({type(a).__name__ for a in jax.tree.leaves(data) if not (hasattr(a, "shape") and hasattr(a, "dtype"))})
+    if odd:
+        raise InputError(
+            f"data is a {type(data).__name__} with leaves of type {', '.join(odd)}, but must be arrays or Shards, such "
+            "as partition.iid(dataset, n)."
+        )
+    kinds = {"topology": (Graph | Process, "a Graph such as mixing.metropolis(graph.from_networkx(g)), or a Process")}
+    kinds |= dict.fromkeys(("cohort", "churn"), (Process, "a Process")) | {"links": (Links, "world.links.links(n)")}
+    for name, value in parts.items():
+        kind, words = kinds[name]
+        if value is not None and not isinstance(value, kind):
+            what = f"{type(value).__module__}.{type(value).__qualname__}"
+            raise InputError(f"{name} is a {what}, but must be {words}.")
 
 
 def _shares(base: Array | None, n: int) -> Array:
