@@ -170,6 +170,10 @@ def second_eigenvalue(graph: Graph) -> float:
     largest singular value, the norm of `W - 11'/n` (a bound for every single step). Otherwise: the modulus of the
     second eigenvalue, the asymptotic rate towards a weighted mean (of push-sum, for column stochastic `W`). Dense up
     to 2,000 nodes, iterative above.
+
+    Raises:
+        InputError: iteration does not tell the leading eigenvalues of a large `W` apart, which is neither symmetric nor
+            doubly stochastic.
     """
     n = graph.nbr.shape[0]
     if n == 1:
