@@ -28,7 +28,7 @@ MESSAGE = 32 * 3 + VIEW_BITS * 8  # a model of three numbers and a view of eight
 def small():
     """Tiny instances: one shared view, and private ones with a codec that remembers, under sessions and links."""
     task, world = digits_world(n=16, churn=churn.sessions(16, 6.0, 3.0), links=links(16, up=1e6, latency=0.1, step=0.2))
-    kw = {"lr": 0.1, "steps": 2, "batch": 8, "sample": 3, "announced": 0.5}
+    kw = {"lr": 0.12, "steps": 2, "batch": 8, "sample": 3, "announced": 0.5}
     net = Network(codec=codecs.half())
     return {
         "modest": (modest(task, **kw), world, task.init, 6),
