@@ -73,6 +73,9 @@ def lift(who: Who, learn: Callable, weight: Array | None = None) -> Callable:
             y, log = learn(key, data, i, args.pop("x"), **args)
             if "steps" not in log:
                 raise InputError(f"learn logs {', '.join(log) or 'nothing'}, but must log `steps`: how many it ran.")
+            forgotten = [name for name in mine if name not in log]
+            if forgotten:
+                raise InputError(f"learn does not log {', '.join(forgotten)}, but must: it is what a node keeps now.")
             new = {name: log[name] for name in mine}
             if c is None and bound is not None:
                 new = jax.tree.map(lambda a, b: jnp.where(args["steps"] > 0, a, b), new, mine)

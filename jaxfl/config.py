@@ -290,6 +290,8 @@ def check(setup: Setup) -> None:
             raise unknown(name, value, allowed)
     if setup.byzantine >= setup.nodes:
         raise _error(f"byzantine is {setup.byzantine}, but must be below the number of nodes, {setup.nodes}.")
+    if setup.crash and not round(setup.crash * setup.nodes):
+        raise _error(f"crash is {setup.crash}, but of {setup.nodes} nodes that is nobody.")
     if setup.attack is not None and not setup.byzantine:
         raise _error(f"attack is {setup.attack}, but byzantine is 0: nobody lies.")
     if setup.seed + setup.seeds > 2**31:

@@ -28,7 +28,9 @@ class InputError(ValueError):
 
 
 def require(name: str, value: Any, *, above=None, least=None, below=None, most=None) -> None:
-    """Raise `InputError` if a Python number is outside its range; traced values, schedules and None pass."""
+    """Raise `InputError` for a str or a Python number outside its range; traced values, schedules and None pass."""
+    if isinstance(value, str):
+        raise InputError(f"{name} is {value!r}, but must be a number.")
     if not isinstance(value, int | float):
         return
     bounds = (

@@ -34,6 +34,9 @@ def no_run(monkeypatch):
 
 
 BAD = {
+    "crash of nobody": (["run", "fedavg", "--crash", 0.01], "of 8 nodes that is nobody"),
+    "set and grid": (["sweep", "fedprox", "--grid", "mu=0,1", "--set", "mu=3"], "--grid tries values"),
+    "rule of one": (["run", "fedasync", "--concurrency", 2, "--rule", "median"], "one message is heard"),
     "unknown system": (["run", "fedavgg"], "did you mean fedavg"),
     "no system": (["compare"], "needs a system"),
     "twice": (["compare", "dsgd", "DSGD"], "twice"),

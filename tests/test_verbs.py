@@ -243,7 +243,7 @@ def test_a_slot_that_a_system_fills_itself_is_refused(make, net, slot):
 
 @pytest.mark.parametrize("net", [HALF, MEDIAN, Network(attack=attacks.sign_flip()), Network(repeats=2)])
 def test_messages_of_a_protocol_arrive_as_they_were_said(net):
-    values = scenario(jnp.ones((N, D)), nodes=N, topology=ring(N))
+    values = scenario(jnp.ones((N, D)), nodes=N, topology=ring(N), byz=1)
     with pytest.raises(InputError, match="messages of a protocol"):
         history(gossip_averaging(net), values, model=jnp.zeros(0))
 
@@ -258,6 +258,25 @@ def test_liars_lie_under_masked_sums_too():
     want = run(fedbuff.fedbuff(task, liars, **kw), w, jnp.ones(D), 6).state.shared["x"]
     np.testing.assert_allclose(lied, want, atol=1e-3)
     assert not np.allclose(lied, honest, atol=1e-3)
+
+
+def test_what_a_node_keeps_must_come_back_and_must_be_something():
+    task, w = world()
+    learn = local_sgd(task, optax.sgd(0.01), steps=1)
+
+    def round(key, env, s):
+        forgets = lambda key, data, i, x, *, dual, **named: learn(key, data, i, x, **named)
+        got = Network().collect(key, env, s.mail, forgets, s.shared["x"], kept={"dual": s.nodes})
+        return s, got.log
+
+    with pytest.raises(InputError, match="does not log dual"):
+        history(Algorithm(lambda key, env, x: State({"x": x}, jnp.zeros((N, D))), round, lambda s: s.shared["x"]), w)
+    with pytest.raises(InputError, match="no state to keep"):
+        fedavg(task, lr=0.1, keep_state=True)
+    with pytest.raises(InputError, match="lr is '0.1', but must be a number"):
+        fedavg(task, lr="0.1")
+    with pytest.raises(InputError, match="steps is 2.5, but must be a whole number"):
+        fedavg(task, steps=2.5)
 
 
 def test_a_hook_whose_vector_is_missing_is_named():
@@ -288,6 +307,9 @@ def test_what_is_no_part_of_a_world_gets_a_sentence(data, parts, words):
         (Network(codec=codecs.half), "codec is <function half"),  # type: ignore[arg-type]
         (Network(attack=attacks.sign_flip), "attack is <function sign_flip"),  # type: ignore[arg-type]
         (Network(repeats=0), "repeats is 0"),
+        (Network(repeats=2), "net.repeats is 2, but a server hears its cohort once"),
+        (Network(rule=rules.median), "rule is median, but must take"),
+        (Network(attack=attacks.sign_flip()), "has an attack, but nobody lies"),
     ],
 )
 def test_what_is_no_slot_gets_a_sentence(net, words):

@@ -9,6 +9,7 @@ order), several are DFedAvg, with local heavy-ball momentum DFedAvgM (Sun, Li, W
 https://arxiv.org/abs/2104.11375). Momentum starts anew every round, as in the paper.
 """
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -39,6 +40,9 @@ def gossip_training(
         InputError: without a graph, or if the cohort is not all nodes.
     """
     learn = local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch, keep_state=keep_state)
+
+    if keep_state and not jax.tree.leaves(jax.eval_shape(local.init, jnp.zeros(1))):
+        raise InputError("keep_state is True, but this optimizer has no state to keep.")
 
     def init(key, env, x):
         check_gossip(env)

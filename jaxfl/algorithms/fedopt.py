@@ -19,9 +19,11 @@ an update is taken and what it then counts; without one an update from an old ve
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, State, n_nodes, require
+from jaxfl.core import Algorithm, Array, InputError, State, n_nodes, require
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.staleness import FRESH, Staleness, counted
 from jaxfl.exchange.versions import push, recall, versions
@@ -54,6 +56,9 @@ def fedopt(
     learn = local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch, keep_state=keep_state)
     learn = _from_current(learn) if stale.mixing else displacement(learn)
     tx = optax.sgd(1.0) if server is None else server
+
+    if keep_state and not jax.tree.leaves(jax.eval_shape(local.init, jnp.zeros(1))):
+        raise InputError("keep_state is True, but this optimizer has no state to keep.")
 
     def init(key, env, x):
         past = versions(x, stale.longest + 1) if stale.longest else ()

@@ -36,6 +36,9 @@ def main(command: Sweep) -> int:
     slots.check_command("sweep", setup, before)
     world = prepare(setup, [name])
     values = grid_values(name, command.grid)
+    twice = [option for option in setup.options if option.partition("=")[0].rpartition(".")[2].strip() in values]
+    if twice:
+        raise InputError(f"set is {twice[0]!r}, but --grid tries values of that option: give one of them.")
     points = grid(**values)
     arm = slots.arms(world, [name], setup, before, values)[name]
     score = _score(command.score, arm, {key: v[0] for key, v in points.items()})

@@ -3,15 +3,19 @@
 import inspect
 import operator
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 
 from jaxfl.core import Algorithm, InputError, Metric, Program, Scenario, Tree, nearest
 from jaxfl.engine.history import TOTALS
+from jaxfl.exchange.attacks import Attack
+from jaxfl.exchange.network import Network
 from jaxfl.learn.task import Task
 
 INT32 = 2**31
@@ -47,10 +51,41 @@ def check_parts(algorithm: Any, scenario: Any, model: Any, evaluate: Any, hyper:
         raise InputError(
             f"scenario is {_shown(scenario)}, but must be a Scenario, as `world.scenario.scenario(shards)` makes it."
         )
+    check_liars(algorithm, scenario)
     check_model(model)
     check_metric(evaluate)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise InputError(f"mesh is {_shown(mesh)}, but must be a Mesh, such as `engine.place.node_mesh(4)`, or None.")
+
+
+def check_liars(algorithm: Any, scenario: Scenario) -> None:
+    """Raise InputError if a network of the algorithm, as far as closures show it, attacks in a world without liars."""
+    byz, seen, found = scenario.byz, set(), [algorithm]
+    if isinstance(byz, Tracer) or np.asarray(byz).any():
+        return
+    while found:
+        part = found.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, Network):
+            if isinstance(part.attack, Attack):
+                raise InputError("the network has an attack, but nobody lies in this world: say who by scenario(byz=).")
+        elif isinstance(part, partial):
+            found += [part.func, *part.args, *part.keywords.values()]
+        elif isinstance(part, tuple | list):
+            found += part
+        elif isinstance(part, dict):
+            found += part.values()
+        elif inspect.isfunction(part):
+            found += [cell.cell_contents for cell in part.__closure__ or () if _filled(cell)]
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def check_algorithm(algorithm: Any, hyper: Any) -> None:

@@ -6,6 +6,7 @@ cost: `up_bits` sent by nodes, `down_bits` received by them, and `seconds` where
 several vectors is their concatenation, so its bits are counted.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,6 +85,11 @@ class Network(NamedTuple):
         """Raise `InputError` unless every slot holds what belongs there."""
         if not callable(self.rule):
             raise InputError(f"rule is {self.rule!r}, but must be a function such as exchange.rules.median().")
+        try:
+            inspect.signature(self.rule).bind(1, 2, 3)
+        except TypeError:
+            word = getattr(self.rule, "__name__", self.rule)
+            raise InputError(f"rule is {word}, but must take (own, heard, weight), as {word}(...) does.") from None
         for name, kind, example in (("codec", Codec, "half()"), ("attack", Attack, "sign_flip()")):
             value = getattr(self, name)
             if not isinstance(value, kind) and not (name == "attack" and value is None):
@@ -146,6 +152,7 @@ class Network(NamedTuple):
         who count time themselves.
         """
         c = env.cohort
+        self._hear_once()
         chex.assert_shape(messages, (c.ids.shape[0], None))
         weight = _normalised(c)
         present, bad = weight > 0, env.byz[c.ids]
@@ -173,6 +180,10 @@ class Network(NamedTuple):
         if c.total is not None and self.rule is rules.mean:
             out = out * (c.weight.sum() / c.total)
         return out, mail, jnp.where(present, bits, 0.0)
+
+    def _hear_once(self) -> None:
+        if self.repeats != 1:
+            raise InputError(f"net.repeats is {self.repeats}, but a server hears its cohort once: it is for gossip.")
 
     def aggregate(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None = None):
         """`combine` as a phase of its own: `([m], mail, log)` with `up_bits` and the seconds of the slowest upload.
@@ -217,6 +228,7 @@ class Network(NamedTuple):
             own: further named arguments, leaves `[c, ...]`; arrays of floats among them are handed down too.
         """
         c = env.cohort
+        self._hear_once()
         plain = self.codec is PLAIN and self.attack is None and self.collective is None and self.rule is rules.mean
         train = lift(c, learn, counts(c) if plain else None)
         out, new, each = train(key, env, x, dict(shared or {}) | dict(known or {}), kept, **own)

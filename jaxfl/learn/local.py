@@ -103,6 +103,8 @@ def local_sgd(
         raise InputError(f"steps is {steps} and epochs is {epochs}, but exactly one of them must be given.")
     for name, value in (("steps", steps), ("epochs", epochs), ("batch", batch)):
         require(name, value, least=1)
+        if isinstance(value, float):
+            raise InputError(f"{name} is {value}, but must be a whole number.")
     tx = optax.with_extra_args_support(optimizer)
     most = steps
     uneven = epochs is not None and batch is not None

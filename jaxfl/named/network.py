@@ -19,6 +19,8 @@ def network_of(setup: Setup, heard: int) -> Network:
     share = setup.byzantine / setup.nodes
     f = max(1, -(-setup.byzantine * heard // setup.nodes))
     needed = {"krum": 2 * f + 3, "multi_krum": 2 * f + 3, "trimmed_mean": 2 * f + 1}.get(setup.rule, 0)
+    if heard < 2 and setup.rule != "mean":
+        raise InputError(f"rule is {setup.rule}, but one message is heard, which any rule takes as it is.")
     if heard < needed:
         raise InputError(f"rule is {setup.rule}, but with {f} liars it needs {needed} messages, and {heard} are heard.")
     rule = {

@@ -52,7 +52,7 @@ def scenario(
     churn: Process | None = None,
     links: Links | None = None,
     byz: Any = None,
-    round_seconds: float = 1.0,
+    round_seconds: float | None = None,
 ) -> Scenario:
     """A world whose parts ignore each other, but for churn: who is down sends nothing, hears nothing, runs no step.
 
@@ -66,7 +66,8 @@ def scenario(
         churn: a process that yields who is up, `[n]` bool (`world.churn`, `cohort.availability`); None is everyone.
         links: how fast the nodes and their links are (`world.links`); None: transfers and steps take no time.
         byz: see `byzantine`.
-        round_seconds: simulated seconds of a round, where no clock says otherwise.
+        round_seconds: simulated seconds of a round beside its steps and transfers, where no clock says otherwise. None:
+            0 where there are `links`, which time those, else 1.
 
     Raises:
         InputError: a node has no sample, the sizes of the parts disagree, or a bad number.
@@ -82,6 +83,7 @@ def scenario(
         raise InputError(f"nodes = {n}: at least one node is needed.")
     if sizes is not None and n != len(sizes):
         raise InputError(f"nodes = {nodes}: data has {len(sizes)} shards, and one a node is needed.")
+    round_seconds = (1.0 if links is None else 0.0) if round_seconds is None else round_seconds
     if not (math.isfinite(round_seconds) and round_seconds >= 0):
         raise InputError(f"round_seconds = {round_seconds}: a finite time of at least 0 is needed.")
     where = process(lambda key, arrays, s, t: (s, None)) if topology is None else as_process(topology)
