@@ -65,7 +65,8 @@ def _env(t, now, data, byz, links):
 def _first(algorithm, scenario, draw, x, key, hyper, arrays, data, byz, links):
     world = scenario[0](keys.init_key(key, "world"), arrays)
     _, now = scenario[1](keys.round_key(key, jnp.int32(0), "world"), arrays, world, jnp.int32(0))
-    x = x if draw is None else draw(keys.model_key(key))
+    if draw is not None:  # one at a time: some models draw by LAPACK (`jaxfl.linalg`), and runs are vmapped
+        x = jax.custom_batching.sequential_vmap(draw)(keys.model_key(key))
     env = _env(jnp.int32(0), now, data, byz, links)
     carry = world, build(algorithm, hyper).init(keys.init_key(key, "algorithm"), env, x)
     world, state = jax.tree.map(_strong, carry)
