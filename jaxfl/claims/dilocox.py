@@ -26,8 +26,8 @@ Found (3 seeds, text 2; mean and standard deviation):
         without feedback               0.0225 (0.0012)         6,000    0.173
     text: AllReduce                    2.391 (0.019)          16,160    587
     text: DiLoCo                       2.571 (0.015)           1,760    58.7
-    text: DiLoCoX                      2.804 (0.030)             160    2.67
-    text: DiLoCoX, adaptive            3.100 (0.021)              91    1.00
+    text: DiLoCoX                      2.806 (0.029)             160    2.67
+    text: DiLoCoX, adaptive            3.104 (0.027)              91    1.00
 
 The card's four inequalities hold, with its figures: 1.05 times DiLoCo's loss at step 30, 1.8 times at the end; with
 0.7 and 0.9 the delay ends at 32 times its start where DiLoCo alone ends at 0.003. The ratios 16 and 320 count integers
