@@ -114,9 +114,13 @@ def timed(env: Env, who: Who, each: dict) -> Log:
     log = reported(who, each)
     if env.links is not None:
         ids = who.ids if isinstance(who, Cohort) else who
-        busy = each["steps"] * env.links.step[ids]
-        log["seconds"] = jnp.max(jnp.where(_present(who, each), busy, 0.0), initial=0.0)
+        log["seconds"] = slowest(each["steps"] * env.links.step[ids], _present(who, each))
     return log
+
+
+def slowest(seconds: Array, present: Array) -> Array:
+    """The longest of the `seconds` of those `present`; 0 where nobody is."""
+    return jnp.max(jnp.where(present, seconds, 0.0), initial=0.0)
 
 
 def _present(who: Who, each: dict) -> Array:

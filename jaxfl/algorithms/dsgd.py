@@ -9,7 +9,6 @@ order), several are DFedAvg, with local heavy-ball momentum DFedAvgM (Sun, Li, W
 https://arxiv.org/abs/2104.11375). Momentum starts anew every round, as in the paper.
 """
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -17,6 +16,7 @@ from jaxfl.at import at
 from jaxfl.core import Algorithm, Array, InputError, State, n_nodes, require, tile
 from jaxfl.exchange.network import Network
 from jaxfl.learn.local import local_sgd, optimizer_state
+from jaxfl.learn.optimizer import require_state
 from jaxfl.learn.task import Task
 
 
@@ -41,8 +41,8 @@ def gossip_training(
     """
     learn = local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch, keep_state=keep_state)
 
-    if keep_state and not jax.tree.leaves(jax.eval_shape(local.init, jnp.zeros(1))):
-        raise InputError("keep_state is True, but this optimizer has no state to keep.")
+    if keep_state:
+        require_state(local)
 
     def init(key, env, x):
         check_gossip(env)

@@ -19,16 +19,15 @@ an update is taken and what it then counts; without one an update from an old ve
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, InputError, State, n_nodes, require
+from jaxfl.core import Algorithm, Array, State, n_nodes, require
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.staleness import FRESH, Staleness, counted
 from jaxfl.exchange.versions import push, recall, versions
 from jaxfl.learn import server as servers
 from jaxfl.learn.local import displacement, local_sgd, optimizer_state
+from jaxfl.learn.optimizer import require_state
 from jaxfl.learn.server import adagrad_moment, adam_moment, scale_by_moments, yogi_moment
 from jaxfl.learn.task import Task
 
@@ -57,8 +56,8 @@ def fedopt(
     learn = _from_current(learn) if stale.mixing else displacement(learn)
     tx = optax.sgd(1.0) if server is None else server
 
-    if keep_state and not jax.tree.leaves(jax.eval_shape(local.init, jnp.zeros(1))):
-        raise InputError("keep_state is True, but this optimizer has no state to keep.")
+    if keep_state:
+        require_state(local)
 
     def init(key, env, x):
         past = versions(x, stale.longest + 1) if stale.longest else ()

@@ -7,6 +7,7 @@ the node that says them and gathered by those who hear it; every hearing is coun
 import jax
 import jax.numpy as jnp
 
+from jaxfl.at import slowest
 from jaxfl.core import Array, Env, Graph, Log, Tree, n_nodes, node_keys, stream
 from jaxfl.exchange import timing
 from jaxfl.exchange.codecs import PLAIN, Codec
@@ -72,5 +73,5 @@ def cost(env: Env, teachers: Array, *messages: tuple[Array, Array]) -> Log:
         received = received + jnp.where(heard, bits[teachers], 0).sum((1, 2))
     log = Log(up_bits=sent.sum(), down_bits=sent.sum())
     if env.links is not None:
-        log["seconds"] = timing.slowest(timing.both_ways(env.links, sent, received), jnp.ones(sent.shape, bool))
+        log["seconds"] = slowest(timing.both_ways(env.links, sent, received), jnp.ones(sent.shape, bool))
     return log

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
+from jaxfl.at import slowest
 from jaxfl.core import Array, Env, Graph, Links, Log, n_nodes
 from jaxfl.mapping import rows_of
 
@@ -15,11 +16,6 @@ from jaxfl.mapping import rows_of
 def transfer(rate: Array, latency: Array, bits: Array) -> Array:
     """Seconds to move `bits` at `rate` bits a second; nothing takes no time."""
     return jnp.where(bits > 0, latency + bits / rate, 0.0)
-
-
-def slowest(seconds: Array, present: Array) -> Array:
-    """The longest of the `seconds` of those `present`; 0 where nobody is."""
-    return jnp.max(jnp.where(present, seconds, 0.0), initial=0.0)
 
 
 def both_ways(links: Links, sent: Array, received: Array) -> Array:

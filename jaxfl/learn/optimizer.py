@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, Tree, node_keys, stream
+from jaxfl.core import Array, InputError, Tree, node_keys, stream
 
 _COUNTS = {
     optax.AddNoiseState: "count",
@@ -34,6 +34,12 @@ _COUNTS = {
 def rate(value: float | Array | Callable, t: Array | int) -> float | Array:
     """A rate in round `t`, where it is used outside an optax optimizer: a number, or an optax schedule of the round."""
     return value(t) if callable(value) else value
+
+
+def require_state(tx: optax.GradientTransformation) -> None:
+    """Raise `InputError` for an optimizer that has no state to keep from round to round."""
+    if not jax.tree.leaves(jax.eval_shape(tx.init, jnp.zeros(1))):
+        raise InputError("keep_state is True, but this optimizer has no state to keep.")
 
 
 def begin(tx: optax.GradientTransformation, params: Tree, key: Array, t: Array | int | None = None) -> Tree:
