@@ -2,7 +2,8 @@
 
 `floor_seconds` is the larger of two sums: over the matrix products of a round, FLOPs over the rate measured for batched
 products of that shape in cache; over its memory traffic, bytes over the bandwidth measured in an array of that size,
-which a cache may hold. All devices of the process work at once, as they do in the workload.
+which a CPU's cache may hold (an accelerator's small arrays only show what a launch takes: there it is that of its
+memory). All devices of the process work at once, as they do in the workload.
 """
 
 import time
@@ -82,7 +83,8 @@ def _bandwidth(each: int) -> float:
 
 def bandwidth(size: float) -> float:
     """Bytes a second, read and written, of updates in place of about `size` bytes on all devices together."""
-    each = min(max(size, SMALLEST), LARGEST) / jax.device_count()
+    smallest = SMALLEST if jax.default_backend() == "cpu" else LARGEST
+    each = min(max(size, smallest), LARGEST) / jax.device_count()
     return _bandwidth(2 ** round(jnp.log2(each).item()))
 
 

@@ -27,6 +27,7 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
     chex.assert_shape([own, sent], (n, None))
     if k == 0:
         return own
+    own, sent = _settled(own, sent)
     kept = own_weight(graph)[:, None]
     if k > MANY:
         centre = _common(sent)
@@ -46,6 +47,19 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
 
     spread = jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)
     return spread(graph.nbr, graph.weight, kept, own, sent)
+
+
+def _settled(own: Array, sent: Array) -> tuple[Array, Array]:
+    """On an accelerator the rows as they stand in memory: XLA would take the local step once for each slot.
+
+    It would also copy all rows in every round, as what is mixed would be read from those that a scan replaces.
+    """
+    if jax.default_backend() == "cpu":  # whose blocks of nodes are in memory anyway
+        return own, sent
+    if own is sent:
+        own = sent = jax.lax.optimization_barrier(sent)
+        return own, sent
+    return jax.lax.optimization_barrier((own, sent))
 
 
 def _common(rows: Array) -> Array:
