@@ -93,7 +93,7 @@ def alone(case: workloads.Case) -> dict:
 def _rows(args: argparse.Namespace) -> Iterable[dict]:
     """What the command line asks for."""
     if args.mode == "machine":
-        from jaxfl.measure.report import machine
+        from jaxfl.report.tables import machine
 
         return [machine()]
     if args.mode == "data":
@@ -110,7 +110,7 @@ def _rows(args: argparse.Namespace) -> Iterable[dict]:
     if args.mode == "rows":
         return importlib.import_module(f"workloads.{workloads.TABLES[args.name]}").rows(args.turns, args.tiny)
     if args.name in workloads.CORES and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
-        from jaxfl.engine.place import use_cores
+        from jaxfl.engine.sharding import use_cores
 
         use_cores(os.cpu_count() or 1)
     case = (workloads.TINY if args.tiny else workloads.CASES)[args.name][args.case]

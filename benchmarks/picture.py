@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from results import ours, peers
 
-from jaxfl.measure.style import COLOURS, legend_above, new_figure, save, styled
+from jaxfl.report.style import COLOURS, legend_above, new_figure, save, styled
 
 OURS, GREY = COLOURS[0], "#888888"
 BOUND = {"marker": "|", "color": "#000000", "markersize": 11, "markeredgewidth": 1.8, "linestyle": "none"}

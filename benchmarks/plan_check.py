@@ -27,7 +27,7 @@ WANTED = {"w1": (1,), "w2": (0,), "w3": (1, 2, 3, 4), "w5": (0,), "w7": (0,), "w
 
 def _load(name: str, case: int, nodes: int | None) -> tuple[Any, Any]:
     """The work of a case, with another number of nodes if that is given, and its program."""
-    from jaxfl.engine.place import use_cores
+    from jaxfl.engine.sharding import use_cores
 
     if name in workloads.CORES and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         use_cores(os.cpu_count() or 1)

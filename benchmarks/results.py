@@ -18,9 +18,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def replace(path: Path, name: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """`rows` in the place of those of the workload `name`; returns what the file then holds."""
-    kept = [row for row in read(path) if row["suite"] != name] + list(rows)
+    others = [row for row in read(path) if row["suite"] != name] + list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    path.write_text("".join(json.dumps(row) + "\n" for row in others))
     return read(path)
 
 

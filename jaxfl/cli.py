@@ -9,8 +9,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from jaxfl.commands.options import ABOUT, Cite, Command, Compare, Experiment, List, Plan, Reproduce, Run, Sweep, parse
 from jaxfl.commands.start import cache_folder, start_jax
+from jaxfl.errors import InputError
+from jaxfl.options.commands import ABOUT, Cite, Command, Compare, Experiment, List, Plan, Reproduce, Run, Sweep, parse
 
 MODULES = {Run: "experiment", Compare: "experiment", Sweep: "sweep", Plan: "plan"}
 MODULES |= {Reproduce: "reproduce", List: "show", Cite: "show"}
@@ -20,17 +21,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command line and raise SystemExit with its exit code."""
     args = sys.argv[1:] if argv is None else list(argv)
     where = cache_folder()
-    kept = "in memory only" if where is None else f"in {where}"
-    about = f"{ABOUT} Compiled programs are kept {kept}; JAX_ENABLE_COMPILATION_CACHE=0 keeps none."
+    stored = "in memory only" if where is None else f"in {where}"
+    about = f"{ABOUT} Compiled programs are kept {stored}; JAX_ENABLE_COMPILATION_CACHE=0 keeps none."
     try:
         code = _dispatch(parse(args, about))
     except KeyboardInterrupt:
         code = 130
-    except ValueError as error:
-        from jaxfl.core import InputError
-
-        if not isinstance(error, InputError):
-            raise
+    except InputError as error:
         print(f"jaxfl: {error}", file=sys.stderr)
         code = 2
     raise SystemExit(code)

@@ -6,8 +6,6 @@ take their random key first. Units are seconds and bits unless a name says other
 """
 
 import dataclasses
-import difflib
-import operator
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -15,40 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfl.canonical import canonical
+from jaxfl.errors import InputError
 
 Array = jax.Array
 Tree = Any
 ROUNDING = 5e-7  # an own weight below is what is left of 1 by the rounding of the others to float32
 ALL_STEPS = 2**31 - 1  # no bound on a node's local steps
-
-
-class InputError(ValueError):
-    """A bad argument. The message is one sentence: the argument, its value, what is allowed."""
-
-
-def require(name: str, value: Any, *, above=None, least=None, below=None, most=None) -> None:
-    """Raise `InputError` for a str or a Python number outside its range; traced values, schedules and None pass."""
-    if isinstance(value, str):
-        raise InputError(f"{name} is {value!r}, but must be a number.")
-    if not isinstance(value, int | float):
-        return
-    bounds = (
-        (above, "above", operator.gt),
-        (least, "at least", operator.ge),
-        (below, "below", operator.lt),
-        (most, "at most", operator.le),
-    )
-    asked = [(word, bound, holds(value, bound)) for bound, word, holds in bounds if bound is not None]
-    if not all(holds for *_, holds in asked):
-        raise InputError(f"{name} is {value}, but must be {' and '.join(f'{w} {b}' for w, b, _ in asked)}.")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What to say beside an unknown name: the nearest of the `known`, or all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known) or 'none'}."
 
 
 @jax.tree_util.register_dataclass
@@ -109,7 +79,7 @@ class Cohort(NamedTuple):
     weight: Array  # float32, how much a member counts; 0 = absent
     age: Array  # int32, server versions since the member's model was read (0 = fresh)
     steps: Array | None = None  # int32, local steps a member runs (None = all of them)
-    asked: Array | None = None  # bool, who was handed the model, in time or not (None = those of weight > 0)
+    selected: Array | None = None  # bool, who was handed the model, in time or not (None = those of weight > 0)
     strata: Strata = Strata()  # static
     total: Array | None = None  # float32 [], what the weights are divided by in a mean (None = their sum)
 
@@ -267,15 +237,6 @@ class Program(NamedTuple):
     read: Callable  # (s) -> the node's answer
     begin: Callable | None = None  # (key, s, Inbox) -> (s, Outbox): a round begins, the links may have changed
     rest: Callable | None = None  # (key, s, Inbox) -> (s, Outbox): all are silent; who speaks now goes on
-
-
-def _nothing(key: Array, arrays: Tree) -> tuple:
-    return ()
-
-
-def process(step: Callable, arrays: Tree = (), init: Callable = _nothing) -> Process:
-    """A `Process`, without state unless `init` is given. `step` should close over nothing but numbers and functions."""
-    return Process(canonical(init), canonical(step), arrays)
 
 
 def n_nodes(env: Env) -> int:

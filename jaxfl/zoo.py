@@ -5,26 +5,26 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxfl import papers
-from jaxfl.algorithms.centralized import centralized
-from jaxfl.algorithms.clipped_gossip import clipped_gossip, robust_gossip
-from jaxfl.algorithms.dfedsam import dfedsam, dfedsam_mgs
-from jaxfl.algorithms.dice import dice
-from jaxfl.algorithms.diloco import all_reduce, diloco, open_diloco
-from jaxfl.algorithms.dilocox import cocktail_sgd, dilocox
-from jaxfl.algorithms.dsgd import dfedavgm, dsgd
-from jaxfl.algorithms.fedasync import fedasync
-from jaxfl.algorithms.fedavg import fedavg, fedsgd
-from jaxfl.algorithms.fedbuff import fedbuff, papaya
-from jaxfl.algorithms.fedopt import fedadagrad, fedadam, fedyogi
-from jaxfl.algorithms.fedprox import fedprox
-from jaxfl.algorithms.gradient_tracking import gradient_tracking
-from jaxfl.algorithms.local_only import local_only
-from jaxfl.algorithms.mhd import mhd, mutual_distillation
-from jaxfl.algorithms.modest import modest
-from jaxfl.algorithms.momentum_fl import fedavg_m, fedavg_m_vr, scaffold_m, scaffold_m_vr
-from jaxfl.algorithms.robust_sgd import learning_from_history, robust_sgd
-from jaxfl.algorithms.scaffold import scaffold
-from jaxfl.core import InputError, nearest
+from jaxfl.algorithms.asynchronous.fedasync import fedasync
+from jaxfl.algorithms.asynchronous.fedbuff import fedbuff, papaya
+from jaxfl.algorithms.gossip.clipped_gossip import clipped_gossip, robust_gossip
+from jaxfl.algorithms.gossip.dfedsam import dfedsam, dfedsam_mgs
+from jaxfl.algorithms.gossip.dice import dice
+from jaxfl.algorithms.gossip.dsgd import dfedavgm, dsgd
+from jaxfl.algorithms.gossip.gradient_tracking import gradient_tracking
+from jaxfl.algorithms.gossip.mhd import mhd, mutual_distillation
+from jaxfl.algorithms.reference.centralized import centralized
+from jaxfl.algorithms.reference.local_only import local_only
+from jaxfl.algorithms.server.diloco import all_reduce, diloco, open_diloco
+from jaxfl.algorithms.server.dilocox import cocktail_sgd, dilocox
+from jaxfl.algorithms.server.fedavg import fedavg, fedsgd
+from jaxfl.algorithms.server.fedopt import fedadagrad, fedadam, fedyogi
+from jaxfl.algorithms.server.fedprox import fedprox
+from jaxfl.algorithms.server.modest import modest
+from jaxfl.algorithms.server.momentum_fl import fedavg_m, fedavg_m_vr, scaffold_m, scaffold_m_vr
+from jaxfl.algorithms.server.robust_sgd import learning_from_history, robust_sgd
+from jaxfl.algorithms.server.scaffold import scaffold
+from jaxfl.errors import InputError, nearest
 from jaxfl.papers import Paper
 from jaxfl.programs.gossip_averaging import gossip_averaging
 from jaxfl.programs.kcore import kcore_exact, kcore_incremental, kcore_restart

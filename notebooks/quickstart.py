@@ -50,9 +50,11 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from jaxfl.learn import data, partition, task
-from jaxfl.learn.models import MLP
-from jaxfl.measure import plots
+from jaxfl import data
+from jaxfl.data import partition
+from jaxfl.learn import task
+from jaxfl.models.networks import MLP
+from jaxfl.report import plots
 
 mnist = data.mnist5k()
 shards = partition.dirichlet(mnist, NODES, alpha=0.3)
@@ -78,9 +80,9 @@ plots.topology(mixing.uniform(graph.exponential(32)))
 # Three seeds each, in one compiled program. `run` returns a pandas frame of one row a seed and round.
 
 # %%
-from jaxfl.algorithms.dfedsam import dfedsam
-from jaxfl.algorithms.dsgd import dsgd
-from jaxfl.algorithms.fedavg import fedavg
+from jaxfl.algorithms.gossip.dfedsam import dfedsam
+from jaxfl.algorithms.gossip.dsgd import dsgd
+from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.engine.run import run
 from jaxfl.measure.metrics import shared_test
 
@@ -104,9 +106,9 @@ histories["FedAvg"].tail(3)
 plots.comparison(histories, NODES)
 
 # %%
-from jaxfl.measure import report
+from jaxfl.report import tables
 
-report.summary(histories, NODES)
+tables.summary(histories, NODES)
 
 # %% [markdown]
 # ## Theory over measurement
@@ -150,8 +152,8 @@ def sign_fed(task, net=Network(), *, lr=0.1, server_lr=0.01, steps=5, batch=4):
     """x <- x + server_lr * mean_i sign(y_i - x)."""
     train = local_sgd(task, optax.sgd(lr), steps=steps, batch=batch)
 
-    def member(key, data, i, x, **named):
-        y, log = train(key, data, i, x, **named)
+    def member(key, data, i, x, **arguments):
+        y, log = train(key, data, i, x, **arguments)
         return jnp.sign(y - x), log
 
     def init(key, env, x):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import Shards
-from jaxfl.learn import partition, synthetic, task
-from jaxfl.learn.data import digits
+from jaxfl.data import partition, synthetic
+from jaxfl.data.sets import digits
+from jaxfl.learn import task
 from jaxfl.world import cohort, graph, mixing
 from jaxfl.world.scenario import scenario
 
@@ -16,8 +17,8 @@ from jaxfl.world.scenario import scenario
 def one_sample_each(x, y) -> Shards:
     """Node `i` owns sample `i`."""
     n = len(y)
-    place = jnp.arange(n, dtype=jnp.int32)
-    return Shards(jnp.asarray(x), jnp.asarray(y), place, place, jnp.ones(n, jnp.int32), 1)
+    position = jnp.arange(n, dtype=jnp.int32)
+    return Shards(jnp.asarray(x), jnp.asarray(y), position, position, jnp.ones(n, jnp.int32), 1)
 
 
 def quadratics(n=8, d=3, seed=0, **kw):

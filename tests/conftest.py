@@ -1,5 +1,10 @@
 """Settings of the whole suite."""
 
+import os
+
+# Programs of tests are small: to compile them takes longer than to run them, and half as long at level 0.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import pytest
 from hypothesis import settings

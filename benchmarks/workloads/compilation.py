@@ -6,9 +6,9 @@ import jax
 import timing
 from child import run_child
 
-from jaxfl import build
-from jaxfl.config import Setup
 from jaxfl.engine.run import run
+from jaxfl.options import build
+from jaxfl.options.config import Setup
 from jaxfl.zoo import ZOO
 
 

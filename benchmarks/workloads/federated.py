@@ -4,11 +4,12 @@ import bound
 import jax
 import numpy as np
 
-from jaxfl.algorithms.fedavg import fedavg
-from jaxfl.algorithms.fedbuff import fedbuff
-from jaxfl.learn import data, partition
-from jaxfl.learn.models import CNN
+from jaxfl import data
+from jaxfl.algorithms.asynchronous.fedbuff import fedbuff
+from jaxfl.algorithms.server.fedavg import fedavg
+from jaxfl.data import partition
 from jaxfl.learn.task import classification, logistic_regression
+from jaxfl.models.networks import CNN
 from jaxfl.world import clock, cohort, durations
 from jaxfl.world.scenario import scenario
 from workloads import work

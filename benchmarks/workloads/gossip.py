@@ -4,8 +4,9 @@ import bound
 import jax
 import numpy as np
 
-from jaxfl.algorithms.dsgd import dsgd
-from jaxfl.learn import data, partition
+from jaxfl import data
+from jaxfl.algorithms.gossip.dsgd import dsgd
+from jaxfl.data import partition
 from jaxfl.learn.task import logistic_regression
 from jaxfl.world import graph, mixing
 from jaxfl.world.scenario import scenario

@@ -4,11 +4,11 @@ from functools import partial
 
 import numpy as np
 
-from jaxfl.algorithms.diloco import diloco
-from jaxfl.core import InputError
-from jaxfl.learn import partition, text
-from jaxfl.learn.models import Transformer
+from jaxfl.algorithms.server.diloco import diloco
+from jaxfl.data import partition, text
+from jaxfl.errors import InputError
 from jaxfl.learn.task import language_model
+from jaxfl.models.networks import Transformer
 from jaxfl.world.scenario import scenario
 from workloads.work import Cost, Matmul, Program, Stream, Work, dense
 
@@ -23,7 +23,7 @@ def w7(nodes: int, steps: int) -> Work:
             known = text.shakespeare()
         except InputError:
             known = text.pydoc_topics()
-        author = np.asarray(known.groups)
+        author = np.asarray(known.clients)
         sizes = np.bincount(author)
         owner = np.full(sizes.size, -1)
         owner[np.argsort(-sizes)[:nodes]] = np.arange(nodes)

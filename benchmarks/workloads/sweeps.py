@@ -8,10 +8,12 @@ import machine
 import numpy as np
 import timing
 
-from jaxfl.algorithms.fedprox import fedprox
+from jaxfl import data
+from jaxfl.algorithms.server.fedprox import fedprox
+from jaxfl.data import partition
 from jaxfl.engine.run import run
 from jaxfl.engine.runs import grid
-from jaxfl.learn import data, partition, task
+from jaxfl.learn import task
 from jaxfl.measure.metrics import shared_test
 from jaxfl.world import cohort
 from jaxfl.world.scenario import scenario

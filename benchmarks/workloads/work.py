@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, InputError, Shards
-from jaxfl.engine.place import node_mesh, place
+from jaxfl.core import Array, Shards
+from jaxfl.data.sets import Dataset, fashion_mnist, from_arrays
 from jaxfl.engine.run import Carry, run
-from jaxfl.learn.data import Dataset, fashion_mnist, from_arrays
-from jaxfl.learn.models import MLP
+from jaxfl.engine.sharding import node_mesh, put
+from jaxfl.errors import InputError
 from jaxfl.learn.task import Task, classification
+from jaxfl.models.networks import MLP
 
 
 class Matmul(NamedTuple):
@@ -149,7 +150,7 @@ def ours(program: Program, rounds: int, scored: bool) -> Side:
     """jaxfl's side of a race. The data go to the devices beforehand, as they do once in a run of many rounds."""
     algorithm, world, task, _ = program
     if jax.device_count() > 1:
-        world = world._replace(data=place(node_mesh(), world.data))
+        world = world._replace(data=put(node_mesh(), world.data))
     carry = None
 
     def step():

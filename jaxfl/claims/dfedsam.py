@@ -42,18 +42,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.algorithms.dfedsam import dfedsam_mgs
+from jaxfl.algorithms.gossip.dfedsam import dfedsam_mgs
 from jaxfl.claims.evidence import Check, Evidence, at_least, at_most, tail
-from jaxfl.core import InputError, Scenario
+from jaxfl.core import Scenario
+from jaxfl.data import partition
+from jaxfl.data.sets import digits
 from jaxfl.engine.run import Result, run
-from jaxfl.learn import partition
-from jaxfl.learn.data import digits
-from jaxfl.learn.models import MLP
+from jaxfl.errors import InputError
 from jaxfl.learn.task import Task, classification
 from jaxfl.measure.curvature import sharpness
 from jaxfl.measure.metrics import consensus_distance, shared_test
-from jaxfl.measure.plots import learning_curves
-from jaxfl.measure.style import COLOURS, DASHES
+from jaxfl.models.networks import MLP
+from jaxfl.report.plots import learning_curves
+from jaxfl.report.style import COLOURS, DASHES
 from jaxfl.world import graph, mixing
 from jaxfl.world.scenario import scenario
 

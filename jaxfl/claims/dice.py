@@ -59,18 +59,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.algorithms.dice import dice, retrained
-from jaxfl.algorithms.dsgd import dsgd
+from jaxfl.algorithms.gossip.dice import dice, retrained
+from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.claims.evidence import Check, Evidence, at_least, at_most
-from jaxfl.core import Array, Graph, InputError, Mail, Shards, State
+from jaxfl.core import Array, Graph, Mail, Shards, State
+from jaxfl.data import partition
+from jaxfl.data.corrupt import flipped_labels, noisy_inputs
+from jaxfl.data.sets import Dataset, digits
+from jaxfl.data.synthetic import gaussian_quadratics
 from jaxfl.engine.run import run
-from jaxfl.learn import partition
-from jaxfl.learn.corrupt import flipped_labels, noisy_inputs
-from jaxfl.learn.data import Dataset, digits
-from jaxfl.learn.synthetic import gaussian_quadratics
+from jaxfl.errors import InputError
 from jaxfl.learn.task import Task, classification, mean_loss, quadratic
 from jaxfl.measure.influence import effect, first_order, watched
-from jaxfl.measure.style import COLOURS
+from jaxfl.report.style import COLOURS
 from jaxfl.world import graph, mixing
 from jaxfl.world.graph import edges
 from jaxfl.world.scenario import scenario
@@ -115,8 +116,8 @@ def quadratics(seeds: int, hops: int = 4) -> np.ndarray:
     system, programs, found = dsgd(quadratic(d), lr=0.05, batch=1), {}, []
     for seed in range(seeds):
         rng, q = np.random.default_rng(seed), gaussian_quadratics(n, d, seed=seed)
-        w, place = np.where(live, rng.uniform(0.2, 1, (n, n)), 0), jnp.arange(n, dtype=jnp.int32)
-        data = Shards(jnp.asarray(q.A), jnp.asarray(q.b), place, place, jnp.ones(n, jnp.int32), 1)
+        w, position = np.where(live, rng.uniform(0.2, 1, (n, n)), 0), jnp.arange(n, dtype=jnp.int32)
+        data = Shards(jnp.asarray(q.A), jnp.asarray(q.b), position, position, jnp.ones(n, jnp.int32), 1)
         world = scenario(data, topology=mixing.from_matrix(w / w.sum(1, keepdims=True)))
 
         def probe(arrays, data, rows, world=world):
@@ -197,7 +198,7 @@ def relative(estimate: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.abs(estimate - truth).mean(-1) / np.abs(truth).mean(-1)
 
 
-def told(estimate: np.ndarray, truth: np.ndarray, rates: tuple) -> dict[str, np.ndarray]:
+def judged(estimate: np.ndarray, truth: np.ndarray, rates: tuple) -> dict[str, np.ndarray]:
     """What part B says of one estimator, one number a seed: `error` at RATE, its `slope` in the rate, `correlation`."""
     error, at = relative(estimate, truth), rates.index(RATE)
     return {
@@ -246,7 +247,7 @@ def reproduce(
         exact, spread = quadratics(seeds), cascades(seeds, rates=rates, warm_up=warm_up, data_seed=data_seed)
     watch = anomalies(seeds, rounds=rounds, data_seed=data_seed)
     estimates = {(g, name): pair for g, found in spread.items() for name, pair in compared(found).items()}
-    parts = {key: told(*pair, rates) for key, pair in estimates.items()}
+    parts = {key: judged(*pair, rates) for key, pair in estimates.items()}
     bad = {name: detection(v, rounds // 8) for name, v in watch.items()}
     rows = {
         ("quadratics", f"hop {s + 1}, {name}"): {"error": exact[:, i, s]}

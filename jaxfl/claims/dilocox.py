@@ -54,13 +54,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.algorithms.diloco import all_reduce, diloco
-from jaxfl.algorithms.dilocox import dilocox
+from jaxfl.algorithms.server.diloco import all_reduce, diloco
+from jaxfl.algorithms.server.dilocox import dilocox
 from jaxfl.claims.evidence import Check, Evidence, at_least, at_most
 from jaxfl.core import Algorithm, Metric, Scenario, Shards
+from jaxfl.data import partition
+from jaxfl.data.sets import Dataset
 from jaxfl.engine.run import run
-from jaxfl.learn import partition
-from jaxfl.learn.data import Dataset
 from jaxfl.learn.hooks import stateless
 from jaxfl.learn.task import Task, from_functions, language_model
 from jaxfl.measure.metrics import shared_test
@@ -98,9 +98,9 @@ def quadratic(full_rank: bool = False, seed: int = 0) -> tuple[Task, Scenario, M
     init = draw if full_rank else lambda key: jnp.full((SIDE, SIDE), 2.0)
     task = from_functions(init, lambda p, x, y: 0.5 * (curvature * (p - y) ** 2).sum((1, 2)))
     centre = SHIFT * np.random.default_rng(seed).normal(size=(WORKERS, SIDE, SIDE))
-    place = jnp.arange(WORKERS, dtype=jnp.int32)
+    position = jnp.arange(WORKERS, dtype=jnp.int32)
     y = jnp.asarray(centre - centre.mean(0), jnp.float32)
-    data = Shards(jnp.zeros(WORKERS), y, place, place, jnp.ones(WORKERS, jnp.int32), 1)
+    data = Shards(jnp.zeros(WORKERS), y, position, position, jnp.ones(WORKERS, jnp.int32), 1)
     excess = Metric(lambda c, row: {"excess": 0.5 * (c * row.reshape(SIDE, SIDE) ** 2).mean()}, curvature)
     return task, world_of(data, task.dim), excess
 
@@ -160,8 +160,8 @@ def quadratics(seeds: int, rounds: int = ROUNDS) -> dict[str, Arm]:
 
 def text(seeds: int, data: Dataset | None = None, phases: int = PHASES) -> dict[str, Arm]:
     """A character transformer; DiLoCo and DiLoCoX with the better of the outer steps TRIED, same for both."""
-    from jaxfl.learn.models import Transformer
-    from jaxfl.learn.text import VOCABULARY, pydoc_topics
+    from jaxfl.data.text import VOCABULARY, pydoc_topics
+    from jaxfl.models.networks import Transformer
 
     data = pydoc_topics(length=LENGTH) if data is None else data
     make = partial(Transformer, VOCABULARY, WIDTH, 2, 4, LENGTH)
@@ -256,8 +256,8 @@ def _checks(quadratic: Mapping[str, Arm], text: Mapping[str, Arm]) -> list[Check
         at_most("quadratic, 0.7 and 0.9: loss of DiLoCo over its start", end(harsh) / harsh.loss[:, 0], 0.01),
         at_least("quadratic, 0.7 and 0.9: loss of DiLoCo + delay over its start", end(late) / late.loss[:, 0], 10),
     ]
-    kept, lost = q["full-rank start, rank 2"], q["full-rank start, rank 2, no feedback"]
-    checks.append(at_most("full-rank start, rank 2: loss with feedback over without", end(kept) / end(lost), 0.1))
+    helped, lost = q["full-rank start, rank 2"], q["full-rank start, rank 2, no feedback"]
+    checks.append(at_most("full-rank start, rank 2: loss with feedback over without", end(helped) / end(lost), 0.1))
     x, dense, every = text["DiLoCoX"], text["DiLoCo"], text["AllReduce"]
     checks += [
         at_most("text, equal steps: loss of DiLoCoX over AllReduce", end(x) / end(every), 1.08),
@@ -278,7 +278,7 @@ def _before(arm: Arm, goal: Arm) -> np.ndarray:
 
 
 def _figure(found: Mapping[str, Mapping[str, Arm]]) -> Any:
-    from jaxfl.measure.style import COLOURS, DASHES, legend_above, new_figure
+    from jaxfl.report.style import COLOURS, DASHES, legend_above, new_figure
 
     figure = new_figure((9, 5.5))
     grid = figure.subplots(2, 2)

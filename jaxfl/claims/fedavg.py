@@ -40,18 +40,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.algorithms.fedavg import fedavg
+from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.claims.evidence import Evidence, at_least, at_most
 from jaxfl.core import Scenario
+from jaxfl.data import partition
+from jaxfl.data.sets import Dataset, digits
 from jaxfl.engine.run import run
-from jaxfl.learn import partition
-from jaxfl.learn.data import Dataset, digits
 from jaxfl.learn.local import local_sgd
-from jaxfl.learn.models import MLP
 from jaxfl.learn.task import Task, classification, scores
 from jaxfl.measure.metrics import shared_test
-from jaxfl.measure.plots import learning_curves
-from jaxfl.measure.report import rounds_to
+from jaxfl.models.networks import MLP
+from jaxfl.report.plots import learning_curves
+from jaxfl.report.tables import rounds_to
 from jaxfl.world import cohort
 from jaxfl.world.scenario import scenario
 
@@ -117,7 +117,7 @@ def reproduce(seeds: int = 3, *, rates: tuple[float, ...] = RATES, rounds: int =
 
     task, data, worlds = setting()
     test = shared_test(task, jnp.asarray(data.test_x), jnp.asarray(data.test_y), nodes=False)
-    curves, needed, place, rows = {split: {} for split in worlds}, {}, {}, {}
+    curves, needed, position, rows = {split: {} for split in worlds}, {}, {}, {}
     some = min(1, seeds - 1)
     for name, work in ARMS.items():
         factory = partial(fedavg, task, **work)
@@ -129,7 +129,7 @@ def reproduce(seeds: int = 3, *, rates: tuple[float, ...] = RATES, rounds: int =
             until = [rounds_to(history, "accuracy", TARGET[split]).to_numpy() for history in runs]
             best = int(np.argmin([np.nan_to_num(r, nan=np.inf).mean() for r in until]))
             curves[split][name], needed[split, name] = runs[best], until[best]
-            place[split, name] = min(best, len(rates) - 1 - best)
+            position[split, name] = min(best, len(rates) - 1 - best)
             rows[split, name] = {
                 "rate": rates[best],
                 "rounds": until[best].mean(),
@@ -157,7 +157,7 @@ def reproduce(seeds: int = 3, *, rates: tuple[float, ...] = RATES, rounds: int =
         ),
         at_least("IID: least factor by which rounds fall with each increase of local work", min(falls), 1),
         at_least(
-            "rates between a chosen one and the nearer end of the grid, least of all cells", min(place.values()), 1
+            "rates between a chosen one and the nearer end of the grid, least of all cells", min(position.values()), 1
         ),
         at_least(
             "different starts: accuracy of the worse parent minus that of the average",

@@ -57,16 +57,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.algorithms.fedasync import fedasync
-from jaxfl.algorithms.fedbuff import fedbuff
-from jaxfl.algorithms.fedopt import fedopt
+from jaxfl.algorithms.asynchronous.fedasync import fedasync
+from jaxfl.algorithms.asynchronous.fedbuff import fedbuff
+from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.claims.evidence import Check, Evidence, at_least, at_most
 from jaxfl.core import Algorithm, Scenario, Shards
 from jaxfl.engine.run import run
 from jaxfl.exchange import secure
 from jaxfl.exchange.staleness import polynomial
 from jaxfl.learn.task import Task, from_functions
-from jaxfl.measure.style import COLOURS, DASHES, legend_above, new_figure, styled
+from jaxfl.report.style import COLOURS, DASHES, legend_above, new_figure, styled
 from jaxfl.world import cohort
 from jaxfl.world.clock import buffered, over_selected
 from jaxfl.world.durations import lognormal

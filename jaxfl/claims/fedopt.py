@@ -44,14 +44,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.algorithms.fedopt import fedadagrad, fedadam, fedopt, fedyogi
+from jaxfl.algorithms.server.fedopt import fedadagrad, fedadam, fedopt, fedyogi
 from jaxfl.claims.evidence import Evidence, at_least, at_most, tail
 from jaxfl.core import Algorithm, Metric
+from jaxfl.data import partition
+from jaxfl.data.sets import Dataset
+from jaxfl.data.synthetic import sparse_features
 from jaxfl.engine.run import run
-from jaxfl.learn import partition, task
-from jaxfl.learn.data import Dataset
-from jaxfl.learn.synthetic import sparse_features
-from jaxfl.measure.plots import learning_curves
+from jaxfl.learn import task
+from jaxfl.report.plots import learning_curves
 from jaxfl.world import cohort
 from jaxfl.world.scenario import scenario
 
@@ -115,7 +116,7 @@ def tune_all(
     import pandas as pd
 
     problem = task.logistic_regression(FEATURES, CLASSES)
-    world = scenario(partition.by_group(sets[0][0]), cohort=cohort.uniform(CLIENTS, SAMPLED))
+    world = scenario(partition.by_client(sets[0][0]), cohort=cohort.uniform(CLIENTS, SAMPLED))
     makes = {name: (partial(make, problem, epochs=1, batch=10), columns) for name, (make, columns) in methods.items()}
 
     def measure(arrays, row):
@@ -142,7 +143,7 @@ def tune_all(
     for draws in sets:
         seeds = [
             (
-                world._replace(data=partition.by_group(d)),
+                world._replace(data=partition.by_client(d)),
                 jax.tree.map(jnp.asarray, ((d.x, d.y), (d.test_x, d.test_y))),
             )
             for d in draws

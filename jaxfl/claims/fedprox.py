@@ -44,16 +44,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.algorithms.fedavg import fedavg
-from jaxfl.algorithms.fedprox import fedprox
+from jaxfl.algorithms.server.fedavg import fedavg
+from jaxfl.algorithms.server.fedprox import fedprox
 from jaxfl.claims.evidence import Check, Evidence, at_least, at_most, tail
 from jaxfl.core import Metric, Scenario
+from jaxfl.data import partition
+from jaxfl.data.synthetic import synthetic_fedprox
 from jaxfl.engine.run import run
-from jaxfl.learn import partition
-from jaxfl.learn.synthetic import synthetic_fedprox
 from jaxfl.learn.task import Task, logistic_regression, scores
-from jaxfl.measure.plots import learning_curves
-from jaxfl.measure.style import COLOURS, DASHES
+from jaxfl.report.plots import learning_curves
+from jaxfl.report.style import COLOURS, DASHES
 from jaxfl.world import cohort
 from jaxfl.world.scenario import scenario
 from jaxfl.world.work import straggling
@@ -72,7 +72,7 @@ def setting(
     devices: int = DEVICES, members: int = MEMBERS, epochs: int = EPOCHS, seed: int = 0
 ) -> tuple[Task, Scenario]:
     """Softmax regression on Synthetic(1, 1) and a world with stragglers."""
-    shards = partition.by_group(synthetic_fedprox(1.0, 1.0, devices, seed, cap=300))
+    shards = partition.by_client(synthetic_fedprox(1.0, 1.0, devices, seed, cap=300))
     who = cohort.uniform(devices, members, weight=shards.size)
     who = straggling(who, 0.0, epochs, steps=-(-shards.longest // BATCH))
     return logistic_regression(60, 10), scenario(shards, cohort=who)

@@ -55,8 +55,8 @@ import numpy as np
 from jaxfl.claims.evidence import Check, Evidence, at_least, at_most
 from jaxfl.core import Algorithm
 from jaxfl.engine.run import run
-from jaxfl.measure.style import COLOURS, DASHES, legend_above, styled
 from jaxfl.programs.kcore import kcore_exact, kcore_incremental, kcore_restart
+from jaxfl.report.style import COLOURS, DASHES, legend_above, styled
 from jaxfl.world.scenario import scenario
 from jaxfl.world.temporal import Edges, Room, chung_lu, churned, room, temporal
 

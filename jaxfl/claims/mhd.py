@@ -52,18 +52,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.algorithms.mhd import mhd, mutual_distillation
+from jaxfl.algorithms.gossip.mhd import mhd, mutual_distillation
 from jaxfl.claims.evidence import Check, Evidence, at_least
 from jaxfl.core import Array, Metric, Scenario
+from jaxfl.data import partition
+from jaxfl.data.sets import digits
 from jaxfl.engine.run import run
-from jaxfl.learn import distill, partition
-from jaxfl.learn.data import digits
+from jaxfl.learn import distill
 from jaxfl.learn.groups import Group, Groups, draw
 from jaxfl.learn.heads import multi_head
-from jaxfl.learn.models import CNN, MLP
 from jaxfl.learn.task import classification
 from jaxfl.measure.personal import personal_accuracy
-from jaxfl.measure.style import COLOURS, new_figure
+from jaxfl.models.networks import CNN, MLP
+from jaxfl.report.style import COLOURS, new_figure
 from jaxfl.world import graph, mixing
 from jaxfl.world.scenario import scenario
 

@@ -49,21 +49,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.algorithms.dsgd import dsgd
-from jaxfl.algorithms.fedavg import fedavg
-from jaxfl.algorithms.modest import modest
+from jaxfl.algorithms.gossip.dsgd import dsgd
+from jaxfl.algorithms.server.fedavg import fedavg
+from jaxfl.algorithms.server.modest import modest
 from jaxfl.claims.evidence import Check, Evidence, at_least, at_most, tail
 from jaxfl.core import Algorithm, Metric, Process, Scenario
+from jaxfl.data import partition
+from jaxfl.data.sets import digits
 from jaxfl.engine.run import Result, run
 from jaxfl.exchange.ledger import by_member
 from jaxfl.exchange.membership import first_alive, public_hash
-from jaxfl.learn import partition
-from jaxfl.learn.data import digits
-from jaxfl.learn.models import MLP
 from jaxfl.learn.task import Task, classification, scores
-from jaxfl.mapping import map_nodes
-from jaxfl.measure.plots import learning_curves
-from jaxfl.measure.style import COLOURS, DASHES
+from jaxfl.mapping.nodes import map_nodes
+from jaxfl.models.networks import MLP
+from jaxfl.report.plots import learning_curves
+from jaxfl.report.style import COLOURS, DASHES
 from jaxfl.world import churn, cohort, topology
 from jaxfl.world.scenario import scenario
 
@@ -216,9 +216,9 @@ def reproduce(
 def _cost(name: str, history: Any, target: float, d: int) -> dict[str, np.ndarray]:
     """Rounds and traffic, in models `[s]`, up to the target; of a server both ways, of peers each message once."""
     bits = history["total_up_bits"] + (history["total_down_bits"] if name == "FedAvg" else 0)
-    told = history.assign(models=bits / (32.0 * d))
+    counted = history.assign(models=bits / (32.0 * d))
     ends = {"accuracy": tail(history, "accuracy", 20)}
-    return {"rounds": reached(told, "round", target), "models": reached(told, "models", target)} | ends
+    return {"rounds": reached(counted, "round", target), "models": reached(counted, "models", target)} | ends
 
 
 def _after(history: Any, crash: int) -> dict[str, np.ndarray]:
@@ -277,11 +277,11 @@ def _checks(cost: dict, best: dict, after: dict, once: dict, load: dict) -> list
             at_least(f"{label}: traffic to the target, D-SGD over MoDeST", gossip["models"] / ours["models"], 3),
         ]
     live, blind = after["MoDeST"], after[BLIND]
-    kept = min((v for v in once["fewest"] if v > 0), default=np.nan)
+    fewest = min((v for v in once["fewest"] if v > 0), default=np.nan)
     return [
         *checks,
         at_least("crash: participants of a round after it, least of all seeds", live["fewest"].min(), SAMPLE),
-        at_least("crash at once: the same, of the seeds in which someone with the model is left", kept, SAMPLE),
+        at_least("crash at once: the same, of the seeds in which someone with the model is left", fewest, SAMPLE),
         at_most(
             "crash: std of the accuracy over the last 20 rounds, with pings over without",
             live["wobble"] / blind["wobble"],

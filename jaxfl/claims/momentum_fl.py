@@ -39,14 +39,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.algorithms.fedavg import fedavg
-from jaxfl.algorithms.momentum_fl import fedavg_m, fedavg_m_vr, scaffold_m, scaffold_m_vr
+from jaxfl.algorithms.server.fedavg import fedavg
+from jaxfl.algorithms.server.momentum_fl import fedavg_m, fedavg_m_vr, scaffold_m, scaffold_m_vr
 from jaxfl.claims.evidence import Evidence, at_most, tail
 from jaxfl.core import Shards
+from jaxfl.data import partition, synthetic
 from jaxfl.engine.run import build, rollout, run
-from jaxfl.learn import partition, synthetic, task
+from jaxfl.learn import task
 from jaxfl.measure.metrics import training_objective
-from jaxfl.measure.plots import learning_curves
+from jaxfl.report.plots import learning_curves
 from jaxfl.world import cohort
 from jaxfl.world.scenario import scenario
 
@@ -77,8 +78,8 @@ def distances(
     problems = [synthetic.gaussian_quadratics(NODES, DIM, seed=s) for s in range(seeds)]
     with jax.enable_x64(True):  # float32 stops some 1e-6 away from a fixed point
         A, b, optimum = (jnp.asarray(np.stack(v), jnp.float64) for v in zip(*problems, strict=True))
-        place = jnp.arange(NODES, dtype=jnp.int32)
-        data = Shards(A[0], b[0], place, place, jnp.ones(NODES, jnp.int32), 1)
+        position = jnp.arange(NODES, dtype=jnp.int32)
+        data = Shards(A[0], b[0], position, position, jnp.ones(NODES, jnp.int32), 1)
         world = scenario(data, cohort=cohort.uniform(NODES, members))
         factory = partial(make, task.quadratic(DIM), steps=STEPS, batch=None, **fixed)
 
@@ -100,7 +101,7 @@ def descents(seeds: int, rounds: int, arms: Sequence[tuple] = ARMS) -> dict[tupl
     import pandas as pd
 
     problem = task.linear_regression(DIM)
-    data = [partition.by_group(synthetic.linear_regression_clients(CLIENTS, d=DIM, seed=s)) for s in range(seeds)]
+    data = [partition.by_client(synthetic.linear_regression_clients(CLIENTS, d=DIM, seed=s)) for s in range(seeds)]
     metric = training_objective(problem, data[0])
     worlds = {c: scenario(data[0], cohort=cohort.uniform(CLIENTS, c)) for c in {arm[2] for arm in arms}}
     makes = {arm[1]: partial(arm[1], problem, lr=SMALL, server_lr=0.3, steps=STEPS, batch=5) for arm in arms}

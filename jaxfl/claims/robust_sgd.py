@@ -68,18 +68,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.algorithms.clipped_gossip import robust_gossip
-from jaxfl.algorithms.robust_sgd import robust_sgd
+from jaxfl.algorithms.gossip.clipped_gossip import robust_gossip
+from jaxfl.algorithms.server.robust_sgd import robust_sgd
 from jaxfl.claims.evidence import Check, Evidence, at_least, at_most, tail
 from jaxfl.core import Graph, Shards
+from jaxfl.data.sets import generator
 from jaxfl.engine.run import run
 from jaxfl.exchange import attacks, rules
 from jaxfl.exchange.network import Network
-from jaxfl.learn.data import generator
 from jaxfl.learn.task import Task, from_functions
 from jaxfl.measure.metrics import among, distance_to
-from jaxfl.measure.plots import heat_map
-from jaxfl.measure.style import COLOURS
+from jaxfl.report.plots import heat_map
+from jaxfl.report.style import COLOURS
 from jaxfl.world import graph, mixing
 from jaxfl.world.scenario import scenario
 
@@ -111,9 +111,9 @@ def noise(n: int, d: int, centre: np.ndarray, seed: int = 0, samples: int = 512)
     """Standard normal targets of `n` nodes around `centre` `[n, d]`, each with its negative, so their mean is exact."""
     half = generator(seed).normal(size=(n, samples // 2, d))
     y = (centre[:, None] + np.concatenate([half, -half], 1)).reshape(-1, d).astype(np.float32)
-    place = jnp.arange(len(y), dtype=jnp.int32)
+    position = jnp.arange(len(y), dtype=jnp.int32)
     start = jnp.arange(n, dtype=jnp.int32) * samples
-    return Shards(place, jnp.asarray(y), place, start, jnp.full(n, samples, jnp.int32), samples)
+    return Shards(position, jnp.asarray(y), position, start, jnp.full(n, samples, jnp.int32), samples)
 
 
 def unlike(n: int, d: int, liars: int, seed: int = 1) -> np.ndarray:

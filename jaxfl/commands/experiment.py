@@ -6,15 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxfl import config
-from jaxfl.build import Arm, prepare
-from jaxfl.commands import results, slots
-from jaxfl.commands.options import Compare, Run
+from jaxfl.commands import results
 from jaxfl.commands.start import mesh_of
-from jaxfl.config import Setup
-from jaxfl.core import InputError
 from jaxfl.engine import run as engine
-from jaxfl.named.options import own_options, zoo_name
+from jaxfl.errors import InputError
+from jaxfl.options import config, fit
+from jaxfl.options.build import Arm, prepare
+from jaxfl.options.commands import Compare, Run
+from jaxfl.options.config import Setup
+from jaxfl.options.systems import own_options, zoo_name
 
 
 def main(command: Run | Compare) -> int:
@@ -35,7 +35,7 @@ def main(command: Run | Compare) -> int:
         earlier = _same(command)
     setup = own_options(setup, names, earlier)
     world = prepare(setup, names)
-    arms = slots.arms(world, names, setup, None if earlier is None else earlier[1])
+    arms = fit.arms(world, names, setup, None if earlier is None else earlier[1])
     mesh = mesh_of(setup.devices, world.setup.nodes)
     if command.resume is None:
         folder = results.new_folder(setup.out, f"{word}-{'-'.join(names)[:60]}")
@@ -63,8 +63,8 @@ def main(command: Run | Compare) -> int:
     return code
 
 
-def history_of(arm: Arm, setup: Setup, out: Path, mesh: Any, **named: Any) -> Any:
-    """The history of one system as long and as often as the setup says; `named` go to `engine.run.run`."""
+def history_of(arm: Arm, setup: Setup, out: Path, mesh: Any, **arguments: Any) -> Any:
+    """The history of one system as long and as often as the setup says; `arguments` go to `engine.run.run`."""
     return engine.run(
         arm.algorithm,
         arm.scenario,
@@ -76,7 +76,7 @@ def history_of(arm: Arm, setup: Setup, out: Path, mesh: Any, **named: Any) -> An
         evaluate=arm.metric,
         out=out,
         mesh=mesh,
-        **named,
+        **arguments,
     ).history
 
 

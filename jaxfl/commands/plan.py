@@ -2,16 +2,15 @@
 
 import dataclasses
 
-from jaxfl import config
-from jaxfl.build import prepare
-from jaxfl.commands import slots
-from jaxfl.commands.options import Plan
 from jaxfl.commands.start import mesh_of
-from jaxfl.config import Setup
-from jaxfl.core import InputError
 from jaxfl.engine import plan
-from jaxfl.measure import report
-from jaxfl.named.options import own_options, zoo_name
+from jaxfl.errors import InputError
+from jaxfl.options import config, fit
+from jaxfl.options.build import prepare
+from jaxfl.options.commands import Plan
+from jaxfl.options.config import Setup
+from jaxfl.options.systems import own_options, zoo_name
+from jaxfl.report import tables
 
 
 def main(command: Plan) -> int:
@@ -28,7 +27,7 @@ def main(command: Plan) -> int:
     earlier = config.load(command.config) if command.config else None
     before = None if earlier is None else earlier[1]
     setup = own_options(command.setup, [name], earlier)
-    slots.check_command("plan", setup, before)
+    fit.check_command("plan", setup, before)
     made = _planned(name, setup, before)
     row = made.describe()
     if command.memory_gb is not None:
@@ -37,13 +36,13 @@ def main(command: Plan) -> int:
     for label, value in row.items():
         print(f"{label:>36}  {value:,.4g}" if isinstance(value, float) else f"{label:>36}  {value}")
     if command.json:
-        print(report.json_line(name, row))
+        print(tables.json_line(name, row))
     return 0
 
 
 def _planned(name: str, setup: Setup, earlier: Setup | None) -> plan.Plan:
     world = prepare(setup, [name])
-    arm = slots.arms(world, [name], setup, earlier)[name]
+    arm = fit.arms(world, [name], setup, earlier)[name]
     mesh = mesh_of(setup.devices, world.setup.nodes)
     every = min(setup.rounds, setup.every or max(1, setup.rounds // 10))
     return plan.plan(

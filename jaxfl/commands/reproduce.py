@@ -10,12 +10,12 @@ from rich.text import Text
 
 from jaxfl import zoo
 from jaxfl.claims.evidence import Evidence
-from jaxfl.commands.options import Reproduce
 from jaxfl.commands.results import new_folder, write
 from jaxfl.commands.show import console
-from jaxfl.core import InputError
-from jaxfl.measure import plots, report
+from jaxfl.errors import InputError
+from jaxfl.options.commands import Reproduce
 from jaxfl.papers import Paper
+from jaxfl.report import plots, tables
 
 
 def main(command: Reproduce) -> int:
@@ -54,9 +54,9 @@ def _testify(module: str, paper: Paper, evidence: Evidence, seconds: float, fold
         "holds": bool(evidence.holds),
         "checks": [c._asdict() | {"holds": bool(c.holds)} for c in evidence.checks],
         "seconds": seconds,
-        "machine": report.machine(),
+        "machine": tables.machine(),
     }
-    read = json.loads(report.json_line(module, row))
+    read = json.loads(tables.json_line(module, row))
     line = json.dumps({"claim": read.pop("name")} | read)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "table.csv", evidence.table.to_csv())

@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import pandas as pd
 
-from jaxfl.build import World
-from jaxfl.core import InputError, Shards
+from jaxfl.core import Shards
+from jaxfl.data.partition import label_histogram
 from jaxfl.engine.history import disk_error
-from jaxfl.learn.partition import label_histogram
-from jaxfl.measure import plots, report
-from jaxfl.named.topology import first_graph
+from jaxfl.errors import InputError
+from jaxfl.options.build import World
+from jaxfl.options.topology import first_graph
+from jaxfl.report import plots, tables
 
 
 def new_folder(out: str | None, label: str) -> Path:
@@ -53,7 +54,7 @@ def write_history(folder: Path, histories: Mapping[str, Any], columns: Mapping[s
 
 def describe(world: World, folder: Path) -> None:
     """The files about the world itself: machine, labels of the nodes, topology."""
-    write(folder / "machine.json", json.dumps(report.machine(), indent=2) + "\n")
+    write(folder / "machine.json", json.dumps(tables.machine(), indent=2) + "\n")
     if world.topology is not None:
         plots.save(plots.topology(first_graph(world.topology)), folder / "topology.png")
     if world.dataset is not None and world.dataset.y.ndim == 1 and world.dataset.classes:
@@ -76,7 +77,7 @@ def conclude(
     `columns`, one value a system, are in the files and the JSON, not in the table; `says` is a line below it.
     """
     setup = world.setup
-    frame = report.summary(histories, setup.nodes)
+    frame = tables.summary(histories, setup.nodes)
     counts = {"node": setup.nodes, "round": setup.rounds, "seed": setup.seeds}
     title = ", ".join(f"{count:,} {what}{'s' * (count != 1)}" for what, count in counts.items())
     if world.task is None:
@@ -91,10 +92,10 @@ def conclude(
     frame["seconds"] = [seconds[name] for name in histories]
     whole = frame.assign(**columns)[[*columns, *frame.columns]]
     write(folder / "summary.csv", whole.to_csv(index_label="system"))
-    report.table(frame, title)
+    tables.table(frame, title)
     if says:
         print(says)
     print(f"results in {folder}")
     if as_json:
         for name, row in whole.to_dict("index").items():
-            print(report.json_line(str(name), row))
+            print(tables.json_line(str(name), row))

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxfl import zoo
-from jaxfl.commands.options import Cite, List
+from jaxfl.options.commands import Cite, List
 
 
 def main(command: List | Cite) -> int:

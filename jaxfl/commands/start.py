@@ -27,8 +27,8 @@ def cache_folder() -> Path | None:
     """Where compiled programs are kept; None where the environment says nowhere."""
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in ("0", "false", "off", "no", "n", "f"):
         return None
-    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return Path(named) if named else _platform_folder()
+    arguments = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return Path(arguments) if arguments else _platform_folder()
 
 
 def _platform_folder() -> Path:
@@ -39,17 +39,17 @@ def _start_devices(count: int | None) -> None:
     """Before JAX starts: one CPU device a core, or `count`, unless the environment says how many there are."""
     if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    from jaxfl.core import InputError
-    from jaxfl.engine import place
+    from jaxfl.engine import sharding
+    from jaxfl.errors import InputError
 
     if count is None:
         affinity = getattr(os, "sched_getaffinity", None)
         cores = len(affinity(0)) if affinity else os.cpu_count() or 1
         with contextlib.suppress(InputError):  # a process in which JAX runs already keeps its devices
-            place.use_cores(cores)
+            sharding.use_cores(cores)
     elif count >= 1:
         with contextlib.suppress(InputError):  # `mesh_of` refuses more devices than there are
-            place.use_cores(count)
+            sharding.use_cores(count)
 
 
 def mesh_of(devices: int | None, nodes: int) -> Any:
@@ -62,7 +62,7 @@ def mesh_of(devices: int | None, nodes: int) -> Any:
         return None
     import jax
 
-    from jaxfl.engine.place import node_mesh
+    from jaxfl.engine.sharding import node_mesh
 
     node_mesh(devices)
     if devices == jax.device_count():

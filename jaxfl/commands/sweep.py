@@ -7,17 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxfl import config
-from jaxfl.build import Arm, prepare
-from jaxfl.commands import results, slots
+from jaxfl.commands import results
 from jaxfl.commands.experiment import history_of
-from jaxfl.commands.options import Sweep
 from jaxfl.commands.start import mesh_of
-from jaxfl.core import InputError
 from jaxfl.engine import run as engine
 from jaxfl.engine.runs import grid
-from jaxfl.measure import plots, report, sweeps
-from jaxfl.named.options import grid_values, own_options, zoo_name
+from jaxfl.errors import InputError
+from jaxfl.options import config, fit
+from jaxfl.options.build import Arm, prepare
+from jaxfl.options.commands import Sweep
+from jaxfl.options.systems import grid_values, own_options, zoo_name
+from jaxfl.report import plots, sweeps, tables
 
 
 def main(command: Sweep) -> int:
@@ -33,14 +33,14 @@ def main(command: Sweep) -> int:
     earlier = config.load(command.config) if command.config else None
     before = None if earlier is None else earlier[1]
     setup = own_options(setup, [name], earlier)
-    slots.check_command("sweep", setup, before)
+    fit.check_command("sweep", setup, before)
     world = prepare(setup, [name])
     values = grid_values(name, command.grid)
     twice = [option for option in setup.options if option.partition("=")[0].rpartition(".")[2].strip() in values]
     if twice:
         raise InputError(f"set is {twice[0]!r}, but --grid tries values of that option: give one of them.")
     points = grid(**values)
-    arm = slots.arms(world, [name], setup, before, values)[name]
+    arm = fit.arms(world, [name], setup, before, values)[name]
     score = _score(command.score, arm, {key: v[0] for key, v in points.items()})
     mesh = mesh_of(setup.devices, world.setup.nodes)
     folder = results.new_folder(setup.out, f"sweep-{name}")
@@ -70,7 +70,7 @@ def _best(histories: dict[str, Any], score: str) -> tuple[str | None, float]:
     ends = {point: value for point, value in ends.items() if jnp.isfinite(value)}
     if not ends:
         return None, float("nan")
-    best = (max if score in report.HIGHER else min)(ends, key=ends.__getitem__)
+    best = (max if score in tables.HIGHER else min)(ends, key=ends.__getitem__)
     return best, ends[best]
 
 

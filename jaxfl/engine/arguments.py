@@ -12,8 +12,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from jaxfl.core import Algorithm, InputError, Metric, Program, Scenario, Tree, nearest
+from jaxfl.core import Algorithm, Metric, Program, Scenario, Tree
 from jaxfl.engine.history import TOTALS
+from jaxfl.errors import InputError, nearest
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.network import Network
 from jaxfl.learn.task import Task
@@ -55,7 +56,9 @@ def check_parts(algorithm: Any, scenario: Any, model: Any, evaluate: Any, hyper:
     check_model(model)
     check_metric(evaluate)
     if mesh is not None and not isinstance(mesh, Mesh):
-        raise InputError(f"mesh is {_shown(mesh)}, but must be a Mesh, such as `engine.place.node_mesh(4)`, or None.")
+        raise InputError(
+            f"mesh is {_shown(mesh)}, but must be a Mesh, such as `engine.sharding.node_mesh(4)`, or None."
+        )
 
 
 def check_liars(algorithm: Any, scenario: Scenario) -> None:

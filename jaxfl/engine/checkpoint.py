@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, InputError, Tree
+from jaxfl.core import Array, Tree
 from jaxfl.engine.history import disk_error
+from jaxfl.errors import InputError
 
 KEEP = 2
 

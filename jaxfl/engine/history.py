@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.core import InputError
+from jaxfl.errors import InputError
 
 TOTALS = {"seconds": "time"} | {name: f"total_{name}" for name in ("up_bits", "down_bits", "gradients")}
 
@@ -136,8 +136,8 @@ class Recorder:
 def _write_nodes(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
-        named: dict[str, Any] = {f"_{name}": a for name, a in arrays.items()}  # no name is one of savez's own
-        np.savez(path, **named)
+        arguments: dict[str, Any] = {f"_{name}": a for name, a in arrays.items()}  # no name is one of savez's own
+        np.savez(path, **arguments)
     except OSError as error:
         raise disk_error(path, error) from error
 

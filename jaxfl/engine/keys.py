@@ -5,7 +5,8 @@ The same bits come out for any chunk length, cohort slot, device mesh and resume
 
 import jax
 
-from jaxfl.core import Array, InputError, stream
+from jaxfl.core import Array, stream
+from jaxfl.errors import InputError
 
 
 def run_key(seed: int | Array) -> Array:

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from jax.interpreters import partial_eval
 
-from jaxfl.canonical import canonical
 from jaxfl.core import Algorithm, Scenario, Tree
 from jaxfl.engine import keys
 from jaxfl.engine.run import build, rollout
+from jaxfl.mapping.canonical import canonical
 
 
 class Known(NamedTuple):

@@ -19,14 +19,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxfl.canonical import canonical
 from jaxfl.core import Algorithm, Array, Metric, Scenario, Tree
 from jaxfl.engine import rates
 from jaxfl.engine.arguments import check_counts, check_names, check_parts
 from jaxfl.engine.hlo import Work, counts, works
 from jaxfl.engine.run import _chunk, _evaluate, _start, inputs, shapes_on, shared_measure
 from jaxfl.engine.runs import side_by_side
-from jaxfl.traced import programs_in
+from jaxfl.mapping.canonical import canonical
+from jaxfl.mapping.traced import programs_in
 
 MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "dynamic_slice", "dynamic_update_slice")
 MOVES += ("gather", "scatter", "concatenate", "pad", "convert_element_type", "select_n", "copy", "split", "rev")
@@ -52,8 +52,8 @@ class Plan(NamedTuple):
 
     def __repr__(self) -> str:
         """Without the hundreds of operations."""
-        told = ", ".join(f"{name}={value!r}" for name, value in self._asdict().items() if name != "works")
-        return f"Plan({told}, works=<{len(self.works)} operations>)"
+        text = ", ".join(f"{name}={value!r}" for name, value in self._asdict().items() if name != "works")
+        return f"Plan({text}, works=<{len(self.works)} operations>)"
 
     @property
     def memory(self) -> int:

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxfl.blocks import block_of
-from jaxfl.canonical import canonical
-from jaxfl.core import Algorithm, Array, Env, InputError, Metric, Scenario, State, Tree
+from jaxfl.core import Algorithm, Array, Env, Metric, Scenario, State, Tree
 from jaxfl.engine import checkpoint, keys, watch
 from jaxfl.engine.arguments import (
     built,
@@ -26,9 +24,21 @@ from jaxfl.engine.arguments import (
     whole,
 )
 from jaxfl.engine.history import Recorder
-from jaxfl.engine.place import everywhere, keep_place, node_mesh, place, place_state, placement, to_host, wait_for_all
 from jaxfl.engine.progress import bar
 from jaxfl.engine.runs import Runs, lay_out, of_a_seed, over_runs, run_mesh, side_by_side
+from jaxfl.engine.sharding import (
+    everywhere,
+    keep_sharding,
+    node_mesh,
+    placement,
+    put,
+    put_state,
+    to_host,
+    wait_for_all,
+)
+from jaxfl.errors import InputError
+from jaxfl.mapping.blocks import block_of
+from jaxfl.mapping.canonical import canonical
 
 
 class Carry(NamedTuple):
@@ -65,12 +75,12 @@ def _env(t, now, data, byz, links):
 def _first(algorithm, scenario, draw, x, key, hyper, arrays, data, byz, links):
     world = scenario[0](keys.init_key(key, "world"), arrays)
     _, now = scenario[1](keys.round_key(key, jnp.int32(0), "world"), arrays, world, jnp.int32(0))
-    if draw is not None:  # one at a time: some models draw by LAPACK (`jaxfl.linalg`), and runs are vmapped
+    if draw is not None:  # one at a time: some models draw by LAPACK (`jaxfl.mapping.linalg`), and runs are vmapped
         x = jax.custom_batching.sequential_vmap(draw)(keys.model_key(key))
     env = _env(jnp.int32(0), now, data, byz, links)
     carry = world, build(algorithm, hyper).init(keys.init_key(key, "algorithm"), env, x)
     world, state = jax.tree.map(_strong, carry)
-    return everywhere(world), keep_place(state)
+    return everywhere(world), keep_sharding(state)
 
 
 def _strong(a: Array) -> Array:
@@ -100,7 +110,7 @@ def _rounds(algorithm, step, count, t, carry, key, hyper, arrays, data, byz, lin
         if links is not None and "seconds" not in log:
             raise InputError("links are given, but this system logs no `seconds`: train by `at`, send by net's verbs.")
         new = new if now.alive is None else _down_stay(now.alive, state, new)
-        return (world, keep_place(new)), dict(log) | {"seconds": env.seconds + log.get("seconds", 0.0)}
+        return (world, keep_sharding(new)), dict(log) | {"seconds": env.seconds + log.get("seconds", 0.0)}
 
     return jax.lax.scan(body, carry, t + jnp.arange(count))
 
@@ -270,7 +280,7 @@ def run(
         checkpoints: save after every chunk to `out`.
         resume: go on from the newest checkpoint in `out`; the result then is of all rounds.
         carry: go on from the `carry` of an earlier result. History and nodes are of the further rounds, totals of all.
-        mesh: devices over which nodes (`place.node_mesh`) or runs (`runs.run_mesh`) are spread; None takes all there
+        mesh: devices over which nodes (`sharding.node_mesh`) or runs (`runs.run_mesh`) are spread; None takes all there
             are for runs if they divide these, else for nodes as many as divide them.
         block: nodes mapped at once on a device (None: chosen by bytes).
         seed_block: runs advanced side by side (None: chosen by bytes).
@@ -299,8 +309,8 @@ def run(
     hyper = fixed[1]
     with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
         if mesh is not None:
-            fixed, x = place(mesh, (fixed, x))
-            evaluate = None if evaluate is None else evaluate._replace(arrays=place(mesh, evaluate.arrays))
+            fixed, x = put(mesh, (fixed, x))
+            evaluate = None if evaluate is None else evaluate._replace(arrays=put(mesh, evaluate.arrays))
         t, spent = (0, {}) if carry is None else (carry.t, carry.spent)
         count = min(every, max(1, rounds - t))
         how = runs, seed_block, block, mesh
@@ -311,7 +321,7 @@ def run(
         else:
             carry = _start(algorithm, scenario[:2], draw, runs, x, *fixed)
             if mesh is not None:
-                carry = place(mesh, carry[0], of_a_seed(mesh, runs)), place_state(mesh, carry[1], runs is not None)
+                carry = put(mesh, carry[0], of_a_seed(mesh, runs)), put_state(mesh, carry[1], runs is not None)
         runs = sides
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxfl.core import Array, InputError, Tree
+from jaxfl.core import Array, Tree
 from jaxfl.engine import keys
+from jaxfl.errors import InputError
 
 RUNS = "runs"  # the axis of a mesh over which runs are spread
 SIDE_BYTES = 2**21  # on a CPU, runs whose whole state is smaller than this advance side by side, larger ones in turn

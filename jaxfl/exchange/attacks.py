@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfl.core import Array, Tree, require
+from jaxfl.core import Array, Tree
+from jaxfl.errors import require
 from jaxfl.exchange.rules import HIGHEST, by_columns, sum_columns
 
 

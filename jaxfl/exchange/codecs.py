@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfl.core import Array, InputError, Tree, require
+from jaxfl.core import Array, Tree
+from jaxfl.errors import InputError, require
 
 FLOAT = 32.0  # bits of an uncoded number
 
@@ -66,9 +67,9 @@ def symmetric(x: Array, bits: int | Array, axis: int | tuple[int, ...] = -1, key
     """
     levels = 2.0 ** (bits - 1) - 1
     most, part = _scaled(x, axis)
-    place = levels * part
-    place = jnp.round(place) if key is None else jnp.floor(place + jax.random.uniform(key, x.shape))
-    return jnp.clip(place, -levels, levels) / levels * most
+    position = levels * part
+    position = jnp.round(position) if key is None else jnp.floor(position + jax.random.uniform(key, x.shape))
+    return jnp.clip(position, -levels, levels) / levels * most
 
 
 def _scaled(x: Array, axis: int | tuple[int, ...] = -1) -> tuple[Array, Array]:
@@ -140,8 +141,8 @@ def qsgd(levels: int, *, block: int | None = None) -> Codec:
         x = _blocks(message, block)
         most, part = _scaled(x)
         norm = jnp.linalg.norm(part, axis=1, keepdims=True)
-        place = levels * jnp.abs(part) / jnp.where(norm == 0, 1.0, norm)
-        level = jnp.minimum(jnp.floor(place + jax.random.uniform(key, x.shape)), levels)
+        position = levels * jnp.abs(part) / jnp.where(norm == 0, 1.0, norm)
+        level = jnp.minimum(jnp.floor(position + jax.random.uniform(key, x.shape)), levels)
         code = (elias_bits(1 + level) + (level > 0)).reshape(-1)[: message.size].sum()
         sent = most * (norm * jnp.sign(x) * level / levels)
         return sent.reshape(-1)[: message.size], memory, code + FLOAT * x.shape[0]
@@ -182,8 +183,8 @@ def _chosen(which: Callable, values: Codec, k: int | float, indexed: bool) -> Co
         m = message.size
         index, scale = which(key, message, _count(k, m))
         sent, memory, bits = values.send(jax.random.fold_in(key, 1), memory, message[index])
-        place = index.size * float((m - 1).bit_length()) if indexed else 0.0
-        return jnp.zeros_like(message).at[index].set(scale * sent), memory, bits + place
+        position = index.size * float((m - 1).bit_length()) if indexed else 0.0
+        return jnp.zeros_like(message).at[index].set(scale * sent), memory, bits + position
 
     return Codec(init, send)
 

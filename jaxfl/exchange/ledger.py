@@ -19,7 +19,7 @@ def by_member(algorithm: Algorithm) -> Algorithm:
         def by_node(name, who):
             return jnp.zeros(n_nodes(env)).at[c.ids].add(who / jnp.maximum(who.sum(), 1) * log[name])
 
-        received = by_node("down_bits", present if c.asked is None else c.asked)
+        received = by_node("down_bits", present if c.selected is None else c.selected)
         return s, log | {"sent_bits": by_node("up_bits", present), "received_bits": received}
 
     return algorithm._replace(round=round)

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxfl import linalg
-from jaxfl.core import Array, InputError, require
+from jaxfl.core import Array
+from jaxfl.errors import InputError, require
 from jaxfl.exchange.codecs import FLOAT, Collective, symmetric
+from jaxfl.mapping import linalg
 
 HIGHEST = jax.lax.Precision.HIGHEST
 Shapes = Sequence[tuple[int, ...]]

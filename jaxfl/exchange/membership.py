@@ -72,11 +72,11 @@ def first_alive(hash: Array, members: Array, alive: Array, s: int) -> Sample:
     mine, tie = hash[ids][:, None], jnp.arange(n) < ids[:, None]
     ahead = members & ((hash < mine) | ((hash == mine) & tie))  # [s, n]
     everyone = members.sum(dtype=jnp.int32)
-    place = jnp.where(found, ahead.sum(1, dtype=jnp.int32), everyone)
+    position = jnp.where(found, ahead.sum(1, dtype=jnp.int32), everyone)
 
     def ask(carry: tuple) -> tuple:
         asked, silent, waits, _ = carry
-        answers = (place < asked).sum(dtype=jnp.int32)
+        answers = (position < asked).sum(dtype=jnp.int32)
         now = asked - answers
         further = jnp.minimum(asked + s - answers, everyone)
         return further, now, waits + (now > silent), further > asked
@@ -116,7 +116,7 @@ def sign_of_life(views: View, ids: Array, on: Array, t: Array) -> View:
     return views._replace(active=seen)
 
 
-def told(views: View, to: Array, by: Array, link: Array) -> View:
+def informed(views: View, to: Array, by: Array, link: Array) -> View:
     """The nodes `to` `[k]` merge the views of the nodes `by` `[c]` where there is a `link` `[k, c]`."""
     if views.active.shape[0] == 1:
         return views

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxfl.core import Array, Graph, heard_weight, own_weight
-from jaxfl.mapping import AXIS, node_shards
+from jaxfl.mapping.nodes import AXIS, node_shards
 
 PIECE_BYTES = 16 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
 DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost, on CPU as on GPU
@@ -28,25 +28,29 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
     if k == 0:
         return own
     own, sent = _settled(own, sent)
-    kept = own_weight(graph)[:, None]
+    own_share = own_weight(graph)[:, None]
     if k > MANY:
         centre = _common(sent)
-        own, sent, kept = kept * own + heard_weight(graph)[:, None] * centre, sent - centre, jnp.ones_like(kept)
+        own, sent, own_share = (
+            own_share * own + heard_weight(graph)[:, None] * centre,
+            sent - centre,
+            jnp.ones_like(own_share),
+        )
     if graph.shifts is not None and 8 * k < n:
-        return _by_shifts(graph.weight, graph.shifts, sent, kept * own)
+        return _by_shifts(graph.weight, graph.shifts, sent, own_share * own)
     devices = node_shards()
     if devices == 1 or n % devices:
-        return _by_table(graph.nbr, graph.weight, sent, kept * own)
+        return _by_table(graph.nbr, graph.weight, sent, own_share * own)
     each, reach = n // devices, n if graph.reach is None else graph.reach
 
-    def local(nbr: Array, weight: Array, kept: Array, own: Array, sent: Array) -> Array:
+    def local(nbr: Array, weight: Array, own_share: Array, own: Array, sent: Array) -> Array:
         if reach > each:
-            return _by_gather(nbr, weight, kept, own, sent, devices)
+            return _by_gather(nbr, weight, own_share, own, sent, devices)
         start = each * jax.lax.axis_index(AXIS) - reach
-        return _by_table((nbr - start) % n, weight, _with_border(sent, reach, reach, devices), kept * own)
+        return _by_table((nbr - start) % n, weight, _with_border(sent, reach, reach, devices), own_share * own)
 
     spread = jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)
-    return spread(graph.nbr, graph.weight, kept, own, sent)
+    return spread(graph.nbr, graph.weight, own_share, own, sent)
 
 
 def _settled(own: Array, sent: Array) -> tuple[Array, Array]:
@@ -108,12 +112,12 @@ def _by_halo(weight: Array, sent: Array, shifts: list[int], devices: int, total:
     return jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)(weight, sent, total)
 
 
-def _by_gather(nbr: Array, weight: Array, kept: Array, own: Array, sent: Array, devices: int) -> Array:
+def _by_gather(nbr: Array, weight: Array, own_share: Array, own: Array, sent: Array, devices: int) -> Array:
     """Every device hears all rows, a few columns of them at a time: rows of all nodes would not fit where shards do."""
     each, m = sent.shape
     whole = devices * each * m * sent.dtype.itemsize
     width = max(1, m * max(PIECE_BYTES, whole // (4 * devices)) // whole)
-    hear = lambda own, sent: _by_table(nbr, weight, jax.lax.all_gather(sent, AXIS, tiled=True), kept * own)
+    hear = lambda own, sent: _by_table(nbr, weight, jax.lax.all_gather(sent, AXIS, tiled=True), own_share * own)
     if width >= m:
         return hear(own, sent)
 
@@ -124,7 +128,7 @@ def _by_gather(nbr: Array, weight: Array, kept: Array, own: Array, sent: Array, 
     # the last piece may hold columns of the one before, which come out the same; what the result starts from is all
     # written over, but made of `own` it is made after it, in the memory of the rows from which `own` was trained
     starts = jnp.minimum(jnp.arange(0, m, width), m - width)
-    return jax.lax.scan(piece, kept * own, starts)[0]
+    return jax.lax.scan(piece, own_share * own, starts)[0]
 
 
 def _by_table(nbr: Array, weight: Array, heard: Array, total: Array) -> Array:

@@ -15,14 +15,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxfl.at import lift, reported
 from jaxfl.core import (
     Array,
     Cohort,
     Env,
     Graph,
     Inbox,
-    InputError,
     Log,
     Mail,
     Outbox,
@@ -34,11 +32,13 @@ from jaxfl.core import (
     stream,
     tile,
 )
+from jaxfl.errors import InputError
 from jaxfl.exchange import rules, timing
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.codecs import FLOAT, PLAIN, Codec, Collective
 from jaxfl.exchange.mix import mix
-from jaxfl.mapping import map_kept, map_nodes, put_rows, rows_of
+from jaxfl.mapping.at import lift, reported
+from jaxfl.mapping.nodes import map_memory, map_nodes, put_rows, rows_of
 from jaxfl.world.tiers import tiers_of
 
 
@@ -49,7 +49,7 @@ class Collected(NamedTuple):
     present: Array  # bool, somebody answered
     log: Log  # `loss`, `gradients`, `up_bits`, `down_bits` and, over links, `seconds`
     mail: Mail
-    kept: dict  # what nodes keep now, leaves [n, ...] by name
+    memory: dict  # what nodes keep now, leaves [n, ...] by name
     each: dict  # what each member logged, leaves [c, ...]
 
 
@@ -132,7 +132,7 @@ class Network(NamedTuple):
             sent, mine, bits = self.codec.send(key, mine, message)
             return (sent, bits), mine
 
-        (sent, bits), memory = map_kept(who, send, (), (keys, messages), memory, present=present)
+        (sent, bits), memory = map_memory(who, send, (), (keys, messages), memory, present=present)
         return sent, mail._replace(nodes=(memory, other)), bits
 
     def _plan(self, key: Array, mail: Mail, sent: Array, weight: Array, bad: Array) -> tuple[Mail, Tree]:
@@ -203,7 +203,7 @@ class Network(NamedTuple):
         shared: dict | None = None,
         *,
         known: dict | None = None,
-        kept: dict | None = None,
+        memory: dict | None = None,
         reference: Array | None = None,
         cost: Callable = timing.through_server,
         **own: Tree,
@@ -231,7 +231,7 @@ class Network(NamedTuple):
         self._hear_once()
         plain = self.codec is PLAIN and self.attack is None and self.collective is None and self.rule is rules.mean
         train = lift(c, learn, counts(c) if plain else None)
-        out, new, each = train(key, env, x, dict(shared or {}) | dict(known or {}), kept, **own)
+        out, new, each = train(key, env, x, dict(shared or {}) | dict(known or {}), memory, **own)
         if plain:
             bits = jnp.full(c.ids.shape, 32.0 * out.size)
         else:

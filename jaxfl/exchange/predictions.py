@@ -7,11 +7,11 @@ the node that says them and gathered by those who hear it; every hearing is coun
 import jax
 import jax.numpy as jnp
 
-from jaxfl.at import slowest
 from jaxfl.core import Array, Env, Graph, Log, Tree, n_nodes, node_keys, stream
 from jaxfl.exchange import timing
 from jaxfl.exchange.codecs import PLAIN, Codec
-from jaxfl.mapping import map_nodes
+from jaxfl.mapping.at import slowest
+from jaxfl.mapping.nodes import map_nodes
 
 
 def public_batches(key: Array, public: Tree, steps: int, batch: int) -> tuple[Tree, Array]:

@@ -6,23 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxfl.core import (
-    Algorithm,
-    Array,
-    Env,
-    Inbox,
-    InputError,
-    Outbox,
-    Program,
-    State,
-    Tree,
-    n_nodes,
-    node_keys,
-    require,
-    stream,
-)
+from jaxfl.core import Algorithm, Array, Env, Inbox, Outbox, Program, State, Tree, n_nodes, node_keys, stream
+from jaxfl.errors import InputError, require
 from jaxfl.exchange.network import Network
-from jaxfl.mapping import map_nodes
+from jaxfl.mapping.nodes import map_nodes
 from jaxfl.world.tiers import Tiers, join, tiers_of
 
 
@@ -171,7 +158,7 @@ def _first_of(fresh: Outbox, late: Outbox) -> Outbox:
 
 
 def _pack(t: Tiers, states: Sequence[Tree], outbox: Outbox) -> State:
-    return State((), (states[0], outbox)) if t.place is None else State((t.place,), (tuple(states), outbox))
+    return State((), (states[0], outbox)) if t.position is None else State((t.position,), (tuple(states), outbox))
 
 
 def _unpack(s: State) -> tuple[tuple, Outbox]:

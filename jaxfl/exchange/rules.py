@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxfl.blocks import CACHE_BYTES
-from jaxfl.core import Array, Tree, require
-from jaxfl.mapping import AXIS, node_shards
+from jaxfl.core import Array, Tree
+from jaxfl.errors import require
+from jaxfl.mapping.blocks import CACHE_BYTES
+from jaxfl.mapping.nodes import AXIS, node_shards
 
 HIGHEST = jax.lax.Precision.HIGHEST
 LARGEST = 4e37  # of the sum of squares of which four may still be added
@@ -69,14 +70,14 @@ def multi_krum(f: int | Array, keep: int | Array | None = None) -> Callable:
     require("keep", keep, least=1)
 
     def weights(gram: Array, came: Array, weight: Array) -> Array:
-        count, place = came.sum(), jnp.arange(came.size)
+        count, position = came.sum(), jnp.arange(came.size)
         near = _nearest(gram, came)
         looked_at = jnp.minimum(jnp.maximum(count - f - 2, 1), count - 1)
-        score = jnp.where(place[:, None] < looked_at, near, 0).sum(0)
+        score = jnp.where(position[:, None] < looked_at, near, 0).sum(0)
         score = jnp.where(came, score, jnp.inf)
-        better = (score < score[:, None]) | ((score == score[:, None]) & (place < place[:, None]))
-        kept = jnp.clip(count - f if keep is None else keep, 1, jnp.maximum(count, 1))
-        chosen = (better.sum(1) < kept) & came
+        better = (score < score[:, None]) | ((score == score[:, None]) & (position < position[:, None]))
+        most = jnp.clip(count - f if keep is None else keep, 1, jnp.maximum(count, 1))
+        chosen = (better.sum(1) < most) & came
         return chosen / jnp.maximum(chosen.sum(), 1)
 
     return _by_gram(weights)
@@ -145,12 +146,12 @@ def adaptive_radius(delta: float | Array) -> Callable:
     require("delta", delta, above=0, below=1)
 
     def radius(distance: Array, weight: Array) -> Array:
-        place = jnp.arange(distance.size)
-        ties = (distance == distance[:, None]) & (place >= place[:, None])
+        position = jnp.arange(distance.size)
+        ties = (distance == distance[:, None]) & (position >= position[:, None])
         farther = (distance > distance[:, None]) | ties  # [j, l]: l is as far as j, or farther
-        kept = jnp.matmul(farther.astype(weight.dtype), weight, precision=HIGHEST) > delta * (1 + 1e-6)
-        most = jnp.where(kept, distance, 0).max(initial=0)  # of 1, squares neither overflow nor vanish
-        part = jnp.where(kept, distance, 0) / jnp.where(most > 0, most, 1)
+        far = jnp.matmul(farther.astype(weight.dtype), weight, precision=HIGHEST) > delta * (1 + 1e-6)
+        most = jnp.where(far, distance, 0).max(initial=0)  # of 1, squares neither overflow nor vanish
+        part = jnp.where(far, distance, 0) / jnp.where(most > 0, most, 1)
         return most * _root((weight * part**2).sum() / delta)
 
     return radius
@@ -308,8 +309,8 @@ def _own_products(x: Array, centre: Array) -> Array:
 
 def _nearest(gram: Array, came: Array) -> Array:
     """In column `i` the squared distances `[k, k]` from message `i` to the others that came, ascending, then inf."""
-    square, place = jnp.diagonal(gram), jnp.arange(came.size)
-    others = came[:, None] & came & (place[:, None] != place)
+    square, position = jnp.diagonal(gram), jnp.arange(came.size)
+    others = came[:, None] & came & (position[:, None] != position)
     return ascend(jnp.where(others, jnp.maximum(square[:, None] + square - 2 * gram, 0), jnp.inf))
 
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, InputError, Tree, require
+from jaxfl.core import Array, Tree
+from jaxfl.errors import InputError, require
 from jaxfl.exchange.codecs import Collective
 
 SEED_BITS = 128.0

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxfl.core import Array, Cohort, require
+from jaxfl.core import Array, Cohort
+from jaxfl.errors import require
 
 
 def constant() -> Callable:
@@ -57,14 +58,14 @@ def counted(rule: Staleness, cohort: Cohort) -> tuple[Cohort, Array | None, dict
     None: no scale. The log holds the mean `age` of those asked and how many of them were `dropped`; it is empty where
     no earlier version counts.
     """
-    asked = cohort.weight > 0 if cohort.asked is None else cohort.asked
+    selected = cohort.weight > 0 if cohort.selected is None else cohort.selected
     old = cohort.age > rule.longest
     weight = jnp.where(old, 0, cohort.weight)
     discounted = weight * rule.discount(cohort.age)
-    cohort = cohort._replace(weight=discounted, asked=asked)
+    cohort = cohort._replace(weight=discounted, selected=selected)
     if not rule.longest:
         return cohort, None, {}
-    age = jnp.where(asked, cohort.age, 0).sum() / jnp.maximum(asked.sum(), 1)
-    log = {"age": age, "dropped": (asked & old).sum()}
+    age = jnp.where(selected, cohort.age, 0).sum() / jnp.maximum(selected.sum(), 1)
+    log = {"age": age, "dropped": (selected & old).sum()}
     scale = None if rule.normalised or cohort.total is not None else discounted.sum() / jnp.maximum(weight.sum(), 1e-12)
     return cohort, scale, log

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from jaxfl.at import slowest
 from jaxfl.core import Array, Env, Graph, Links, Log, n_nodes
-from jaxfl.mapping import rows_of
+from jaxfl.mapping.at import slowest
+from jaxfl.mapping.nodes import rows_of
 
 
 def transfer(rate: Array, latency: Array, bits: Array) -> Array:
@@ -29,8 +29,8 @@ def through_server(env: Env, steps: Array, handed: float | Array, up: Array) -> 
     Who was asked downloads; who is absent (weight 0) sends nothing and keeps nobody waiting.
     """
     present = env.cohort.weight > 0
-    asked = present if env.cohort.asked is None else env.cohort.asked
-    log = Log(up_bits=jnp.where(present, up, 0).sum(), down_bits=asked.sum() * jnp.float32(handed))
+    selected = present if env.cohort.selected is None else env.cohort.selected
+    log = Log(up_bits=jnp.where(present, up, 0).sum(), down_bits=selected.sum() * jnp.float32(handed))
     if env.links is not None:
         mine = rows_of(env.cohort, env.links)
         down = transfer(mine.down, mine.latency, jnp.float32(handed))

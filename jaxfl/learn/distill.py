@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.core import Array, InputError, Shards, Tree, require, stream
-from jaxfl.learn.data import Dataset, generator
+from jaxfl.core import Array, Shards, Tree, stream
+from jaxfl.data.sets import Dataset, generator
+from jaxfl.errors import InputError, require
 from jaxfl.learn.heads import Output, predict, unit
 from jaxfl.learn.local import batch_loss, drawn_batches, whole_shard
 from jaxfl.learn.task import Task
@@ -65,8 +66,8 @@ def hold_out(data: Dataset, count: int, seed: int = 0) -> tuple[np.ndarray, Data
         raise InputError(f"count is {count}, but must be from 1 to {total - 1} of the {total} train samples.")
     order = generator(seed).permutation(total)
     rest = np.sort(order[count:])
-    groups = None if data.groups is None else data.groups[rest]
-    return data.x[np.sort(order[:count])], data._replace(x=data.x[rest], y=data.y[rest], groups=groups)
+    clients = None if data.clients is None else data.clients[rest]
+    return data.x[np.sort(order[:count])], data._replace(x=data.x[rest], y=data.y[rest], clients=clients)
 
 
 def confidence(logits: Array) -> Array:
@@ -130,9 +131,9 @@ def lesson_losses(
     """
     names, count = taught(lessons), len(lessons)
     levels = np.array([lesson.levels for lesson in lessons])  # [lessons, levels]
-    place = np.searchsorted(names, levels)
+    position = np.searchsorted(names, levels)
     b, classes = own.shape[1:]
-    candidates = jnp.moveaxis(heard[:, place], 0, 1).reshape(count, -1, b, classes)
+    candidates = jnp.moveaxis(heard[:, position], 0, 1).reshape(count, -1, b, classes)
     live = jnp.repeat(live, levels.shape[1])
     if own_head:
         candidates = jnp.concatenate([candidates, own[levels]], 1)
@@ -226,13 +227,13 @@ def distilled_sgd(
                 plan = lessons(own.logits.shape[0])
                 aux = jnp.float32(0)
                 if plan:
-                    told, pick = jnp.moveaxis(heard, 1, 2), jax.random.fold_in(chance, k)
-                    aux = lesson_losses(pick, plan, choose, own.logits, told, live, own_head=own_head).sum()
+                    targets, pick = jnp.moveaxis(heard, 1, 2), jax.random.fold_in(chance, k)
+                    aux = lesson_losses(pick, plan, choose, own.logits, targets, live, own_head=own_head).sum()
                 total = value + nu_aux * aux
                 if nu_emb is not None:
                     same = live if alike is None else live & alike[teachers]
-                    told = said.embedding[teachers[:, None], index]
-                    total += nu_emb * embedding_loss(own.embedding, told, same)
+                    targets = said.embedding[teachers[:, None], index]
+                    total += nu_emb * embedding_loss(own.embedding, targets, same)
                 return total, (value, aux)
 
             points = []  # where the hooks ask for further gradients: counted while tracing
@@ -242,8 +243,8 @@ def distilled_sgd(
                 return jax.grad(loss, has_aux=True)(q)[0]
 
             (total, (value, aux)), g = jax.value_and_grad(loss, has_aux=True)(p)
-            named = {"value": total, "grad_fn": grad_fn, "anchor": anchor, "key": jax.random.fold_in(noise, k), "t": t}
-            u, new = tx.update(g, opt, p, **named)
+            mine = {"value": total, "grad_fn": grad_fn, "anchor": anchor, "key": jax.random.fold_in(noise, k), "t": t}
+            u, new = tx.update(g, opt, p, **mine)
             log = jnp.stack([value, aux, jnp.float32(1), jnp.float32(1 + len(points))])
             if steps is not None:
                 keep = lambda a, b: jax.tree.map(lambda a, b: jnp.where(k < steps, a, b), a, b)

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.at import Trained, lift, timed
-from jaxfl.core import Array, Env, InputError, Tree, node_keys, tile
+from jaxfl.core import Array, Env, Tree, node_keys, tile
+from jaxfl.errors import InputError
 from jaxfl.learn.task import Task
-from jaxfl.mapping import map_nodes
+from jaxfl.mapping.at import Trained, lift, timed
+from jaxfl.mapping.nodes import map_nodes
 
 
 class Group(NamedTuple):
@@ -41,12 +42,12 @@ def require_groups(groups: Any, n: int | None = None) -> None:
 
 def in_node_order(groups: Groups, parts: Sequence[Tree]) -> Tree:
     """Leaves `[n, ...]` by node from one tree a group, leaves `[n_g, ...]`, all of one structure."""
-    place = np.argsort(np.concatenate([g.ids for g in groups]))
-    straight = np.array_equal(place, np.arange(place.size))
+    position = np.argsort(np.concatenate([g.ids for g in groups]))
+    straight = np.array_equal(position, np.arange(position.size))
 
     def join(*leaves: Array) -> Array:
         whole = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
-        return whole if straight else whole[place]
+        return whole if straight else whole[position]
 
     return jax.tree.map(join, *parts)
 
@@ -96,16 +97,16 @@ def at_groups(groups: Groups, make: Callable[[Task], Callable]) -> Callable:
     """`mapping.at` over groups: `make(task)` is the `learn` of ONE node with that architecture.
 
     The lifted function is `(key, env, rows, shared=None, kept=None, **own) -> Trained`. `rows`, each of `own` and of
-    `kept` are tuples with one array or tree a group, leaves `[n_g, ...]`; `shared` is seen alike by all nodes of all
-    groups. Of the result, `rows` and `kept` are such tuples too; what each node logged is in the order of the nodes.
+    `memory` are tuples with one array or tree a group, leaves `[n_g, ...]`; `shared` is seen alike by all nodes of all
+    groups. Of the result, `rows` and `memory` are such tuples too; what each node logged is in the order of the nodes.
     """
     lifted = [lift(jnp.asarray(g.ids), make(g.task)) for g in groups]
 
-    def train(key: Array, env: Env, rows: Sequence[Array], shared: dict | None = None, kept: Any = None, **own: Any):
+    def train(key: Array, env: Env, rows: Sequence[Array], shared: dict | None = None, memory: Any = None, **own: Any):
         one = lambda given, i: {name: v[i] for name, v in (given or {}).items() if v is not None}
-        out = [f(key, env, rows[i], shared, one(kept, i), **one(own, i)) for i, f in enumerate(lifted)]
+        out = [f(key, env, rows[i], shared, one(memory, i), **one(own, i)) for i, f in enumerate(lifted)]
         each = in_node_order(groups, [each for *_, each in out])
-        new = {name: tuple(mine[name] for _, mine, _ in out) for name in kept or {}}
+        new = {name: tuple(mine[name] for _, mine, _ in out) for name in memory or {}}
         log = timed(env, jnp.arange(each["steps"].shape[0]), each)
         return Trained(tuple(x for x, *_ in out), log, new, each)
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, InputError, Tree, require
+from jaxfl.core import Array, Tree
+from jaxfl.errors import InputError, require
 from jaxfl.learn.groups import Groups, in_node_order, map_groups
 from jaxfl.learn.task import Task, from_functions
 

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, InputError, Tree, require
+from jaxfl.core import Array, Tree
+from jaxfl.errors import InputError, require
 
 Hook = optax.GradientTransformationExtraArgs
 
@@ -27,8 +28,8 @@ def stateless(f: Callable) -> Hook:
     Raises:
         InputError: while tracing, a system that does not give what `f` needs: its keyword arguments without a default.
     """
-    named = inspect.signature(f).parameters.values()
-    needs = [p.name for p in named if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    arguments = inspect.signature(f).parameters.values()
+    needs = [p.name for p in arguments if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
 
     def update(updates, state, params=None, **extra):
         missing = [name for name in needs if name not in extra]

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, InputError, Shards, Tree, require
+from jaxfl.core import Array, Shards, Tree
+from jaxfl.errors import InputError, require
 from jaxfl.learn.optimizer import begin, begin_nodes, pinned
 from jaxfl.learn.task import Task, require_task
 
@@ -21,11 +22,11 @@ def epoch_batches(key: Array, data: Shards, i: Array, epochs: int, batch: int) -
     Every epoch visits each sample once; the mask is 0 on the padding of a shard shorter than the longest.
     """
     count = -(-data.longest // batch)
-    place = jnp.arange(count * batch)
-    inside = place < data.size[i]
+    position = jnp.arange(count * batch)
+    inside = position < data.size[i]
 
     def shuffle(key):
-        rank = jnp.where(inside, jax.random.uniform(key, place.shape), 2.0)
+        rank = jnp.where(inside, jax.random.uniform(key, position.shape), 2.0)
         return jnp.argsort(rank)
 
     order = jax.vmap(shuffle)(jax.random.split(key, epochs))
@@ -41,9 +42,9 @@ def drawn_batches(key: Array, data: Shards, i: Array, steps: int, batch: int) ->
 
 def whole_shard(data: Shards, i: Array, steps: int) -> tuple[Array, Array]:
     """All samples of shard `i` in every step: indices and mask `[steps, longest]`."""
-    place = jnp.arange(data.longest)
-    inside = place < data.size[i]
-    index = data.order[data.start[i] + jnp.where(inside, place, 0)]
+    position = jnp.arange(data.longest)
+    inside = position < data.size[i]
+    index = data.order[data.start[i] + jnp.where(inside, position, 0)]
     both = index, inside.astype(jnp.float32)
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (steps, *a.shape)), both)
 
@@ -116,7 +117,7 @@ def local_sgd(
         index, mask = _batches(draw, data, i, most, epochs, batch)
 
         def step(carry, now):
-            (p, opt, kept), (k, index, mask) = carry, now
+            (p, opt, total), (k, index, mask) = carry, now
             loss = batch_loss(task, data, index, mask)
             points = []  # where the hooks ask for further gradients: counted while tracing
 
@@ -125,27 +126,27 @@ def local_sgd(
                 return jax.grad(loss)(q)
 
             value, g = jax.value_and_grad(loss)(p)
-            named = {"value": value, "grad_fn": grad_fn, "anchor": anchor, "key": jax.random.fold_in(noise, k), "t": t}
-            u, new = tx.update(g, opt, p, **named, **extra)
+            mine = {"value": value, "grad_fn": grad_fn, "anchor": anchor, "key": jax.random.fold_in(noise, k), "t": t}
+            u, new = tx.update(g, opt, p, **mine, **extra)
             new = new if keep_state else pinned(new, t)
-            more = jax.tree.map(jnp.add, kept, g) if keep_gradient else ()
+            more = jax.tree.map(jnp.add, total, g) if keep_gradient else ()
             log = jnp.stack([value, jnp.float32(1), jnp.float32(1 + len(points))])
             if uneven or steps is not None:
                 run = jnp.bool_(True) if steps is None else k < steps
                 if uneven:
                     run &= mask.sum() > 0
                 keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(run, a, b), new, old)
-                u, new, more = keep(u, optax.tree.zeros_like(u)), keep(new, opt), keep(more, kept)
+                u, new, more = keep(u, optax.tree.zeros_like(u)), keep(new, opt), keep(more, total)
                 log = keep(log, jnp.zeros_like(log))
             return (optax.apply_updates(p, u), new, more), log
 
         first = state if keep_state else begin(tx, anchor, key, t)
         carry = anchor, first, optax.tree.zeros_like(anchor) if keep_gradient else ()
-        (p, state, kept), logs = jax.lax.scan(step, carry, (jnp.arange(index.shape[0]), index, mask))
+        (p, state, total), logs = jax.lax.scan(step, carry, (jnp.arange(index.shape[0]), index, mask))
         loss, ran, gradients = logs.sum(0)
         log = {"loss": loss / jnp.maximum(ran, 1), "steps": ran, "gradients": gradients}
         if keep_gradient:
-            log["gradient"] = task.ravel(kept) / jnp.maximum(ran, 1)
+            log["gradient"] = task.ravel(total) / jnp.maximum(ran, 1)
         if keep_state:
             log["state"] = state
         return task.ravel(p), log
@@ -164,8 +165,8 @@ def optimizer_state(task: Task, optimizer: optax.GradientTransformation, x: Arra
 def displacement(learn: Callable) -> Callable:
     """`learn` with `y - x` for `y`: the subtraction happens while the node's row is in cache."""
 
-    def move(key, data, i, x, **named):
-        y, log = learn(key, data, i, x, **named)
+    def move(key, data, i, x, **arguments):
+        y, log = learn(key, data, i, x, **arguments)
         return y - x, log
 
     return move

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, InputError, Tree, node_keys, stream
+from jaxfl.core import Array, Tree, node_keys, stream
+from jaxfl.errors import InputError
 
 _COUNTS = {
     optax.AddNoiseState: "count",
@@ -71,15 +72,15 @@ def _rekeyed(state: Tree, key: Array) -> Tree:
     """A state in which every random key is another one, made of itself, its place in the state and `key`."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(state)
 
-    def new(place: int, path: tuple, a: Array) -> Array:
+    def new(position: int, path: tuple, a: Array) -> Array:
         if not _is_key(path, a, key):
             return a
         typed = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
-        mine = jax.random.fold_in(stream(key, "optimizer"), place)
+        mine = jax.random.fold_in(stream(key, "optimizer"), position)
         made = _mixed(mine, jax.random.key_data(a) if typed else a)
         return made if typed else jax.random.key_data(made)
 
-    return structure.unflatten([new(place, path, a) for place, (path, a) in enumerate(leaves)])
+    return structure.unflatten([new(position, path, a) for position, (path, a) in enumerate(leaves)])
 
 
 def _is_key(path: tuple, a: Array, key: Array) -> bool:

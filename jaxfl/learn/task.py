@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.core import Array, InputError, Tree
-from jaxfl.learn.modules import functional
+from jaxfl.core import Array, Tree
+from jaxfl.errors import InputError
+from jaxfl.models.modules import functional
 
 
 class Task(NamedTuple):

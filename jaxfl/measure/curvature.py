@@ -5,9 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfl import linalg
-from jaxfl.core import Array, InputError, Metric, Tree, stream
+from jaxfl.core import Array, Metric, Tree, stream
+from jaxfl.errors import InputError
 from jaxfl.learn.task import Task, mean_loss
+from jaxfl.mapping import linalg
 from jaxfl.measure.metrics import mean_model
 
 

@@ -23,8 +23,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfl.core import Algorithm, Array, Env, Graph, InputError, Scenario, State, Tree, require
+from jaxfl.core import Algorithm, Array, Env, Graph, Scenario, State, Tree
 from jaxfl.engine.run import build, rollout_from
+from jaxfl.errors import InputError, require
 from jaxfl.world.work import skipping
 
 

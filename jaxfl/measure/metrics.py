@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, InputError, Metric, Shards
+from jaxfl.core import Array, Metric, Shards
+from jaxfl.errors import InputError
 from jaxfl.exchange.rules import mean
 from jaxfl.learn.local import local_gradient
 from jaxfl.learn.task import Task, require_task, scores
-from jaxfl.mapping import map_nodes
+from jaxfl.mapping.nodes import map_nodes
 
 WORST = 0.1  # the share of nodes called worst
 

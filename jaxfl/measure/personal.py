@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxfl.core import Array, InputError, Metric, Tree
+from jaxfl.core import Array, Metric, Tree
+from jaxfl.errors import InputError
 from jaxfl.learn.groups import Groups, in_node_order, map_groups, require_groups
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.core import Graph, InputError
+from jaxfl.core import Graph
+from jaxfl.errors import InputError
 from jaxfl.world.mixing import TOLERANCE, second_eigenvalue
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, InputError, Process, Tree, process, require, stream
+from jaxfl.core import Array, Process, Tree, stream
+from jaxfl.errors import InputError, require
 from jaxfl.world.cohort import availability
+from jaxfl.world.process import process
 
 FOREVER = 2**31 - 1
 
@@ -63,19 +65,19 @@ def events(n: int, *, leaves: Iterable[tuple[int, Any]] = (), joins: Iterable[tu
                     raise InputError(f"node {i} in round {t}: ids from 0 to {n - 1} and rounds from 0 are needed.")
                 story[i].append((int(t), up))
     spans = []
-    for i, told in enumerate(story):
-        told = sorted(told)
-        for (_, before), (t, now) in pairwise(told):
+    for i, changes in enumerate(story):
+        changes = sorted(changes)
+        for (_, before), (t, now) in pairwise(changes):
             if before == now:
                 verb, state = ("joins", "up") if now else ("leaves", "down")
                 raise InputError(f"node {i} {verb} in round {t}, but is {state} already.")
-        if len({t for t, _ in told}) < len(told):
+        if len({t for t, _ in changes}) < len(changes):
             raise InputError(f"node {i} leaves and joins in the same round: one event a node and round is allowed.")
-        if not told or not told[0][1]:
-            told = [(0, True), *told]
-        if told[-1][1]:
-            told = [*told, (FOREVER, False)]
-        spans.append([t for t, _ in told])
+        if not changes or not changes[0][1]:
+            changes = [(0, True), *changes]
+        if changes[-1][1]:
+            changes = [*changes, (FOREVER, False)]
+        spans.append([t for t, _ in changes])
     most = max(map(len, spans))
     ends = np.array([s + [0] * (most - len(s)) for s in spans]).reshape(n, -1, 2)
     return intervals(ends[:, :, 0], ends[:, :, 1])
@@ -111,8 +113,8 @@ def sessions(n: int, up: Any, down: Any) -> Process:
     for name, a in (("up", on), ("down", off)):
         if a.shape not in ((), (n,)) or not (np.isfinite(a) & (a > 0)).all():
             raise InputError(f"{name} = {a.tolist()}: a finite mean above 0, or one a node [{n}], is needed.")
-    share, kept = on / (on + off), np.exp(-1 / on - 1 / off)
-    return availability(n, share + (1 - share) * kept, 1 - share + share * kept)
+    share, memory = on / (on + off), np.exp(-1 / on - 1 / off)
+    return availability(n, share + (1 - share) * memory, 1 - share + share * memory)
 
 
 def trace(up: Any) -> Process:

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Cohort, InputError, Process, node_keys, process, stream
+from jaxfl.core import Array, Cohort, Process, node_keys, stream
+from jaxfl.errors import InputError
 from jaxfl.world.cohort import base_arrays, base_of, subset, thinned
 from jaxfl.world.durations import Seconds
+from jaxfl.world.process import process
 
 
 class Jobs(NamedTuple):
@@ -69,9 +71,9 @@ def buffered(n: int, concurrency: int, goal: int, seconds: Seconds, *, weight: A
 
     def step(key: Array, arrays: dict, jobs: Jobs, t: Array) -> tuple[Jobs, tuple[Cohort, Array]]:
         which, order, last = jax.random.split(stream(key, "jobs"), 3)
-        place = _scattered(which, order, free, goal - 1)
+        position = _scattered(which, order, free, goal - 1)
         p = jax.random.randint(last, (), 0, free + 1)
-        spots = jnp.append(place, p)
+        spots = jnp.append(position, p)
         read = jobs.idle[spots]
         ids = jnp.concatenate([jobs.ids, read[:-1]])  # by number of job: those running, then those sent out
         spent = _lasting(draw, key, arrays, jnp.arange(goal - 1), ids[concurrency:])
@@ -96,7 +98,7 @@ def buffered(n: int, concurrency: int, goal: int, seconds: Seconds, *, weight: A
 
         # Those who delivered take the places of those sent out, the last of them a place that is left at the end; there
         # the next node is drawn, and the last of them takes its place. One read and one write: more would copy `idle`.
-        filled = jnp.append(place, free) == p  # [goal], by whom
+        filled = jnp.append(position, free) == p  # [goal], by whom
         chosen = jnp.where(filled.any(), c.ids[jnp.argmax(filled)], read[-1])
         back = jnp.append(jnp.where(filled[:-1], c.ids[-1], c.ids[:-1]), c.ids[-1])
         idle = jobs.idle.at[spots].set(back)
@@ -127,7 +129,7 @@ def over_selected(members: Process, keep: int, seconds: Seconds) -> Process:
 
     Over-selection (Bonawitz et al., MLSys 2019): ask 1.3 times as many as are needed, so that nobody waits for the
     slowest. `keep` of all members is a plain barrier, and where no more than `keep` are present the round waits for
-    them. Later members keep their place with weight 0 and are `asked`: they work in vain. `keep` is traced, other
+    them. Later members keep their place with weight 0 and are `selected`: they work in vain. `keep` is traced, other
     values (`world.arrays["cohort"] | {"keep": jnp.int32(50)}`) compile nothing.
 
     Args:
@@ -154,8 +156,8 @@ def over_selected(members: Process, keep: int, seconds: Seconds) -> Process:
         rank = jnp.argsort(jnp.argsort(jnp.where(present, spent, jnp.inf)))
         counts = present & (rank < arrays["keep"])
         over = jnp.max(jnp.where(counts, spent, 0.0), initial=0.0)
-        asked = present if c.asked is None else c.asked
-        return s, (thinned(c, counts)._replace(asked=asked), over)
+        selected = present if c.selected is None else c.selected
+        return s, (thinned(c, counts)._replace(selected=selected), over)
 
     arrays = {"members": members.arrays, "keep": jnp.int32(keep), "seconds": seconds.arrays}
     return process(step, arrays, lambda key, arrays: first(key, arrays["members"]))

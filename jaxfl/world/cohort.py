@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Cohort, InputError, Process, Strata, Tree, node_keys, process, stream
+from jaxfl.core import Array, Cohort, Process, Strata, Tree, node_keys, stream
+from jaxfl.errors import InputError
 from jaxfl.world.exponential import exponential, tail
 from jaxfl.world.exponential import uniform as fraction
+from jaxfl.world.process import process
 
 BY_SIZE = "by_size"  # marks weights that nobody gave
 OVERFLOW = 1e-6  # probability a round that a Poisson cohort does not fit its capacity
@@ -308,8 +310,8 @@ def markov(n: int, c: int, stay_on: Any, stay_off: Any, weight: Any = None) -> P
 
     def step(key: Array, arrays: dict, s: Array, t: Array) -> tuple[Array, Cohort]:
         s, on = walk(key, arrays, s, t)
-        place = fraction(stream(key, "markov cohort"), (n,))  # of a million nodes no two are in one place
-        ids = jnp.sort(jax.lax.top_k(jnp.where(on, -place, -1 - place), c)[1])
+        position = fraction(stream(key, "markov cohort"), (n,))  # of a million nodes no two are in one place
+        ids = jnp.sort(jax.lax.top_k(jnp.where(on, -position, -1 - position), c)[1])
         return s, _cohort(ids, jnp.where(on[ids], arrays["weight"][ids], 0))
 
     return process(step, {**base, **chain.arrays}, chain.init)

@@ -15,8 +15,9 @@ import numpy as np
 from jax.lax import erf_inv
 from jax.scipy.special import ndtri
 
-from jaxfl.canonical import canonical
-from jaxfl.core import Array, InputError, Links, Tree
+from jaxfl.core import Array, Links, Tree
+from jaxfl.errors import InputError
+from jaxfl.mapping.canonical import canonical
 from jaxfl.world.exponential import exponential as unit_exponential
 from jaxfl.world.exponential import tail
 

@@ -12,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Graph, InputError
+from jaxfl.core import Graph
+from jaxfl.errors import InputError
 
 
 def _count(name: str, value: int, least: int) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import InputError, Links
+from jaxfl.core import Links
+from jaxfl.errors import InputError
 
 
 def links(n: int, *, up: Any = math.inf, down: Any = None, latency: Any = 0.0, step: Any = 0.0) -> Links:

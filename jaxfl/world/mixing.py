@@ -11,7 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import ROUNDING, Graph, InputError
+from jaxfl.core import ROUNDING, Graph
+from jaxfl.errors import InputError
 from jaxfl.world.graph import degrees, edges, from_edges, require_connected, require_symmetric
 
 TOLERANCE = 1e-6  # of a row or column sum: weights are stored in float32

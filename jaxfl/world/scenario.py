@@ -8,23 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxfl.canonical import canonical
-from jaxfl.core import (
-    ALL_STEPS,
-    Array,
-    Cohort,
-    Graph,
-    InputError,
-    Links,
-    Now,
-    Process,
-    Scenario,
-    Shards,
-    Tree,
-    process,
-    stream,
-)
+from jaxfl.core import ALL_STEPS, Array, Cohort, Graph, Links, Now, Process, Scenario, Shards, Tree, stream
+from jaxfl.errors import InputError
+from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import base_of, everyone, weighted
+from jaxfl.world.process import process
 from jaxfl.world.tiers import tiers_of
 from jaxfl.world.topology import as_process, between
 

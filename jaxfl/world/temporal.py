@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Graph, InputError, Process, process, require
+from jaxfl.core import Array, Graph, Process
+from jaxfl.errors import InputError, require
+from jaxfl.world.process import process
 from jaxfl.world.tiers import Tiers, layout
 
 Edges = np.ndarray
@@ -119,12 +121,12 @@ def temporal(
     by = np.lexsort((source, listener))
     listener, source, which = listener[by], source[by], which[by]
     slot = np.arange(listener.size) - (np.cumsum(degree) - degree)[listener]
-    place = np.empty(n, np.int64)
-    place[order] = np.arange(n)
+    position = np.empty(n, np.int64)
+    position[order] = np.arange(n)
     parts, last = [], 0
     for count, width in room.tiers:
-        mine = (place[listener] >= last) & (place[listener] < last + count)
-        at = place[listener][mine] - last, slot[mine]
+        mine = (position[listener] >= last) & (position[listener] < last + count)
+        at = position[listener][mine] - last, slot[mine]
         nbr = np.repeat(order[last : last + count, None], width, 1)
         edge = np.full((count, width), room.edges)
         nbr[at], edge[at] = source[mine], which[mine]
@@ -136,7 +138,7 @@ def temporal(
     bits = jnp.asarray(np.packbits(padded, axis=0, bitorder="little"))
     arrays = {"bits": bits, "last": jnp.int32(len(active) - 1), "tables": tuple(parts)}
     if tiers:
-        arrays |= {"order": jnp.asarray(order, jnp.int32), "place": jnp.asarray(place, jnp.int32)}
+        arrays |= {"order": jnp.asarray(order, jnp.int32), "place": jnp.asarray(position, jnp.int32)}
         return process(_tiers_at, arrays)
     rev = np.zeros((n, widths[0]), np.int64)
     other = np.argsort(np.lexsort((listener, source)))  # where in the list the reverse of each entry stands
@@ -201,7 +203,7 @@ def churned(n: int, edges: Edges, rounds: int, churn: float, seed: int) -> list[
     found = [_pairs(n, codes)]
     for _ in range(rounds - 1):
         count = max(1, round(churn * codes.size)) if churn > 0 and codes.size else 0
-        kept = np.delete(codes, rng.choice(codes.size, count, replace=False))
+        memory = np.delete(codes, rng.choice(codes.size, count, replace=False))
         degree = np.bincount(_pairs(n, codes).reshape(-1), minlength=n) + 1.0
         fresh = np.empty(0, np.int64)
         for _ in range(1000):
@@ -213,6 +215,6 @@ def churned(n: int, edges: Edges, rounds: int, churn: float, seed: int) -> list[
             fresh = np.concatenate([fresh, rng.permutation(drawn)])[:count]
         else:
             raise InputError(f"churn = {churn}: the graph is too dense for {count} new edges.")
-        codes = np.sort(np.concatenate([kept, fresh]))
+        codes = np.sort(np.concatenate([memory, fresh]))
         found.append(_pairs(n, codes))
     return found

@@ -20,18 +20,18 @@ NARROW = 8  # slots below which a further tier saves nothing
 class Tiers(NamedTuple):
     """`parts[b]` holds the rows `[n_b, k_b]` of tier `b`; its `nbr` are node numbers, its `rev` is None.
 
-    Tier after tier, the rows belong to the nodes `order` `[n]`, and node `i` has row `place[i]` of them. A `Graph` is
+    Tier after tier, the rows belong to the nodes `order` `[n]`, node `i` has row `position[i]` of them. A `Graph` is
     one tier in the order of its nodes (both None): see `tiers_of`.
     """
 
     parts: tuple[Graph, ...]
     order: Array | None = None  # [n] int32
-    place: Array | None = None  # [n] int32
+    position: Array | None = None  # [n] int32
 
     @property
     def n(self) -> int:
         """Number of nodes, static."""
-        return self.parts[0].nbr.shape[0] if self.place is None else self.place.shape[0]
+        return self.parts[0].nbr.shape[0] if self.position is None else self.position.shape[0]
 
     def split(self, rows: Tree) -> tuple[Tree, ...]:
         """Leaves `[n, ...]` in the order of the nodes, cut into what each tier holds `[n_b, ...]`."""
@@ -43,14 +43,14 @@ class Tiers(NamedTuple):
 
     def join(self, rows: Sequence[Tree]) -> Tree:
         """What each tier holds `[n_b, ...]`, as leaves `[n, ...]` in the order of the nodes."""
-        return join(self.place, rows)
+        return join(self.position, rows)
 
 
-def join(place: Array | None, rows: Sequence[Tree]) -> Tree:
-    """`Tiers.join`, from `place` alone."""
-    if place is None:
+def join(position: Array | None, rows: Sequence[Tree]) -> Tree:
+    """`Tiers.join`, from `position` alone."""
+    if position is None:
         return rows[0]
-    return jax.tree.map(lambda *a: jnp.concatenate(a)[place], *rows)
+    return jax.tree.map(lambda *a: jnp.concatenate(a)[position], *rows)
 
 
 def tiers_of(graph: Graph | Tiers) -> Tiers:

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxfl.core import Array, Graph, InputError, Process, own_weight, process, stream
+from jaxfl.core import Array, Graph, Process, own_weight, stream
+from jaxfl.errors import InputError
 from jaxfl.world.cohort import subset
+from jaxfl.world.process import process
 from jaxfl.world.tiers import Tiers
 
 

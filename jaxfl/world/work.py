@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxfl.canonical import canonical
-from jaxfl.core import ALL_STEPS, Array, Cohort, InputError, Now, Process, Scenario, process, stream
+from jaxfl.core import ALL_STEPS, Array, Cohort, Now, Process, Scenario, stream
+from jaxfl.errors import InputError
+from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import thinned
+from jaxfl.world.process import process
 
 
 def _share(name: str, value: Any) -> Array:
@@ -52,8 +54,8 @@ def straggling(members: Process, fraction: float, epochs: int, steps: int = 1, *
             raise InputError("members sets Cohort.steps, but straggling does that: give a cohort without steps.")
         who, how_long = jax.random.split(stream(key, "stragglers"))
         present = c.weight > 0
-        place = jnp.where(present, jax.random.uniform(who, c.weight.shape), 2.0)
-        rank = jnp.argsort(jnp.argsort(place))  # the absent last
+        position = jnp.where(present, jax.random.uniform(who, c.weight.shape), 2.0)
+        rank = jnp.argsort(jnp.argsort(position))  # the absent last
         slow = rank >= jnp.round((1 - arrays["fraction"]) * present.sum())
         part = jax.random.randint(how_long, c.weight.shape, 1, epochs)
         c = thinned(c, jnp.where(slow, 1 - arrays["drop"], 1))

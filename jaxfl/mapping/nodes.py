@@ -1,0 +1,153 @@
+"""The one switch for mapping a function over nodes: blocks on a device, shards over a mesh.
+
+An author writes a function of ONE node; `map_nodes` decides how it runs. Where an ambient mesh has an axis `nodes`,
+each device maps its own shard, and on a device the nodes run in blocks (`jaxfl.mapping.blocks`).
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jaxfl.core import Array, Cohort, Tree
+from jaxfl.mapping.blocks import block_size, in_blocks, row_of
+from jaxfl.mapping.draws import draws_apart
+from jaxfl.mapping.traced import programs_in
+
+AXIS = "nodes"
+
+
+def node_shards() -> int:
+    """Devices along the node axis of the ambient mesh (1 without a mesh)."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)
+
+
+def _bytes_each(stacked: Tree, count: int) -> int:
+    leaves = [a for a in jax.tree.leaves(stacked) if not jnp.issubdtype(a.dtype, jax.dtypes.extended)]
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves) // max(count, 1)
+
+
+def _matmul_bytes(f: Callable, shared: Tree, stacked: Tree) -> int:
+    """The largest matrix that `f` multiplies for one node, in bytes: parameters, activations, windows of images."""
+
+    def largest(jaxpr: Any) -> int:
+        found = [0]
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general":
+                found += [math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in (*eqn.invars, *eqn.outvars)]
+            found += [largest(inner) for inner in programs_in(eqn)]
+        return max(found)
+
+    return largest(jax.make_jaxpr(f)(shared, row_of(stacked)).jaxpr)
+
+
+def map_nodes(
+    f: Callable, shared: Tree, stacked: Tree, *, memory: Tree = None, bytes_each: int = 0, weight: Array | None = None
+) -> Tree:
+    """`f(shared, row)` for every row of `stacked` (leaves `[c, ...]`), results stacked `[c, ...]`.
+
+    Args:
+        f: function of one node.
+        shared: what every node sees (replicated over devices).
+        stacked: pytree with leading axis `c`.
+        kept: pytree with leading axis `c` whose rows `f` replaces; then it is `f(shared, row, kept) -> (result, kept)`,
+            and so is what is returned. Blocks write over what they read, so that there is one copy of it all.
+        bytes_each: memory of one node's work where it exceeds its rows.
+        weight: `[c]`; then the result of `f` is a message `[m]` and something else, and of the messages only the sum by
+            weight is kept, `[m]`: added up while they are in cache, they never exist all at once. What weighs 0 need
+            not be finite.
+    """
+    if memory is None:
+        plain = lambda shared, row, memory: (f(shared, row), memory)
+        return map_nodes(plain, shared, stacked, memory=(), bytes_each=bytes_each, weight=weight)[0]
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    devices = node_shards()
+    whole = lambda shared, both: f(shared, *both)
+    row = max(bytes_each, _bytes_each((stacked, memory), count))
+    matrix = _matmul_bytes(whole, shared, (stacked, memory))
+    # a matrix larger than the row is made of activations, which are in cache together with their gradient
+    each = 2 * matrix if matrix > row else row
+
+    def local(shared: Tree, stacked: Tree, memory: Tree, weight: Array | None) -> Tree:
+        here = jax.tree.leaves(stacked)[0].shape[0]
+        size = block_size(here, each)
+        if size >= here:
+            return in_blocks(partial(f, shared), stacked, memory, weight, size)
+        draw, rest = draws_apart(whole, shared, (row_of(stacked), row_of(memory)))
+        drawn = jax.vmap(lambda row, memory: draw(shared, (row, memory)))(stacked, memory)
+        g = lambda row, memory: rest(shared, (row[0], memory), row[1])
+        return in_blocks(g, (stacked, drawn), memory, weight, size)
+
+    if devices == 1:
+        return local(shared, stacked, memory, weight)
+    pad = -count % devices
+    if pad:
+        index = jnp.concatenate([jnp.arange(count), jnp.zeros(pad, jnp.int32)])
+        stacked, memory = jax.tree.map(lambda a: a[index], (stacked, memory))
+        weight = None if weight is None else jnp.pad(weight, (0, pad))
+
+    def share(shared: Tree, stacked: Tree, memory: Tree, weight: Array | None) -> Tree:
+        out, memory = local(shared, stacked, memory, weight)
+        return (out if weight is None else (jax.lax.psum(out[0], AXIS), out[1])), memory
+
+    of_all = P(AXIS) if weight is None else (P(), P(AXIS))
+    spread = jax.shard_map(
+        share, in_specs=(P(), P(AXIS), P(AXIS), P(AXIS)), out_specs=(of_all, P(AXIS)), check_vma=False
+    )
+    out, memory = spread(shared, stacked, memory, weight)
+    cut = lambda tree: jax.tree.map(lambda a: a[:count], tree) if pad else tree
+    return (cut(out) if weight is None else (out[0], cut(out[1]))), cut(memory)
+
+
+def _at_home(c: Cohort, f: Callable, rows: Tree, *stacked: Tree) -> Tree:
+    """`f(ids, rows, *stacked)`, on each device with its own rows and their members where it owns whole strata.
+
+    `f` puts leaves `[n, ...]` of `rows` and `[c, ...]` of `stacked` together, row by row.
+    """
+    leaves, devices = jax.tree.leaves(rows), node_shards()
+    if not leaves or c.strata.count == leaves[0].shape[0]:
+        return f(slice(None), rows, *stacked)
+    if devices == 1 or c.strata.count % devices:
+        return f(c.ids, rows, *stacked)
+    each = leaves[0].shape[0] // devices
+
+    def local(ids: Array, rows: Tree, *stacked: Tree) -> Tree:
+        return f(ids - each * jax.lax.axis_index(AXIS), rows, *stacked)
+
+    return jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)(c.ids, rows, *stacked)
+
+
+def rows_of(c: Cohort, rows: Tree) -> Tree:
+    """What the members of a cohort hold: leaves `[n, ...]` to `[c, ...]`."""
+    return _at_home(c, lambda ids, rows: jax.tree.map(lambda a: a[ids], rows), rows)
+
+
+def put_rows(c: Cohort, rows: Tree, new: Tree) -> Tree:
+    """Leaves `[n, ...]` with the members' rows replaced by `new` `[c, ...]`."""
+
+    def put(ids: Array | slice, rows: Tree, new: Tree) -> Tree:
+        return new if isinstance(ids, slice) else jax.tree.map(lambda a, v: a.at[ids].set(v), rows, new)
+
+    return _at_home(c, put, rows, new)
+
+
+def map_memory(
+    c: Cohort, f: Callable, shared: Tree, stacked: Tree, memory: Tree, *, present: Array | None = None, **more: Any
+) -> tuple[Tree, Tree]:
+    """`map_nodes` with what all nodes keep, leaves `[n, ...]`: `f(shared, row, kept) -> (result, kept)` of a member.
+
+    Who is not `present` `[c]` (None: all are) keeps what it had. Returns the results, stacked `[c, ...]`, and what all
+    nodes keep now; `more` as in `map_nodes`.
+    """
+
+    def one(shared: Tree, row: tuple, mine: Tree) -> tuple[Tree, Tree]:
+        row, here = row
+        out, new = f(shared, row, mine)
+        return out, new if here is None else jax.tree.map(lambda a, b: jnp.where(here, a, b), new, mine)
+
+    out, rows = map_nodes(one, shared, (stacked, present), memory=rows_of(c, memory), **more)
+    return out, put_rows(c, memory, rows)

@@ -1,0 +1,155 @@
+"""From options to what the engine runs: the world that systems share, and every system in it.
+
+All checks come before anything is compiled. What the names of options stand for is in `jaxfl.arguments`.
+"""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfl import zoo
+from jaxfl.core import Algorithm, Graph, Links, Metric, Process, Scenario, Shards
+from jaxfl.data.sets import Dataset
+from jaxfl.errors import InputError
+from jaxfl.learn.task import Task
+from jaxfl.measure.metrics import distance_to
+from jaxfl.options.config import KEYED, TEXT, TIMES, Setup, check, filled
+from jaxfl.options.jobs import clock_of
+from jaxfl.options.learning import dataset_of, metric_of, shards_of, task_of
+from jaxfl.options.network import network_of
+from jaxfl.options.systems import accepted
+from jaxfl.options.topology import in_degree, pushed, topology_of
+from jaxfl.world import churn
+from jaxfl.world.cohort import stratified, uniform
+from jaxfl.world.links import links
+from jaxfl.world.scenario import scenario
+
+VALUES = 8  # numbers a node averages in a protocol
+
+
+class World(NamedTuple):
+    """What all systems of a comparison share, built once. For protocols `dataset` and `task` are None."""
+
+    setup: Setup  # with partition, model, nodes and all of `config.filled` filled in
+    dataset: Dataset | None
+    data: Shards | np.ndarray  # shards, or the values [n, VALUES] of a protocol
+    task: Task | None
+    metric: Metric
+    topology: Graph | Process | None  # None where no system needs one
+    timed: bool  # transfers and steps take time
+
+
+class Arm(NamedTuple):
+    """One system, ready for `engine.run`."""
+
+    algorithm: Algorithm | Callable[..., Algorithm]
+    scenario: Scenario
+    model: Any
+    metric: Metric
+
+
+def prepare(setup: Setup, systems: Sequence[str]) -> World:
+    """Check the setup and build what the systems share.
+
+    Raises:
+        InputError: a bad option, files that are missing, a comparison of protocols with learning systems.
+    """
+    check(setup)
+    timed = any(getattr(setup, name) for name in TIMES)
+    kinds = {zoo.find(name).kind for name in systems}
+    alone = [name for name in systems if zoo.find(name).kind == "study"]
+    if alone:
+        raise InputError(f"system {alone[0]} has a world of its own: see it with jaxfl reproduce {alone[0]}.")
+    if "protocol" in kinds:
+        if len(kinds) > 1:
+            raise InputError(f"systems {', '.join(systems)} cannot be compared: some learn, some are protocols.")
+        setup = filled(setup)
+        values = np.random.default_rng(setup.seed).standard_normal((setup.nodes, VALUES), np.float32)
+        metric = distance_to(jnp.asarray(values.mean(0, dtype=np.float64), jnp.float32))
+        return World(setup, None, values, None, metric, topology_of(setup), timed)
+    given = "transformer" if setup.data in TEXT else "logistic" if setup.data == "synthetic" else "mlp"
+    dealt = "natural" if setup.data in KEYED else "dirichlet"
+    setup = dataclasses.replace(setup, partition=setup.partition or dealt, model=setup.model or given)
+    dataset = dataset_of(setup)
+    task, shards = task_of(setup, dataset), shards_of(setup, dataset)
+    setup = filled(dataclasses.replace(setup, nodes=shards.size.shape[0]))
+    check(setup)  # again, as a natural partition may have fewer nodes
+    where = topology_of(setup) if "gossip" in kinds else None
+    return World(setup, dataset, shards, task, metric_of(setup, task, dataset), where, timed)
+
+
+def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str, Sequence[float]] = {}) -> Arm:
+    """One system in its world. It gets the setup's lr, steps and batch as far as it takes them; `options` outweigh.
+
+    With `swept` options its algorithm is a factory that takes them.
+
+    Raises:
+        InputError: an option the system refuses.
+    """
+    entry, setup = zoo.find(name), world.setup
+    takes = accepted(entry.make)
+    common = {"steps": setup.steps, "batch": setup.batch or None, "sample": setup.cohort}
+    common |= {} if setup.lr is None else {"lr": setup.lr}
+    arguments = {k: v for k, v in common.items() if k in takes} | dict(options)
+    first = () if world.task is None else (world.task,)
+    if "net" in inspect.signature(entry.make).parameters:
+        first += (network_of(setup, _heard(world, entry.kind, arguments)),)
+    system, *_ = [entry.make(*first, **arguments | point) for point in _tried(swept)]
+    fixed = {k: v for k, v in arguments.items() if k not in swept}
+    algorithm = partial(entry.make, *first, **fixed) if swept else system
+    parts: dict[str, Any] = {"byz": setup.byzantine}
+    if setup.crash:
+        parts["churn"] = churn.crash(setup.nodes, setup.crash, setup.rounds // 2, setup.seed)
+    speeds = _links(setup) if world.timed else None
+    if entry.kind == "asynchronous" and world.task is not None:
+        parts["cohort"] = clock_of(setup, speeds, system, world.data, world.task.dim, arguments)
+    elif speeds is not None:
+        parts |= {"links": speeds, "round_seconds": 0.0}
+    if entry.kind == "federated":
+        parts["cohort"] = _participation(setup, world.data.size)
+    elif entry.kind == "gossip":
+        parts["topology"] = world.topology
+    if world.task is None:
+        where = pushed(world.topology) if name == "push_sum" else world.topology
+        position = scenario(jnp.asarray(world.data), nodes=setup.nodes, topology=where, **parts)
+        return Arm(algorithm, position, jnp.zeros(1), world.metric)
+    return Arm(algorithm, scenario(world.data, **parts), world.task.init, world.metric)
+
+
+def changed(world: World, **options: Any) -> World:
+    """The same world with other `config.SLOTS`; what None stands for is filled in again."""
+    setup = filled(dataclasses.replace(world.setup, **options))
+    return world._replace(setup=setup, topology=None if world.topology is None else topology_of(setup))
+
+
+def _tried(swept: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Every value of a sweep, so that what a system refuses is known at once."""
+    return [{key: value} for key, values in swept.items() for value in values] or [{}]
+
+
+def _heard(world: World, kind: str, arguments: Mapping[str, Any]) -> int:
+    """Messages that a receiver combines in a round, its own included."""
+    setup = world.setup
+    if world.topology is not None and kind in ("gossip", "protocol"):
+        return 1 + in_degree(world.topology)
+    of_cohort = arguments.get("sample", setup.cohort)
+    return {"federated": of_cohort, "asynchronous": setup.goal}.get(kind, setup.nodes)
+
+
+def _participation(setup: Setup, size: Any) -> Process:
+    """Who takes part in a round."""
+    if setup.strata == 1:
+        return uniform(setup.nodes, setup.cohort or 1, size)
+    return stratified(setup.nodes, setup.cohort or 1, setup.strata, size)
+
+
+def _links(setup: Setup) -> Links:
+    """How fast links and nodes are."""
+    rate = math.inf if setup.mbit is None else 1e6 * setup.mbit
+    return links(setup.nodes, up=rate, latency=setup.latency_ms / 1e3, step=setup.step_ms / 1e3)

@@ -1,0 +1,142 @@
+"""What can be typed: the commands, their options, and how an earlier run's config becomes their defaults.
+
+Nothing here needs JAX. Options of the world are fields of `config.Setup`; those of a command are fields of its class.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
+
+from jaxfl.options import config
+from jaxfl.options.config import Setup
+
+File = Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: none)")]
+Resume = Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")]
+Out = Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: runs/reproduce-NAME-TIME)")]
+System = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+Systems = Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")]
+Grid = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=V,V,...", help_behavior_hint="")]
+Score = Annotated[
+    str | None, arg(metavar="COLUMN", help_behavior_hint="(default: accuracy, else test_loss, else error)")
+]
+Memory = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: none)")]
+DEFAULTS = Setup()
+ABOUT = "Federated and decentralized machine learning: thousands of nodes in one compiled step."
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What every command that builds a world takes."""
+
+    setup: OmitArgPrefixes[Setup] = DEFAULTS
+    config: File = None
+    """A config.toml of an earlier run; other options override it."""
+    json: bool = False
+    """Print JSON as the last lines, one object a system, a point or a plan."""
+
+
+@dataclasses.dataclass(frozen=True)
+class One(Experiment):
+    """An experiment on one system."""
+
+    name: Positional[System] = None
+    """A system of `jaxfl list`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(One):
+    """Run one system: a table, pictures, the history as CSV and the config that runs it again, in a new folder."""
+
+    resume: Resume = None
+    """Go on in this folder of a run with --checkpoints that was cut off, by its own config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare(Experiment):
+    """Run several systems on the same data, seeds and local work: one table, one picture, in a new folder."""
+
+    names: Positional[Systems] = ()
+    """Systems of `jaxfl list`."""
+    resume: Resume = None
+    """Go on in this folder of a run with --checkpoints that was cut off, by its own config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(One):
+    """Run one system at every combination of values, points and seeds in one compiled program: table and picture."""
+
+    grid: Grid = ()
+    """Numbers of an option of the system to try: --grid lr=0.03,0.1,0.3 --grid mu=0,0.1."""
+    score: Score = None
+    """The column of the history by which points are judged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(One):
+    """Compile a system without running it: memory, FLOPs, bytes, collectives and predicted seconds of a round."""
+
+    memory_gb: Memory = None
+    """Memory to fit into, in 10^9 bytes of a device, on a CPU of the process: says how many nodes that allows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """Show every system with its paper, its card and whether its claim is reproduced here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduce:
+    """Test a paper's claim against its baselines in one run; exit code 1 if it does not hold."""
+
+    name: Positional[System] = None
+    """A system, or the three-digit number of a paper's card."""
+    all: bool = False
+    """Every claim, one after the other."""
+    seeds: int = 3
+    """Seeds of every arm."""
+    out: Out = None
+    """Folder for results; must be new or empty."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cite:
+    """Print the reference of a system."""
+
+    name: Positional[Annotated[str, arg(metavar="NAME")]]
+    """A system of `jaxfl list`."""
+
+
+Command = List | Run | Compare | Sweep | Plan | Reproduce | Cite
+
+
+def parse(args: list[str], about: str = ABOUT) -> Command:
+    """The command of a command line. Exits with 2 where it does not parse, with 0 after `--help`.
+
+    Raises:
+        InputError: a config that is not one.
+    """
+    systems, setup = config.load(path) if (path := _config_path(args)) else ([], DEFAULTS)
+    one = systems[0] if len(systems) == 1 else None
+    command = (
+        Annotated[List, subcommand("list")]
+        | Annotated[Run, subcommand("run", default=Run(setup, name=one))]
+        | Annotated[Compare, subcommand("compare", default=Compare(setup, names=tuple(systems)))]
+        | Annotated[Sweep, subcommand("sweep", default=Sweep(setup, name=one))]
+        | Annotated[Plan, subcommand("plan", default=Plan(setup, name=one))]
+        | Annotated[Reproduce, subcommand("reproduce")]
+        | Annotated[Cite, subcommand("cite")]
+    )
+    return tyro.cli(command, prog="jaxfl", description=about, args=args, config=(FlagCreatePairsOff,))  # type: ignore[call-overload]
+
+
+def _config_path(args: list[str]) -> str | None:
+    """The file whose values are the defaults of all other options, which must be known before these are parsed."""
+    for option, file in (("--resume", "config.toml"), ("--config", "")):
+        for i, word in enumerate(args):
+            name, equals, value = word.partition("=")
+            if name == option and (equals or i + 1 < len(args)):
+                return str(Path(value if equals else args[i + 1]) / file)
+    return None

@@ -1,0 +1,317 @@
+"""The options of a run: what the command line shows, the TOML file that keeps them, and what can be checked at once.
+
+Nothing here needs JAX, so help texts and typing errors are quick; `build` makes a world of the options. A new option is
+one field of `Setup`: its type says what is allowed, and the commands, their help, config files and checks follow.
+"""
+
+import dataclasses
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from tyro.conf import UseAppendAction, arg
+
+from jaxfl.errors import InputError, nearest
+
+DATA = ("mnist5k", "digits", "fashion", "shakespeare", "topics", "synthetic")
+TEXT = ("shakespeare", "topics")
+KEYED = (*TEXT, "synthetic")  # data sets whose samples have a natural key
+PARTITIONS = ("dirichlet", "iid", "pathological", "lognormal", "power", "natural", "resampled")
+MODELS = ("mlp", "cnn", "lenet", "resnet", "logistic", "transformer")
+COMPUTES = ("float32", "bfloat16", "float16")
+MIXINGS = ("metropolis", "uniform", "lazy", "max_degree", "optimal")
+STATIC = ("ring", "torus", "grid", "hypercube", "exponential", "complete", "star", "regular", "erdos_renyi")
+STATIC += ("barabasi_albert", "watts_strogatz", "geometric", "caveman", "two_level")
+VARYING = ("one_peer", "matching", "el_oracle", "el_local")
+RULES = ("mean", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "centered_clipping")
+ATTACKS = ("sign_flip", "alie", "ipm", "mimic", "gaussian")
+CODECS = ("half", "int8", "int4", "sign", "top_k")
+DIRECTED = ("exponential",)
+DEGREE = ("regular", "erdos_renyi", "barabasi_albert", "watts_strogatz", "geometric", "el_oracle", "el_local")
+
+GROUPS = ("caveman", "two_level")  # whose degree is the size of a group
+
+# Options that only some values of another one read.
+READ_BY = {
+    "data_folder": ("data", ("fashion", "shakespeare")),
+    "alpha": ("partition", ("dirichlet", "resampled")),
+    "shard_size": ("partition", ("resampled",)),
+    "labels_per_node": ("partition", ("pathological",)),
+    "hidden": ("model", ("mlp", "transformer")),
+    "compute": ("model", tuple(name for name in MODELS if name != "logistic")),
+    "degree": ("topology", (*DEGREE, *GROUPS)),
+    "mixing": ("topology", STATIC),
+}
+
+# Options that only some kinds of systems read.
+_LEARNING = ("federated", "asynchronous", "gossip", "reference")
+_OF_DATA = ("data", "data_folder", "partition", "alpha", "shard_size", "labels_per_node", "model", "hidden", "compute")
+KINDS: dict[str, tuple[str, ...]] = dict.fromkeys((*_OF_DATA, "test_samples", "lr", "steps", "batch"), _LEARNING)
+KINDS |= dict.fromkeys(("topology", "degree", "mixing"), ("gossip", "protocol"))
+KINDS |= dict.fromkeys(("cohort", "strata"), ("federated",)) | dict.fromkeys(("concurrency", "goal"), ("asynchronous",))
+
+# Options that a system hears or does not; each is judged in a world with those before it.
+SLOTS = ("topology", "degree", "mixing", "cohort", "strata", "concurrency", "goal", "lr", "steps", "batch")
+SLOTS += ("crash", "byzantine", "attack", "rule", "codec", "mbit", "latency_ms", "step_ms")
+TIMES = ("mbit", "latency_ms", "step_ms")
+
+
+class Range(NamedTuple):
+    """The finite numbers an option allows."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    whole: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is one of them."""
+        return self.least <= value < self.below and value > self.above
+
+    def words(self) -> str:
+        """What they are, for a person."""
+        bounds = {"at least": self.least, "above": self.above, "below": self.below}
+        said = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound))
+        return f"{'a whole number of' if self.whole else 'finite and'} {said}"
+
+
+Count = Annotated[int, Range(least=1, whole=True)]
+Natural = Annotated[int, Range(least=0, whole=True)]
+Positive = Annotated[float, Range(above=0)]
+Time = Annotated[float, Range(least=0)]
+
+
+def _named(names: Sequence[str], default: str) -> tuple[Any, ...]:
+    """The type of an option that is one of the `names`."""
+    return names, arg(metavar="NAME", help_behavior_hint=f"[{', '.join(names)}] (default: {default})")
+
+
+def _maybe(metavar: str, default: str) -> Any:
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything a run needs beside the names of its systems."""
+
+    nodes: Count = 1000
+    """Nodes of the world; with a natural partition at most so many, those with the most samples."""
+    data: Annotated[str, *_named(DATA, "mnist5k")] = "mnist5k"
+    """Data set."""
+    data_folder: Annotated[str | None, _maybe("PATH", "where it is installed")] = None
+    """Folder or archive with the files of fashion or shakespeare."""
+    partition: Annotated[str | None, *_named(PARTITIONS, "natural where samples have a key, else dirichlet")] = None
+    """How samples are dealt to nodes."""
+    alpha: Positive = 0.3
+    """Concentration of the dirichlet and resampled partitions, for each label; small is heterogeneous."""
+    shard_size: Count = 20
+    """Samples of a node in the resampled partition, which deals any number of nodes."""
+    labels_per_node: Count = 2
+    """Slices of one label a node gets in the pathological partition."""
+    model: Annotated[str | None, *_named(MODELS, "mlp, transformer for text, logistic for synthetic")] = None
+    """Model of every node."""
+    hidden: Count = 16
+    """Hidden units of the mlp, width of the transformer."""
+    compute: Annotated[str, *_named(COMPUTES, "float32")] = "float32"
+    """Type of the model's arithmetic; parameters and updates stay float32. For accelerators."""
+    topology: Annotated[str, *_named(STATIC + VARYING, "exponential")] = "exponential"
+    """Who hears whom in gossip systems; one_peer, matching, el_oracle and el_local change every round."""
+    degree: Count = 8
+    """Neighbours a node has on average in topologies that leave it open; size of a group in caveman and two_level."""
+    mixing: Annotated[str | None, *_named(MIXINGS, "metropolis, uniform on directed graphs")] = None
+    """Mixing weights of a topology that does not change."""
+    cohort: Annotated[Count | None, _maybe("INT", "a tenth of the nodes")] = None
+    """Clients that take part in a round of a federated system."""
+    strata: Count = 1
+    """Equal blocks of nodes, each with its share of the cohort: a multiple of the devices keeps what nodes remember
+    where it lives."""
+    concurrency: Annotated[Count | None, _maybe("INT", "a tenth of the nodes")] = None
+    """Clients at work at any time in an asynchronous system; how long each takes is log-normal, median 1 s,
+    and its steps and transfers on top."""
+    goal: Annotated[Count | None, _maybe("INT", "a tenth of concurrency")] = None
+    """Arrivals that make a round of an asynchronous system."""
+    rule: Annotated[str, *_named(RULES, "mean")] = "mean"
+    """How a receiver combines what it heard."""
+    byzantine: Natural = 0
+    """Nodes that lie, the first ones; scores are those of the others."""
+    attack: Annotated[str | None, *_named(ATTACKS, "sign_flip where nodes lie")] = None
+    """What liars say."""
+    codec: Annotated[str | None, *_named(CODECS, "32-bit floats")] = None
+    """How messages are compressed: int4, sign and top_k (5 %) remember what they lost."""
+    crash: Annotated[float, Range(least=0, below=1)] = 0.0
+    """Share of the nodes that crash for good at half of the rounds; scores still count their last models."""
+    mbit: Annotated[Positive | None, _maybe("FLOAT", "transfers take no time")] = None
+    """Megabits a second every node can send, and receive."""
+    latency_ms: Time = 0.0
+    """Milliseconds until a message's first bit arrives."""
+    step_ms: Time = 0.0
+    """Milliseconds of one local step."""
+    rounds: Count = 40
+    """Rounds."""
+    every: Annotated[Count | None, _maybe("INT", "a tenth of the rounds")] = None
+    """Rounds between evaluations."""
+    test_samples: Count = 500
+    """Test samples on which every node's model is evaluated, at most, evenly spaced over the test set."""
+    lr: Annotated[Positive | None, _maybe("FLOAT", "the system's own, mostly 0.1")] = None
+    """Learning rate of local steps."""
+    steps: Count = 3
+    """Local steps a round."""
+    batch: Natural = 4
+    """Samples of a local step; 0 is the node's whole shard."""
+    seeds: Count = 3
+    """Runs with seeds seed, seed + 1, ..., in one program."""
+    seed: Natural = 0
+    """First seed, and seed of data, partition and topology."""
+    options: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="[SYSTEM.]KEY=VALUE")] = ()
+    """Option of the systems that have it, or of one: --set mu=0.01 --set dfedsam.rho=0.05."""
+    devices: Annotated[Count | None, _maybe("INT", "one a CPU core; all accelerators")] = None
+    """Devices over which nodes are spread."""
+    out: Annotated[str | None, _maybe("PATH", "runs/COMMAND-SYSTEMS-TIME")] = None
+    """Folder for results; must be new or empty."""
+    checkpoints: bool = False
+    """Save the state after every evaluation."""
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Setup)}
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> Exception:
+    """The `InputError` for a name that is not among the `known`: it says the nearest ones."""
+    return InputError(f"{what} {name!r} is unknown: {nearest(name, known)}")
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """TOML of strings, numbers, bools and lists of strings; None is left out. Raises `InputError` for other types."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, int | float):
+            return repr(value)
+        if isinstance(value, str):
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(map(text, value))}]"
+        raise InputError(f"{value!r} cannot be written as TOML: strings, numbers, bools and lists can.")
+
+    return "".join(f"{name} = {text(value)}\n" for name, value in values.items() if value is not None)
+
+
+def filled(setup: Setup) -> Setup:
+    """The setup with what None stands for, as far as that follows from numbers of nodes and liars."""
+    some = max(1, setup.nodes // 10)
+    working = some if setup.concurrency is None else setup.concurrency
+    return dataclasses.replace(
+        setup,
+        cohort=some if setup.cohort is None else setup.cohort,
+        concurrency=working,
+        goal=max(1, working // 10) if setup.goal is None else setup.goal,
+        attack="sign_flip" if setup.byzantine and setup.attack is None else setup.attack,
+    )
+
+
+def usual(setup: Setup) -> dict[str, Any]:
+    """What every option is where nobody says otherwise, by name, in this world; a rate is the system's own."""
+    bare = dataclasses.replace(setup, cohort=None, goal=None, attack=None)
+    stands = {name: getattr(filled(bare), name) for name in ("cohort", "goal", "attack")}
+    stands["concurrency"] = filled(dataclasses.replace(bare, concurrency=None)).concurrency
+    if setup.topology in STATIC:
+        stands["mixing"] = "uniform" if setup.topology in DIRECTED else "metropolis"
+    return _DEFAULTS | stands
+
+
+def spoken(name: str) -> str:
+    """An option as it is typed."""
+    return f"--{'set' if name == 'options' else name.replace('_', '-')}"
+
+
+def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup) -> str:
+    """The text of `config.toml`: the setup as it was given, and as a comment what defaults stood for.
+
+    The run folder is left out, as a second run goes to another.
+    """
+    given, full = dataclasses.asdict(setup) | {"out": None}, dataclasses.asdict(filled)
+    stood = {name: full[name] for name, value in given.items() if value is None and name != "out"}
+    comment = "".join(f"# {line}\n" for line in dump(stood).splitlines())
+    return dump({"command": command, "systems": list(systems)} | given) + comment
+
+
+def load(path: str | Path) -> tuple[list[str], Setup]:
+    """Systems and setup of a `config.toml`.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown key (with the nearest ones) or a value of another type.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config: {path} cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"config: {path} is not a TOML file ({error}).") from error
+    hints = typing.get_type_hints(Setup) | {"command": str, "systems": tuple[str, ...]}
+    for name, value in values.items():
+        if name not in hints:
+            raise unknown(f"config: key of {path}", name, hints)
+        if not _fits(value, hints[name]):
+            raise InputError(f"config: {name} in {path} is {value!r}, which is of another type than that option.")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    values.pop("command", None)
+    return list(values.pop("systems", ())), Setup(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    kinds = typing.get_args(hint) or (hint,)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
+
+
+def check(setup: Setup) -> None:
+    """Raise `InputError` for an unknown name or a number out of range, as far as that needs no data."""
+    for name, allowed in _allowed():
+        value = getattr(setup, name)
+        if isinstance(allowed, Range):
+            if value is not None and not allowed.holds(value):
+                raise InputError(f"{name} is {value}, but must be {allowed.words()}.")
+        elif value is not None and value not in allowed:
+            raise unknown(name, value, allowed)
+    if setup.byzantine >= setup.nodes:
+        raise InputError(f"byzantine is {setup.byzantine}, but must be below the number of nodes, {setup.nodes}.")
+    if setup.crash and not round(setup.crash * setup.nodes):
+        raise InputError(f"crash is {setup.crash}, but of {setup.nodes} nodes that is nobody.")
+    if setup.attack is not None and not setup.byzantine:
+        raise InputError(f"attack is {setup.attack}, but byzantine is 0: nobody lies.")
+    if setup.seed + setup.seeds > 2**31:
+        raise InputError(f"seed is {setup.seed}, but the last of {setup.seeds} seeds must be below 2^31.")
+    if setup.cohort is not None and setup.cohort > setup.nodes:
+        raise InputError(f"cohort is {setup.cohort}, but can be at most the number of nodes, {setup.nodes}.")
+    if setup.concurrency is not None and setup.concurrency > setup.nodes:
+        raise InputError(f"concurrency is {setup.concurrency}, but can be at most the number of nodes, {setup.nodes}.")
+    if setup.topology in DEGREE and setup.degree >= setup.nodes:
+        raise InputError(f"degree is {setup.degree}, but must be below the number of nodes, {setup.nodes}.")
+    for name, (other, readers) in READ_BY.items():
+        value, chosen = getattr(setup, name), getattr(setup, other)
+        if chosen is not None and chosen not in readers and value not in (None, _DEFAULTS[name]):
+            raise InputError(f"{name} is {value}, but {other} {chosen} does not read it: {', '.join(readers)} do.")
+    text, model = setup.data in TEXT, setup.model
+    if model is not None and text != (model == "transformer"):
+        fit = "transformer" if text else ", ".join(m for m in MODELS if m != "transformer")
+        raise InputError(f"model is {model}, but data {setup.data} needs {fit}.")
+    if setup.partition == "natural" and setup.data not in KEYED:
+        raise InputError(f"partition is natural, but data {setup.data} has no natural key: {', '.join(KEYED)} have.")
+    if text and setup.partition in ("dirichlet", "pathological", "resampled"):
+        raise InputError(f"partition is {setup.partition}, but data {setup.data} has no one label a sample.")
+
+
+def _allowed() -> Iterator[tuple[str, Range | tuple[str, ...]]]:
+    """What an option can be, by the types of the fields of `Setup`: a range of numbers, or one of some names."""
+    for name, hint in typing.get_type_hints(Setup, include_extras=True).items():
+        union = typing.get_args(getattr(hint, "__origin__", None))
+        for part in (hint, *union):
+            yield from ((name, mark) for mark in getattr(part, "__metadata__", ()) if isinstance(mark, tuple))

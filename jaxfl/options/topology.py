@@ -1,0 +1,107 @@
+"""Who hears whom, by the names of topology and mixing."""
+
+import math
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+
+from jaxfl.core import Graph, Process
+from jaxfl.errors import InputError
+from jaxfl.options.config import Setup
+from jaxfl.world import graph, mixing, topology
+from jaxfl.world.process import process
+
+REWIRED = 0.1  # share of edges a Watts-Strogatz graph rewires
+
+
+def topology_of(setup: Setup) -> Graph | Process:
+    """A graph with its mixing weights, checked, or a process that draws one every round; asked again, the same one."""
+    own = ("nodes", "seed", "topology", "degree", "mixing")
+    return _drawn(Setup(**{name: getattr(setup, name) for name in own}))
+
+
+@lru_cache(maxsize=4)
+def _drawn(setup: Setup) -> Graph | Process:
+    n, k, name = setup.nodes, setup.degree, setup.topology
+    varying = {
+        "one_peer": lambda: topology.one_peer_exponential(n),
+        "matching": lambda: topology.random_matching(n),
+        "el_oracle": lambda: topology.random_k_out(n, k),
+        "el_local": lambda: topology.random_k_local(n, k),
+    }
+    if name in varying:
+        return varying[name]()
+    seed = setup.seed
+    fixed = {
+        "ring": lambda: graph.ring(n),
+        "torus": lambda: graph.torus(*_sides(setup)),
+        "grid": lambda: graph.grid(*_sides(setup)),
+        "hypercube": lambda: graph.hypercube(n),
+        "exponential": lambda: graph.exponential(n),
+        "complete": lambda: graph.complete(n),
+        "star": lambda: graph.star(n),
+        "regular": lambda: graph.random_regular(n, k, seed),
+        "erdos_renyi": lambda: graph.erdos_renyi(n, k / (n - 1), seed),
+        "barabasi_albert": lambda: graph.barabasi_albert(n, max(1, k // 2), seed),
+        "watts_strogatz": lambda: graph.watts_strogatz(n, k, REWIRED, seed),
+        "geometric": lambda: graph.random_geometric(n, math.sqrt(k / (math.pi * n)), seed),
+        "caveman": lambda: graph.caveman(_groups(setup), k),
+        "two_level": lambda: graph.two_level(_groups(setup), k),
+    }
+    weigh = {
+        "metropolis": mixing.metropolis,
+        "uniform": mixing.uniform,
+        "lazy": lambda g: mixing.lazy(mixing.metropolis(g)),
+        "max_degree": mixing.max_degree,
+        "optimal": mixing.optimal_constant,
+    }
+    try:
+        net = graph.require_connected(fixed[name]())
+        net = weigh[setup.mixing or ("metropolis" if net.rev is not None else "uniform")](net)
+        # Uniform weights promise no column sums, so who asks for them may have them on any graph.
+        return mixing.check(net, doubly=setup.mixing != "uniform")
+    except InputError as error:
+        weights = f" with mixing {setup.mixing}" if setup.mixing else ""
+        raise InputError(f"topology is {name}{weights}: {error}") from error
+
+
+def _sides(setup: Setup) -> tuple[int, int]:
+    """Rows and columns of the squarest lattice with so many nodes."""
+    n = setup.nodes
+    rows = max(r for r in range(1, math.isqrt(n) + 1) if n % r == 0)
+    if rows == 1 and n > 3:
+        raise InputError(f"nodes = {n}: a {setup.topology} needs a number that is no prime.")
+    return rows, n // rows
+
+
+def _groups(setup: Setup) -> int:
+    if setup.nodes % setup.degree:
+        raise InputError(
+            f"nodes = {setup.nodes}: a multiple of the size of a group, degree = {setup.degree}, is needed."
+        )
+    return setup.nodes // setup.degree
+
+
+def pushed(where: Graph | Process | None) -> Process:
+    """The topology with column stochastic weights, for push-sum."""
+    init, walk, arrays = topology.as_process(where)  # type: ignore[arg-type]
+
+    def step(key, arrays, s, t):
+        s, net = walk(key, arrays, s, t)
+        return s, mixing.push_weights(net)
+
+    return process(step, arrays, init)
+
+
+def in_degree(where: Graph | Process) -> int:
+    """How many neighbours a node hears, the mean over nodes rounded up; slots where the graph changes."""
+    if isinstance(where, Graph):
+        return math.ceil(jnp.count_nonzero(where.weight) / where.weight.shape[0])
+    return jax.eval_shape(lambda: first_graph(where)).nbr.shape[1]
+
+
+def first_graph(where: Graph | Process) -> Graph:
+    """The graph of round 0, for a picture."""
+    p, key = topology.as_process(where), jax.random.key(0)
+    return p.step(key, p.arrays, p.init(key, p.arrays), jnp.int32(0))[1]

@@ -1,0 +1,377 @@
+"""Pictures for papers and notebooks. Each function draws on `ax`, or on a new figure, and returns the figure.
+
+New figures are plain `matplotlib.figure.Figure` objects: nothing global changes, no window opens, no display is
+needed, and a notebook shows the figure that ends a cell. `save` writes PNG, `fig.savefig("a.pdf")` what a paper wants.
+
+Lines are means over seeds; the band around one runs from the lowest seed to the highest. Where a seed is not finite
+any more the line breaks, so divergence is never averaged away. A seed that has no value in a round but has one later
+(the training loss of a round in which nobody answered) is left out of that round's mean.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxfl.core import Graph
+from jaxfl.errors import InputError
+from jaxfl.report.style import BESIDE, COLOURS, DASHES, axes_or_new, legend_above, legend_of, new_figure, save, styled
+from jaxfl.report.tables import megabytes, require_histories, takes_time
+from jaxfl.world.graph import edges, to_networkx
+
+NAMES = {
+    "accuracy": "test accuracy",
+    "test_loss": "test loss",
+    "loss": "training loss",
+    "worst_decile": "worst-decile accuracy",
+    "consensus": "consensus distance",
+}
+AXES = {
+    "round": ("round", "round"),
+    "megabytes": ("total_up_bits", "sent and received per node (MB)"),
+    "time": ("time", "simulated time (s)"),
+    "gradients": ("total_gradients", "gradient evaluations, all nodes"),
+}
+BARS = 40  # nodes up to which label counts are bars
+KEYS = 12  # labels up to which they have a legend
+CELLS = 256  # pixels a side, at most, of an adjacency picture
+
+
+def _systems(histories: Mapping[str, Any], x: str, nodes: int | None) -> Mapping[str, Any]:
+    require_histories(histories)
+    if x not in AXES:
+        raise InputError(f"x = {x!r}: one of {', '.join(AXES)} is needed.")
+    if x == "megabytes" and (nodes is None or nodes < 1):
+        raise InputError(f"nodes = {nodes}: megabytes per node need the number of nodes, at least 1.")
+    return histories
+
+
+def _curve(name: str, history: Any, x: str, y: str, nodes: int | None) -> tuple[np.ndarray, ...]:
+    """What to draw, each `[evaluated rounds]`: x, mean, lowest and highest over seeds."""
+    column = AXES[x][0]
+    for c in (column, y):
+        if c not in history:
+            raise InputError(f"histories[{name!r}] has no column {c!r}, only {', '.join(map(str, history.columns))}.")
+    history = history.reset_index(drop=True)  # joined histories count their rows anew
+    where = megabytes(history, nodes) if x == "megabytes" and nodes else history[column]
+    # before the first round no time has passed and nothing was sent
+    at = where.fillna(0.0).groupby(history["round"]).mean()
+    each, later = history[y], history.sort_values("round", kind="stable").groupby("seed")[y].bfill()
+    lost = (each.isna() & later.isna()).groupby(history["round"]).sum()
+    values = each.groupby(history["round"])
+    seen = (values.count() > 0).to_numpy()
+    parts = at, values.mean(), values.min(), values.max()
+    at, mean, low, high = (part.to_numpy(float)[seen] for part in parts)
+    whole = (lost == 0).to_numpy()[seen] & np.isfinite(mean)
+    return at, *(np.where(whole, v, np.nan) for v in (mean, low, high))
+
+
+def _line(ax: Any, i: int, label: str, curve: tuple, dashes: str | None = None) -> None:
+    """The `i`-th system's line and band; a lone point, which no line would show, gets a marker."""
+    at, mean, low, high = curve
+    colour = COLOURS[i % len(COLOURS)]
+    style = DASHES[i % len(DASHES)] if dashes is None else dashes
+    marker = "o" if np.isfinite(mean).sum() == 1 else None
+    ax.plot(at, mean, style, color=colour, label=label, marker=marker, markersize=4)
+    if np.any(high > low):
+        ax.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _dress(ax: Any, xlabel: str, ylabel: str, log: bool = False) -> None:
+    # Ticks are made when the figure is drawn, outside STYLE: their looks must be set on the axes.
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.tick_params(which="both", labelsize=8)
+    ax.grid(True, color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(x=0.02)
+    if log:
+        ax.set_yscale("log", nonpositive="mask")
+
+
+@styled
+def learning_curves(
+    histories: Mapping[str, Any],
+    y: str = "accuracy",
+    x: str = "round",
+    ax: Any = None,
+    *,
+    nodes: int | None = None,
+    log: bool = False,
+) -> Any:
+    """One line a system: `y` against `x`, at the evaluated rounds.
+
+    Args:
+        histories: `Result.history` of each system, by name.
+        y: column to draw.
+        x: "round", "megabytes" (sent and received up to then by the mean node, 10^6 bytes), "time" (simulated
+            seconds) or "gradients" (evaluated up to then by all nodes); where seeds differ in it, their mean.
+        ax: axes to draw on (None: a new figure).
+        nodes: nodes of the world, needed for megabytes.
+        log: logarithmic y axis; values of 0 are left out.
+
+    Raises:
+        InputError: no histories, a column that a history lacks, or a bad `x` or `nodes`.
+    """
+    systems, own = _systems(histories, x, nodes), ax is None
+    ax = axes_or_new(ax)
+    for i, (name, history) in enumerate(systems.items()):
+        _line(ax, i, name, _curve(name, history, x, y, nodes))
+    _dress(ax, AXES[x][1], NAMES.get(y, y.replace("_", " ")), log)
+    legend_of(ax, own, ax.get_lines())
+    return ax.figure
+
+
+def consensus(histories: Mapping[str, Any], ax: Any = None) -> Any:
+    """Consensus distance against rounds, logarithmic: `learning_curves` of the column `consensus`."""
+    return learning_curves(histories, "consensus", ax=ax, log=True)
+
+
+def _has(history: Any, y: str) -> bool:
+    """Whether there is something to draw; a server's consensus distance is 0 throughout."""
+    return y in history and bool((history[y].abs() > 0).any() if y == "consensus" else history[y].notna().any())
+
+
+def _spread_out(ax: Any) -> None:
+    """A logarithmic x axis where the ends of the lines lie more than a factor of ten apart."""
+    ends = [float(np.max(line.get_xdata())) for line in ax.get_lines()]
+    if min(ends) > 0 and max(ends) > 10 * min(ends):
+        ax.set_xscale("log", nonpositive="mask")
+
+
+@styled
+def comparison(histories: Mapping[str, Any], nodes: int, path: str | Path | None = None) -> Any:
+    """Systems side by side in four panels, or five where rounds differ in simulated seconds.
+
+    Test accuracy (test loss where no system has accuracy) against rounds and against megabytes sent and received
+    per node (on a logarithmic axis where systems differ more than tenfold), worst-decile accuracy and consensus
+    distance against rounds. A system that lacks a quantity, or whose consensus distance is 0 throughout, is left out of
+    that panel; an empty panel is left out.
+
+    Args:
+        histories: `Result.history` of each system, by name.
+        nodes: nodes of the world.
+        path: PNG to write (None: none).
+
+    Raises:
+        InputError: no histories, nothing evaluated in any, `nodes` below 1, or a full disk.
+    """
+    systems = _systems(histories, "megabytes", nodes)
+    top = "accuracy" if any(_has(h, "accuracy") for h in systems.values()) else "test_loss"
+    panels = [(top, "round"), (top, "megabytes"), ("worst_decile", "round"), ("consensus", "round")]
+    panels += [(top, "time")] if any(takes_time(h) for h in systems.values()) else []
+    panels = [(y, x) for y, x in panels if any(_has(h, y) and AXES[x][0] in h for h in systems.values())]
+    if not panels:
+        raise InputError("histories hold neither accuracy nor test_loss: run with evaluate=metrics.shared_test(...).")
+    fig = new_figure((7.0, 2.4 * ((len(panels) + 1) // 2)))
+    grid = fig.subplots((len(panels) + 1) // 2, 2, squeeze=False).reshape(-1)
+    handles = {}
+    for ax, (y, x) in zip(grid, panels, strict=False):
+        for i, (name, history) in enumerate(systems.items()):
+            if _has(history, y) and AXES[x][0] in history:
+                _line(ax, i, name, _curve(name, history, x, y, nodes))
+        _dress(ax, AXES[x][1], NAMES[y], y == "consensus")
+        if x in ("megabytes", "time"):
+            _spread_out(ax)
+        handles |= {line.get_label(): line for line in ax.get_lines()}
+    for ax in grid[len(panels) :]:
+        ax.remove()
+    legend_above(fig, [handles[name] for name in systems if name in handles])
+    if path is not None:
+        save(fig, path)
+    return fig
+
+
+def _numbers(what: str, given: Any) -> dict[str, np.ndarray]:
+    if not isinstance(given, Mapping):
+        raise InputError(f"{what} is a {type(given).__name__}, but must be a dict of curves by label.")
+    return {name: _floats(f"{what}[{name!r}]", v) for name, v in given.items()}
+
+
+def _floats(what: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} is a {type(given).__name__}, but must be an array of numbers.") from error
+
+
+@styled
+def rate(
+    measured: Mapping[str, Any],
+    predicted: Mapping[str, Any],
+    x: Any = None,
+    ax: Any = None,
+    *,
+    xlabel: str = "round",
+    ylabel: str = "error",
+) -> Any:
+    """A theorist's picture, logarithmic: what was measured, solid with a band over seeds, on what was predicted.
+
+    Args:
+        measured: `[seeds, rounds]` or `[rounds]` by label.
+        predicted: `[rounds]` by label, dashed in the colour of the measured line of that label; a label that was not
+            measured is a dotted grey reference line.
+        x: `[rounds]` (None: 0, 1, ...).
+        ax: axes to draw on (None: a new figure).
+        xlabel: with unit.
+        ylabel: with unit.
+
+    Raises:
+        InputError: nothing to draw, lengths that differ, or what is no dict of numbers.
+    """
+    from matplotlib.lines import Line2D
+
+    curves = {name: np.atleast_2d(v) for name, v in _numbers("measured", measured).items()}
+    lines = {name: np.atleast_1d(v) for name, v in _numbers("predicted", predicted).items()}
+    if not curves and not lines:
+        raise InputError("measured and predicted are empty, but at least one curve is needed.")
+    at = np.arange([*curves.values(), *lines.values()][0].shape[-1]) if x is None else np.asarray(x, float)
+    for what, given, rank in (("measured", curves, 2), ("predicted", lines, 1)):
+        for name, v in given.items():
+            if v.ndim != rank or v.shape[-1:] != at.shape:
+                raise InputError(f"{what}[{name!r}] has shape {list(v.shape)}, but {at.size} rounds are needed.")
+    own, ax = ax is None, axes_or_new(ax)
+    order = {name: i for i, name in enumerate(curves)}
+    for name, v in curves.items():
+        _line(ax, order[name], name, (at, v.mean(0), v.min(0), v.max(0)), "-")
+    for name, v in lines.items():
+        known = name in order
+        colour = COLOURS[order[name] % len(COLOURS)] if known else "#555555"
+        ax.plot(at, v, "--" if known else ":", color=colour, linewidth=1.1, label="_predicted" if known else name)
+    _dress(ax, xlabel, ylabel, log=True)
+    handles = [line for line in ax.get_lines() if line.get_label() != "_predicted"]
+    if order.keys() & lines.keys():
+        handles.append(Line2D([], [], linestyle="--", color="#000000", linewidth=1.1, label="predicted"))
+    legend_of(ax, own, handles)
+    return ax.figure
+
+
+@styled
+def topology(graph: Graph, ax: Any = None, max_nodes: int = 300) -> Any:
+    """A drawing of a graph: on a circle where it is circulant, else by springs from a fixed start.
+
+    Above `max_nodes` nodes, the picture of its adjacency matrix (row = listener), in at most 256 x 256 cells whose
+    shade is the share of the cell's pairs that are edges. Arrows of directed graphs are drawn up to 60 nodes.
+
+    Args:
+        graph: its edges are the slots with a weight.
+        ax: axes to draw on (None: a new figure).
+        max_nodes: most nodes that are drawn as points.
+
+    Raises:
+        InputError: `graph` is no Graph.
+    """
+    if not isinstance(graph, Graph):
+        raise InputError(
+            f"graph is a {type(graph).__name__}, but must be a jaxfl Graph, such as `graph.from_networkx(g)` or "
+            "`mixing.from_matrix(w)` make one."
+        )
+    n = graph.nbr.shape[0]
+    ax = axes_or_new(ax, (4.0, 4.0))
+    import networkx as nx
+
+    if n > max_nodes:
+        return _adjacency(graph, ax)
+    net = to_networkx(graph)
+    position = nx.spring_layout(net, seed=0, weight=None) if graph.shifts is None else nx.circular_layout(net)
+    size = float(np.clip(6500 / n, 10, 260))
+    crowd = float(np.clip(1.4 - 0.25 * np.log10(max(net.number_of_edges(), 1)), 0.3, 1.0))
+    line: dict[str, Any] = {"ax": ax, "edge_color": "#888888", "width": 0.9 * crowd, "alpha": crowd}
+    if arrows := net.is_directed() and n <= 60:
+        line |= {"arrowsize": 8, "node_size": size}
+    nx.draw_networkx_edges(net, position, arrows=arrows, **line)
+    nx.draw_networkx_nodes(net, position, ax=ax, node_size=size, node_color=COLOURS[0], linewidths=0)  # type: ignore
+    if n <= 30:
+        nx.draw_networkx_labels(net, position, ax=ax, font_size=7, font_color="white")
+    ax.set_aspect("equal")
+    ax.set_axis_off()
+    return ax.figure
+
+
+def _adjacency(graph: Graph, ax: Any) -> Any:
+    n = graph.nbr.shape[0]
+    listener, source, _ = edges(graph)
+    cells = min(n, CELLS)
+    bounds = np.linspace(0, n, cells + 1).round()
+    counts, _, _ = np.histogram2d(listener, source, bins=(bounds, bounds))
+    share = counts / np.outer(np.diff(bounds), np.diff(bounds))
+    ax.imshow(share, cmap="Greys", vmin=0, vmax=share.max() or 1, extent=(0, n, n, 0), interpolation="nearest")
+    ax.set_xlabel("source node")
+    ax.set_ylabel("listening node")
+    ax.locator_params(nbins=5, integer=True)
+    ax.tick_params(labelsize=8)
+    return ax.figure
+
+
+@styled
+def label_histogram(counts: Any, ax: Any = None) -> Any:
+    """How many samples of each label each node has: stacked bars up to 40 nodes, above that a heat map.
+
+    The map shows shares, with nodes ordered by their commonest label, so that heterogeneity is a staircase and equal
+    shares are an even field.
+
+    Args:
+        counts: `[n, classes]`, as `partition.label_histogram` returns it.
+        ax: axes to draw on (None: a new figure).
+
+    Raises:
+        InputError: `counts` is not a table of numbers of at least 0.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm
+
+    counts = _floats("counts", counts)
+    if counts.ndim != 2 or not counts.size or not (counts >= 0).all():
+        raise InputError(f"counts has shape {list(counts.shape)}: a table [n, classes] of counts is needed.")
+    n, classes = counts.shape
+    ax = axes_or_new(ax)
+    ax.set_xlabel("node")
+    ax.tick_params(labelsize=8)
+    if n > BARS:
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        order = np.lexsort((-share.max(1), share.argmax(1)))
+        image = ax.imshow(share[order].T, aspect="auto", cmap="cividis", origin="lower", vmin=0, vmax=1)
+        ax.set(xlabel="node, by commonest label", ylabel="label")
+        ax.locator_params(integer=True)
+        _colour_bar(ax, image, "share of the node's samples")
+        return ax.figure
+    shades: Any = ScalarMappable(BoundaryNorm(np.arange(classes + 1) - 0.5, 256), "viridis")
+    few = [*COLOURS[:-1], "#F0E442", COLOURS[-1]]
+    base = np.zeros(n)
+    for label in range(classes):
+        colour = few[label] if classes <= len(few) else shades.to_rgba(label)
+        ax.bar(np.arange(n), counts[:, label], 0.85, base, color=colour, label=label, edgecolor="white", linewidth=0.4)
+        base = base + counts[:, label]
+    ax.set_ylabel("samples")
+    ax.set_xlim(-0.6, n - 0.4)
+    ax.locator_params(axis="x", integer=True)
+    ax.spines[["top", "right"]].set_visible(False)
+    if classes <= KEYS:
+        ax.legend(title="label", reverse=True, handlelength=1.0, **BESIDE)
+    else:
+        _colour_bar(ax, shades, "label", np.arange(0, classes, 1 + (classes - 1) // 10))
+    return ax.figure
+
+
+def _colour_bar(ax: Any, image: Any, label: str, ticks: Any = None) -> None:
+    ax.figure.colorbar(image, ax=ax, label=label, ticks=ticks).ax.tick_params(which="both", labelsize=8)
+
+
+def heat_map(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], ax: Any, limits: tuple[float, float]
+) -> None:
+    """Errors `[rows, columns]` as numbers on a logarithmic colour between `limits`; what is not finite diverged."""
+    from matplotlib.colors import LogNorm
+
+    bad = ~np.isfinite(values) | (values > 1e6)
+    shown = np.clip(np.where(bad, limits[1], values), *limits)
+    ax.imshow(shown, norm=LogNorm(*limits), cmap="cividis", aspect="auto")
+    middle = (limits[0] * limits[1]) ** 0.5
+    for (i, j), value in np.ndenumerate(values):
+        text = "diverges" if bad[i, j] else f"{value:.2g}" if value < 100 else f"{value:.0f}"
+        ax.text(j, i, text, ha="center", va="center", fontsize=9, color="black" if shown[i, j] > middle else "white")
+    ax.set_xticks(range(len(columns)), columns, fontsize=8)
+    ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    ax.tick_params(length=0)

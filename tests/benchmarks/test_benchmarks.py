@@ -1,0 +1,206 @@
+"""The benchmark suite measures what it says, and its page says what was measured."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxfl.data.sets import from_arrays
+
+HERE = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(HERE))
+
+import bound  # noqa: E402
+import checks  # noqa: E402
+import machine  # noqa: E402
+import picture  # noqa: E402
+import results  # noqa: E402
+import table  # noqa: E402
+import timing  # noqa: E402
+import workloads  # noqa: E402
+from workloads import work  # noqa: E402
+
+
+def suite(*args: str) -> list[dict]:
+    """The rows of a run of the command."""
+    done = subprocess.run([sys.executable, str(HERE / "suite.py"), *args], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def row(workload: str, **more) -> dict:
+    """A row of the file, made up."""
+    made = {
+        "suite": workload.split()[0].lower(),
+        "workload": workload,
+        "date": "2020-02-02",
+        "machine": {"device": "x"},
+    }
+    return made | {"nodes": 1000, "cohort": None, "rounds": 3} | more
+
+
+ROWS = [
+    row("W1", cohort=10, seconds=0.001, bound_seconds=0.00095, ratio=1.05, ratio_low=1.0, ratio_high=1.2),
+    row("W1", cohort=100, seconds=0.010, bound_seconds=0.008, ratio=1.25, ratio_low=1.2, ratio_high=1.3),
+    row("W1", cohort=100, peer="FedJAX", version="9.8", seconds=0.08),
+    row("W1", cohort=100, peer="Flower", version="7.6", seconds=0.9),
+    row("W1", cohort=100, peer="torch.func.vmap", version="5.4", seconds=0.012),
+    row("W1", cohort=100, peer="pfl", error="no such thing"),
+    row("W3", nodes=64, seconds=0.005, floor_seconds=0.002, startup_seconds=7.0, startup_warm_seconds=6.5),
+    row("W3", nodes=256, seconds=0.020),
+    row("W3", nodes=1024, seconds=0.160),
+]
+
+
+def test_the_command_measures_and_keeps(tmp_path):
+    """A tiny run: figures that hang together, the rows of other workloads kept, the page made from all."""
+    memory = row("W2", seconds=1.0)
+    before = (memory, row("W5", seconds=5.0))
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in before))
+    (found,) = suite("w5", "--tiny", "--turns", "2", "--out", str(tmp_path))
+    assert all(math.isfinite(v) for v in found.values() if isinstance(v, float))
+    assert 0 < found["floor_seconds"] < found["seconds_low"] <= found["seconds"] <= found["seconds_high"]
+    assert found["floor_seconds"] == max(found["arithmetic_seconds"], found["memory_seconds"])
+    assert found["state_mb"] == pytest.approx(64 * 2410 * 4e-6)  # 64 nodes, MLP 64-32-10
+    assert found["data_mb"] == pytest.approx(1797 * 65 * 4e-6, rel=0.1)  # digits, shards and graph
+    assert found["run_mb"] < found["peak_mb"]
+    assert 0 < found["arrays_mb"] < found["run_mb"]
+    assert 0 < found["startup_warm_seconds"] < found["startup_seconds"]
+    assert found["date"]
+    assert results.read(tmp_path / "results.jsonl") == [memory, found]
+    page = (tmp_path / "README.md").read_text()
+    assert "| W5 | 64 |" in page
+    assert "| W2 | 1,000 |" in page
+    assert "5,000" not in page
+
+
+@pytest.fixture
+def unoptimized():
+    """These programs compile for seconds and run for milliseconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Ten noisy prototypes in the place of Fashion-MNIST, which may not be installed."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 3000)
+    x = (rng.random((10, 784)) > 0.7)[y] * 0.5 + 0.3 * rng.random((3000, 784))
+    known = from_arrays(x[:2500].astype(np.float32), y[:2500], x[2500:], y[2500:], classes=10)
+    monkeypatch.setattr(work, "images", lambda: known)
+
+
+@pytest.mark.parametrize("name", ["w1", "w2", "w3", "w4", "w6", "w7", "w8"])
+def test_every_workload_runs(name, unoptimized, few_images):
+    """Both sides of a race learn something, times and costs are positive and finite."""
+    made = workloads.load(workloads.TINY[name][0])
+    program = made.build()
+    sides = {"": made.ours(program) if made.ours else work.ours(program, made.rounds, made.scored)}
+    if made.rival is not None:
+        sides["bound_"] = made.rival(program)
+    test = (program.data.test_x, program.data.test_y) if made.scored else None
+    found = timing.race(sides, made.rounds, 1, test)
+    cost = made.cost(program)
+    assert ("ratio" in found) == (made.rival is not None)
+    assert all(math.isfinite(v) and v >= 0 for v in found.values())
+    assert found["seconds"] > 0
+    assert cost.bytes > 0
+    if made.scored:
+        assert min(found["accuracy"], found["bound_accuracy"]) > 0.2
+
+
+def test_sizes_of_an_accelerator_exist():
+    """Up to 100,000 nodes, the bound where both fit."""
+    made = [workloads.load(case) for case in workloads.CASES["gpu"]]
+    assert {w.workload for w in made} == {"W1", "W3", "W5"}
+    assert max(w.nodes for w in made) == 100_000
+    assert [w.rival is not None for w in made if w.workload == "W3"] == [True, True, False]
+
+
+def test_arithmetic_of_the_workloads(few_images):
+    """FLOPs a sample: 204.6 k of the MLP and 5.96 M of the CNN, forward and backward."""
+    w1, w2 = (workloads.load(workloads.CASES[name][0]) for name in ("w1", "w2"))
+    program = work.Program(None, None, work.mlp((784, 64, 10)), work.images())
+    assert w1.cost(program).flops == 10 * 3 * 20 * 2 * (2 * 784 * 64 + 3 * 64 * 10)
+    per_sample = 2 * (2 * 784 * 9 * 16 + 3 * 196 * 144 * 32 + 3 * 1568 * 10)
+    assert w2.cost(program).flops == 50 * 6 * 20 * per_sample
+
+
+def test_rates_are_of_this_machine():
+    """A rate is what NumPy reaches within two orders of magnitude; small arrays are not slower than large ones."""
+    a = np.ones((256, 256), np.float32)
+    a @ a
+    begin = time.perf_counter()
+    for _ in range(10):
+        a @ a
+    reached = 10 * 2 * 256**3 / (time.perf_counter() - begin)
+    assert 0.01 < machine.matmul_rate(256, 256, 256) / reached < 100
+    assert machine.bandwidth(1e5) > 0.5 * machine.bandwidth(1e8)
+
+
+def test_the_bound_of_an_accelerator_computes_the_same(few_images):
+    """Clients in blocks, as against one after the other."""
+    known = work.images()
+    made = {"clients": 30, "samples": 100, "cohort": 4, "steps": 2, "batch": 8, "lr": 0.1, "rounds": 2}
+    params = [bound.fedavg(**made, together=k)(bound.init(jax.random.key(0)), 0, known.x, known.y) for k in (1, 2)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *params)
+    assert not np.allclose(params[0]["w1"], bound.init(jax.random.key(0))["w1"], atol=1e-3)
+
+
+def test_overlapping_shards_stay_inside(few_images):
+    data = work.images()
+    shards = work.even_shards(data, 100, 60)
+    assert int(shards.start.max()) + 60 <= len(data.y)
+    assert int(work.even_shards(data, 40, 60).start[39]) == 39 * 60
+
+
+def test_checks_follow_the_rows():
+    """Every verdict is that of the rows above, by hand; what has no row is not judged."""
+    found = {c.target.split(":")[0] + ":" + c.target.split(":")[-1]: c for c in checks.checks(ROWS)}
+    met = {name: c.met for name, c in found.items()}
+    assert met["W1, 10 a round: at most 1.15 times the bound"] is True
+    assert met["W1, 100 a round: at most 1.15 times the bound"] is False
+    assert met["W1, 1,000 a round: at most 1.15 times the bound"] is None
+    assert met["W1, 100 a round: at least 5 times as fast as the fastest framework"] is True  # 8 times; vmap is none
+    assert met["W1, 100 a round: at least 100 times as fast as Flower"] is False  # 90 times
+    assert met["W1, 100 a round: ahead of torch.func.vmap"] is True
+    assert found["W1, 100 a round: ahead of torch.func.vmap"].measured == "1.2 times"
+    assert met["W5: at most 2 s a round"] is None
+    growth = next(c for c in found.values() if "seconds over linear" in c.target)
+    assert growth.measured == f"{2**0.5:.3g}"  # 256 to 1,024 nodes take twice more than four times as long
+    assert growth.met is False
+    assert met["W1 and W3: start-up under 12 s without a cache"] is True
+    assert met["W1 and W3: start-up under 6 s with a warm compilation cache"] is False
+
+
+def test_page_and_pictures(tmp_path):
+    drawn = picture.draw(ROWS, tmp_path / "figures")
+    assert [path for _, path in drawn] == ["figures/speed.png", "figures/scaling.png"]
+    assert all((tmp_path / path).stat().st_size > 5000 for _, path in drawn)
+    page = table.render(ROWS, drawn)
+    assert "| W1 | 1,000 | 100 | 10 | 8 | 1.25 (1.20, 1.30) |" in page
+    assert "| W3 | 64 |  | 5 |  |  | 2 | 40% |" in page
+    assert "| W1 | 1,000 | 100 | FedJAX 9.8 | 80 | 8 |" in page
+    assert "failed: pfl: no such thing" in page
+    assert "install.py" not in page
+    assert "install.py" in table.render([r for r in ROWS if "peer" not in r], [])
+    assert page.index("torch.func.vmap 5.4") < page.index("FedJAX 9.8") < page.index("Flower 7.6")
+
+
+def test_bad_arguments_say_what_is_allowed(tmp_path):
+    for args, said in (
+        (["w99"], "w1, w2"),
+        (["w1", "--tiny"], "--out"),
+        (["gpu", "--out", str(tmp_path)], "accelerator"),
+    ):
+        done = subprocess.run([sys.executable, str(HERE / "suite.py"), *args], stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2
+        assert said in done.stderr

@@ -1,0 +1,85 @@
+"""Mixing over devices: the matrix whatever the graph, and border rows alone where neighbours are near."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+MIXED = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import dataclasses
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxfl.engine.hlo import counts
+from jaxfl.engine.sharding import node_mesh, place
+from jaxfl.exchange.mix import mix
+from jaxfl.mapping.nodes import AXIS
+from jaxfl.world import graph, mixing
+
+n, m, rng = 64, 40, np.random.default_rng(0)
+ring = mixing.metropolis(graph.ring(n))
+cut = jnp.asarray(rng.random((n, 2)) < 0.5)
+graphs = {
+    "ring": ring,
+    "cut ring": dataclasses.replace(ring, weight=jnp.where(cut, ring.weight, 0.0), shifts=None),
+    "torus": mixing.metropolis(graph.torus(16, 4)),
+    "grid": mixing.metropolis(graph.grid(16, 4)),
+    "wide torus": mixing.metropolis(graph.torus(2, 32)),
+    "regular": mixing.metropolis(graph.random_regular(n, 4, 0)),
+    "complete": mixing.metropolis(graph.complete(n)),
+    "star": mixing.metropolis(graph.star(n)),
+}
+mesh, out = node_mesh(), {}
+module = sys.modules["jaxfl.exchange.mix"]
+x = rng.normal(size=(n, m)).astype(np.float32)
+bad = x.copy()
+bad[21, 3] = np.nan
+for name, g in [*graphs.items(), ("regular, in pieces", graphs["regular"]), ("star, in pieces", graphs["star"])]:
+    module.PIECE_BYTES = 1 if "pieces" in name else 2**24
+    matrix = np.zeros((n, n))
+    np.add.at(matrix, (np.arange(n)[:, None], np.asarray(g.nbr)), np.asarray(g.weight, np.float64))
+    hears = matrix[:, 21] != 0
+    np.fill_diagonal(matrix, matrix.diagonal() + 1 - np.asarray(g.weight, np.float64).sum(1))
+    with jax.set_mesh(mesh):
+        rows = place(mesh, jnp.asarray(x), P(AXIS))
+        mixed = jax.jit(lambda g, x: mix(g, x, x)).lower(place(mesh, g), rows).compile()
+        error = np.abs(np.asarray(mixed(place(mesh, g), rows)) - matrix @ x).max()
+        spoilt = np.isnan(np.asarray(mixed(place(mesh, g), place(mesh, jnp.asarray(bad), P(AXIS))))).any(1)
+    hears[21] = True
+    moved, memory = counts(mixed.as_text()).collective_bytes / (4 * m), mixed.memory_analysis().temp_size_in_bytes
+    out[name] = [float(error), bool((spoilt == hears).all()), moved, memory]
+print(json.dumps(out))
+"""
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    args = [sys.executable, "-W", "error", "-c", MIXED]
+    return json.loads(subprocess.run(args, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def test_every_graph_is_its_matrix_and_spoils_only_those_who_hear(mixed):
+    for name, (error, spoils, *_) in mixed.items():
+        assert error < 3e-6, name
+        assert spoils, name
+
+
+def test_near_neighbours_cost_their_border_rows(mixed):
+    """Rows received by each of 8 devices that hold 8 of 64: a ring 2, a torus of rows of 4 the 4 on each side."""
+    rows = {name: moved for name, (_, _, moved, _) in mixed.items()}
+    assert rows["ring"] == rows["cut ring"] == 2
+    assert rows["torus"] == rows["grid"] == 8
+    np.testing.assert_array_equal([rows[name] for name in ("wide torus", "regular", "complete", "star")], 64)
+
+
+def test_rows_of_all_nodes_are_never_on_a_device_at_once_where_they_are_many(mixed):
+    """The gather of 40 columns goes by single columns, a quarter of a device's own 8 rows being 1.25 of 64 rows."""
+    for name in ("regular", "star"):
+        whole, pieces = mixed[name], mixed[f"{name}, in pieces"]
+        assert pieces[2] == whole[2] == 64
+        assert pieces[3] < whole[3] - 0.9 * 4 * 64 * 40  # bytes

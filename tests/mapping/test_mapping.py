@@ -1,0 +1,123 @@
+"""Mapping over nodes: blocks, sums by weight, and what the rule of the block size looks at."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from common import digits_world
+
+from jaxfl.core import Cohort, Env, Strata
+from jaxfl.exchange.codecs import half
+from jaxfl.exchange.network import Network
+from jaxfl.learn.local import displacement, local_sgd
+from jaxfl.learn.task import classification
+from jaxfl.mapping import nodes
+from jaxfl.mapping.at import at
+from jaxfl.mapping.blocks import block_of, block_size
+from jaxfl.mapping.nodes import map_memory, map_nodes
+from jaxfl.models.networks import CNN
+
+
+def test_blocks_divide_where_they_can():
+    assert block_size(1000, 2**18) == 8
+    assert block_size(7, 2**19) == 4
+    assert block_size(5, 1) == 5
+    doubled = map_nodes(lambda s, r: s * r, jnp.float32(2), jnp.arange(7.0), bytes_each=2**20)
+    np.testing.assert_array_equal(doubled, 2 * np.arange(7.0))
+
+
+@pytest.mark.parametrize("block", [None, 1, 3, 4, 11])
+def test_a_sum_by_weight_is_that_of_the_rows_and_what_weighs_nothing_may_be_nan(block):
+    rows = np.random.default_rng(0).normal(size=(11, 5)).astype(np.float32)
+    weight = np.linspace(0, 1, 11, dtype=np.float32)  # the first weighs nothing
+    f = lambda s, r: (s * jnp.where(r == rows[0], jnp.nan, r), r[0])
+    with block_of(block):
+        total, first = map_nodes(f, jnp.float32(2), jnp.asarray(rows), weight=jnp.asarray(weight))
+    np.testing.assert_allclose(total, 2 * weight.astype(np.float64) @ rows, rtol=1e-5)
+    np.testing.assert_array_equal(first, rows[:, 0])
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("block", [None, 1, 3, 11])
+def test_what_nodes_keep_is_replaced_row_by_row(block, weighed):
+    rows, before = jnp.arange(22.0).reshape(11, 2), {"sum": jnp.ones((11, 2)), "rounds": jnp.arange(11)}
+    weight = jnp.linspace(0, 1, 11) if weighed else None
+    f = lambda s, row, memory: ((s * row, row[0]), {"sum": memory["sum"] + row, "rounds": memory["rounds"] + 1})
+    with block_of(block):
+        (message, first), after = map_nodes(f, jnp.float32(2), rows, memory=before, weight=weight)
+    np.testing.assert_allclose(message, 2 * (np.asarray(weight) @ rows if weighed else np.asarray(rows)), rtol=1e-6)
+    np.testing.assert_array_equal(first, rows[:, 0])
+    chex.assert_trees_all_equal(after, {"sum": 1 + rows, "rounds": 1 + jnp.arange(11)})
+
+
+def test_the_gradient_through_what_nodes_keep_does_not_depend_on_blocks():
+    def loss(x, memory):
+        f = lambda x, row, memory: (jnp.sin(memory * row).sum(), jnp.cos(x * memory) + row)
+        for _ in range(2):
+            out, memory = map_nodes(f, x, jnp.arange(5.0), memory=memory)
+        return (out**2).sum() + (memory**3).sum()
+
+    found = []
+    for block in (5, 1, 2):
+        with block_of(block):
+            found.append(jax.grad(loss, (0, 1))(jnp.float32(0.7), jnp.linspace(0, 1, 15).reshape(5, 3)))
+    for other in found[1:]:
+        chex.assert_trees_all_close(other, found[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_there_is_one_copy_of_what_nodes_keep(block):
+    """In a loop over rounds as well, with members who are absent and results that need what was kept before."""
+    who = Cohort(jnp.arange(32), jnp.ones(32), jnp.zeros(32, jnp.int32), strata=Strata(32))
+    f = lambda x, k, memory: (memory.sum(), jnp.sin(memory) + x)
+
+    def rounds(memory, present):
+        once = lambda memory, _: map_memory(who, f, jnp.float32(1), who.ids, memory, present=present)[::-1]
+        return jax.lax.scan(once, memory, length=3)
+
+    memory, present = jnp.ones((32, 2**14)), jnp.arange(32) > 0
+    with block_of(block):
+        program = jax.jit(rounds, donate_argnums=0).lower(memory, present).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 0.2 * memory.nbytes
+    after, sums = program(memory, present)
+    now = np.stack([np.ones(32), np.where(present, 1 + np.sin(1), 1), np.where(present, 1 + np.sin(1 + np.sin(1)), 1)])
+    np.testing.assert_allclose(sums, 2**14 * now, rtol=1e-5)
+    np.testing.assert_allclose(after[:, 0], np.where(present, 1 + np.sin(now[2]), 1), rtol=1e-6)
+
+
+def test_a_block_holds_the_windows_of_images_and_not_just_the_rows():
+    """The windows [144, 20 * 7 * 7] of the second convolution, a quarter of them, are 7 times a row of parameters."""
+    task = classification(CNN, jnp.zeros((1, 784)))
+    x, y = jnp.zeros((20, 784)), jnp.zeros(20, jnp.int32)
+
+    def train(x, row):
+        down = lambda r, _: (r - jax.grad(lambda r: task.loss(task.unravel(r), x, y).mean())(r), None)
+        return jax.lax.scan(down, row, None, length=3)[0]
+
+    rows = jnp.zeros((8, task.dim))
+    assert nodes._matmul_bytes(train, x, rows) == 4 * 144 * 20 * 7 * 7
+    assert nodes._matmul_bytes(lambda s, r: r + s, jnp.float32(1), rows) == 0
+
+
+@pytest.mark.parametrize("net", [Network(), Network(codec=half())])
+def test_what_a_network_collects_is_what_it_aggregates(net):
+    """Also with absent members and several blocks: where it is a plain mean the messages are never stored."""
+    task, world = digits_world(c=5)
+    key, x = jax.random.key(1), task.init(jax.random.key(2))
+    _, now = world.step(key, world.arrays, world.init(key, world.arrays), jnp.int32(0))
+    members = now.cohort._replace(weight=now.cohort.weight.at[0].set(0))
+    env = Env(jnp.int32(0), now.seconds, world.data, now.graph, members, world.byz)
+    learn = displacement(local_sgd(task, optax.sgd(0.1), steps=2, batch=4))
+    mail = net.init(env, x)
+    with block_of(2):
+        got = net.collect(key, env, mail, learn, x)
+        slow = at(members, learn)(key, env, x)
+    want, _, log = net.aggregate(key, env, mail, slow.rows)
+    np.testing.assert_allclose(got.mean, want, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(got.each, slow.each, rtol=1e-5)
+    whole = dict(slow.log | log)
+    assert whole.pop("down_bits") == 0  # `aggregate` and `at` hand nothing down
+    assert float(got.log.pop("down_bits")) == 4 * 32 * 650
+    chex.assert_trees_all_close(dict(got.log), whole, rtol=1e-5)

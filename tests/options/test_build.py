@@ -1,0 +1,244 @@
+"""The world that options build, and every system in it."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxfl import data, zoo
+from jaxfl.core import Graph
+from jaxfl.data.partition import label_histogram
+from jaxfl.engine.run import run
+from jaxfl.errors import InputError
+from jaxfl.exchange import secure
+from jaxfl.options import config, network
+from jaxfl.options.build import build, prepare
+from jaxfl.options.config import Setup
+from jaxfl.options.network import network_of
+from jaxfl.options.systems import system_options
+from jaxfl.options.topology import first_graph, in_degree, topology_of
+from jaxfl.world import durations, mixing
+
+TINY = Setup(nodes=8, data="digits", model="logistic", rounds=2, seeds=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def digits():
+    """The digits are read once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "digits", cache(data.digits))
+        yield
+
+
+def test_set_reaches_the_systems_it_names():
+    options = ("dfedsam.rho=1e-2", "batch=0", "rho=0.5", "dfedsam-mgs.gossip_steps=2", "server_momentum=none")
+    setup = dataclasses.replace(TINY, options=options)
+    assert system_options(setup, ["fedavg", "dfedsam", "dfedsam_mgs"]) == {
+        "fedavg": {"batch": None, "server_momentum": None},
+        "dfedsam": {"rho": 0.01, "batch": None},
+        "dfedsam_mgs": {"batch": None, "rho": 0.5, "gossip_steps": 2},
+    }
+
+
+def test_systems_share_one_world_and_the_same_local_work(monkeypatch):
+    made = {}
+
+    def fake(kind, **taken):
+        def make(task, net=None, *, lr=0.5, steps=9, batch=99, extra=1.0):
+            made[kind] = (task, lr, steps, batch, extra)
+            return kind
+
+        return zoo.Entry(make, kind, None)
+
+    monkeypatch.setattr(zoo, "ZOO", {kind: fake(kind) for kind in ("federated", "gossip", "reference")})
+    setup = dataclasses.replace(TINY, lr=0.2, steps=4, batch=0, cohort=3, topology="ring")
+    world = prepare(setup, list(zoo.ZOO))
+    arms = {kind: build(world, kind, {"extra": 2.0} if kind == "gossip" else {}) for kind in zoo.ZOO}
+    assert {kind: m[1:] for kind, m in made.items()} == {
+        "federated": (0.2, 4, None, 1.0),
+        "gossip": (0.2, 4, None, 2.0),
+        "reference": (0.2, 4, None, 1.0),
+    }
+    sizes = np.asarray(world.data.size)
+    for kind, members, graph in (("federated", 3, False), ("gossip", 8, True), ("reference", 8, False)):
+        arm = arms[kind]
+        assert arm.scenario.data is world.data
+        _, (net, cohort, *_) = arm.scenario.step(*start(arm.scenario))
+        assert (net is not None) == graph
+        assert cohort.ids.shape == (members,)
+        np.testing.assert_array_equal(np.asarray(cohort.weight), sizes[np.asarray(cohort.ids)])
+
+
+def start(scenario):
+    key = jax.random.key(0)
+    return key, scenario.arrays, scenario.init(key, scenario.arrays), jax.numpy.int32(0)
+
+
+@pytest.mark.parametrize("name", config.STATIC)
+def test_every_fixed_topology_is_doubly_stochastic_and_connected(name):
+    setup = dataclasses.replace(TINY, nodes=16, topology=name, degree=4)
+    w = mixing.matrix(topology_of(setup))
+    np.testing.assert_allclose(w.sum(0), 1, atol=1e-6)
+    np.testing.assert_allclose(w.sum(1), 1, atol=1e-6)
+    assert (np.linalg.matrix_power(w, 64) > 0).all()
+
+
+def test_topologies_that_vary_and_mixings():
+    for name, k in (("one_peer", 1), ("matching", 1), ("el_oracle", 3), ("el_local", 3)):
+        setup = dataclasses.replace(TINY, topology=name, degree=3)
+        drawn = jax.eval_shape(partial(first_graph, topology_of(setup)))
+        assert drawn.nbr.shape == (8, k)
+    ring = {name: topology_of(dataclasses.replace(TINY, topology="ring", mixing=name)) for name in config.MIXINGS}
+    assert {name: round(float(g.weight[0, 0]), 4) for name, g in ring.items()} == {
+        "metropolis": 0.3333,
+        "uniform": 0.3333,
+        "lazy": 0.1667,
+        "max_degree": 0.3333,
+        "optimal": round(2 / (4 + 2 - 2 * np.cos(np.pi / 4)), 4),
+    }
+    uneven = dataclasses.replace(TINY, topology="star", mixing="uniform")
+    assert isinstance(topology_of(uneven), Graph)
+
+
+def world(**changes):
+    return prepare(dataclasses.replace(TINY, **changes), ["fedavg"])
+
+
+def test_models_and_metrics_follow_the_options():
+    plain = world(model=None)
+    assert (plain.setup.partition, plain.setup.model, plain.setup.cohort, plain.topology) == (
+        "dirichlet",
+        "mlp",
+        1,
+        None,
+    )
+    assert plain.task.dim == 64 * 16 + 16 + 160 + 10
+    assert world(model="mlp", hidden=5).task.dim == 64 * 5 + 5 + 50 + 10
+    assert world(model="cnn").task.dim == 9 * 16 + 16 + 9 * 16 * 32 + 32 + 2 * 2 * 32 * 10 + 10
+    assert world().task.dim == 650
+    few = world(test_samples=50).metric.arrays[1]
+    assert few.shape == (50,)
+    assert len(np.unique(few)) == 10
+
+
+def test_partitions_follow_the_options():
+    labels = lambda w: (label_histogram(w.data, 10) > 0).sum(1).mean()
+    assert np.ptp(np.asarray(world(partition="iid").data.size)) <= 1
+    assert all(np.ptp(np.asarray(world(partition=law).data.size)) > 1 for law in ("lognormal", "power"))
+    many = world(partition="resampled", nodes=3000, shard_size=5).data
+    np.testing.assert_array_equal(many.size, np.full(3000, 5))
+    assert labels(world(partition="pathological", labels_per_node=1)) <= 3
+    assert labels(world(partition="pathological", labels_per_node=4)) > 3
+    assert labels(world(alpha=0.01)) < labels(world(alpha=100.0))
+    assert np.asarray(world(seed=1).data.order).tolist() != np.asarray(world().data.order).tolist()
+
+
+def test_natural_keys_become_nodes():
+    text = world(data="topics", model=None, hidden=8)
+    assert (text.setup.partition, text.setup.model) == ("natural", "transformer")
+    assert sorted(np.asarray(text.data.size)) == sorted(np.bincount(text.dataset.clients))[-8:]
+    made = world(data="synthetic", model=None, nodes=5)
+    assert (made.setup.partition, made.setup.model) == ("natural", "logistic")
+    np.testing.assert_array_equal(made.data.size, np.bincount(made.dataset.clients))
+
+
+def test_every_rule_attack_and_codec_has_its_name():
+    setup = Setup(nodes=8, codec="sign", rule="krum", byzantine=2)
+    assert network_of(setup, 8).attack is not None
+    for name in config.RULES:
+        assert callable(network_of(dataclasses.replace(setup, rule=name), 8).rule)
+    for name in config.ATTACKS:
+        assert network_of(dataclasses.replace(setup, attack=name), 8).attack is not None
+    for name in config.CODECS:
+        assert callable(network_of(dataclasses.replace(setup, codec=name), 8).codec.send)
+
+
+@pytest.mark.parametrize(
+    ("name", "liars"), [("dsgd", 2), ("fedavg", 5), ("fedbuff", 3), ("modest", 5), ("gossip_averaging", 2)]
+)
+def test_a_rule_expects_the_liars_among_what_one_receiver_hears(name, liars, monkeypatch):
+    """A quarter of 40 nodes lie: a node hears itself and 7 others, a server 20 or, asynchronous, 10."""
+    told = []
+    monkeypatch.setattr(network.rules, "trimmed_mean", lambda f: told.append(f) or (lambda own, heard, weight: own))
+    options = {"topology": "regular", "degree": 7, "cohort": 20, "concurrency": 30, "goal": 10}
+    setup = dataclasses.replace(TINY, nodes=40, byzantine=10, rule="trimmed_mean", **options)
+    build(prepare(setup, [name]), name, {})
+    assert told == [liars]
+    if name == "modest":
+        build(prepare(setup, [name]), name, {"sample": 12})
+        assert told == [5, 3]
+
+
+def test_a_rule_that_cannot_stand_the_liars_it_may_hear_is_refused():
+    setup = Setup(nodes=10, byzantine=2)
+    for rule, heard, needed in (("krum", 4, 5), ("multi_krum", 6, 7), ("trimmed_mean", 2, 3)):
+        with pytest.raises(InputError, match=f"rule is {rule}, .* needs {needed} messages, and {heard} are heard"):
+            network_of(dataclasses.replace(setup, rule=rule), heard)
+        network_of(dataclasses.replace(setup, rule=rule), needed)
+
+
+def test_how_many_neighbours_a_node_hears():
+    degree = lambda **options: in_degree(topology_of(dataclasses.replace(TINY, **options)))
+    assert degree(topology="ring") == 2
+    assert degree(topology="star") == 2  # 14 messages to 8 nodes
+    assert degree(nodes=1000) == 10
+    assert degree(topology="el_oracle", degree=3) == 3
+    assert degree(topology="matching") == 1
+
+
+@pytest.mark.parametrize("name", config.STATIC)
+def test_what_no_mixing_stands_for_is_known(name):
+    setup = dataclasses.replace(TINY, nodes=16, topology=name, degree=4)
+    arguments = dataclasses.replace(setup, mixing=config.usual(setup)["mixing"])
+    np.testing.assert_array_equal(topology_of(arguments).weight, topology_of(setup).weight)
+
+
+@pytest.mark.parametrize("name", ["fedbuff", "papaya"])
+def test_a_job_of_an_asynchronous_system_takes_its_transfers_and_its_steps(name, monkeypatch):
+    """Jobs of a second each, four at work, two arrivals a round: two rounds end together, a job after those before."""
+    monkeypatch.setattr(durations, "lognormal", durations.fixed)
+    options = {"concurrency": 4, "goal": 2, "rounds": 6, "every": 1, "steps": 5}
+    options |= {"codec": "int4"} if name == "fedbuff" else {}
+    world = prepare(dataclasses.replace(TINY, mbit=0.1, latency_ms=20.0, step_ms=3.0, **options), [name])
+    arm = build(world, name, {})
+    assert arm.scenario.links is None
+    # the model comes as 650 floats; 650 numbers of 4 bits and a float go, of Papaya 650 masked integers and a seed
+    up_bits = 650 * 4 + 32 if name == "fedbuff" else 650 * 32 + secure.SEED_BITS
+    job = 1 + (0.02 + 650 * 32 / 1e5) + 5 * 0.003 + (0.02 + up_bits / 1e5)
+    seconds = run(arm.algorithm, arm.scenario, arm.model, 6, every=6).history["seconds"][1:]
+    np.testing.assert_allclose(seconds, [job, 0, job, 0, job, 0], rtol=1e-5)
+
+
+def test_an_epoch_of_a_small_shard_takes_fewer_steps(monkeypatch):
+    monkeypatch.setattr(durations, "lognormal", durations.fixed)
+    world = prepare(dataclasses.replace(TINY, step_ms=1.0, concurrency=1, goal=1, batch=10), ["fedbuff"])
+    arm = build(world, "fedbuff", {"epochs": 2})
+    _, law = arm.scenario.arrays["cohort"]["seconds"]
+    np.testing.assert_allclose(law["seconds"], 2 * np.ceil(np.asarray(world.data.size) / 10) / 1e3, rtol=1e-6)
+
+
+def test_without_links_a_job_is_log_normal_alone():
+    world = prepare(dataclasses.replace(TINY, concurrency=1, goal=1), ["fedasync"])
+    law = build(world, "fedasync", {}).scenario.arrays["cohort"]["seconds"]
+    assert {name: float(value) for name, value in law.items()} == {"median": 1.0, "sigma": 1.0}
+
+
+def test_compute_and_strata_reach_the_model_and_the_cohort():
+    row, x = jax.random.normal(jax.random.key(0), (64 * 5 + 5 + 50 + 10,)), jnp.ones((3, 64))
+    full, half = (world(model="mlp", hidden=5, compute=c).task for c in ("float32", "bfloat16"))
+    a, b = (t.predict(t.unravel(row), x) for t in (full, half))
+    assert 0 < np.abs(a - b).max() < 0.05 * np.abs(a).max()
+    with pytest.raises(InputError, match="compute is bfloat16, but model logistic does not read it"):
+        world(model="logistic", compute="bfloat16")
+    position = build(world(nodes=8, cohort=4, strata=2), "fedavg", {}).scenario
+    key = jax.random.key(1)
+    ids = np.asarray(
+        position.step(key, position.arrays, position.init(key, position.arrays), jnp.int32(0))[1].cohort.ids
+    )
+    assert (ids[:2] < 4).all()
+    assert (ids[2:] >= 4).all()
+    with pytest.raises(InputError, match="strata = 3"):
+        build(world(nodes=8, cohort=4, strata=3), "fedavg", {})
