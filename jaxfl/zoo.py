@@ -1,123 +1,122 @@
-"""The zoo: every system by name, with its paper and its claim."""
+"""The zoo: every system by name, found by looking into the folders `algorithms` and `programs`.
+
+A file there holds its paper and its systems (`jaxfl.paper`). Its folder is the kind of world they live in, the claim of
+its `PAPER` is the file of the same name in `claims`. Systems of users come in by `jaxfl.plugins`.
+"""
 
 import importlib
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
-from jaxfl import papers
-from jaxfl.algorithms.asynchronous.fedasync import fedasync
-from jaxfl.algorithms.asynchronous.fedbuff import fedbuff, papaya
-from jaxfl.algorithms.gossip.clipped_gossip import clipped_gossip, robust_gossip
-from jaxfl.algorithms.gossip.dfedsam import dfedsam, dfedsam_mgs
-from jaxfl.algorithms.gossip.dice import dice
-from jaxfl.algorithms.gossip.dsgd import dfedavgm, dsgd
-from jaxfl.algorithms.gossip.gradient_tracking import gradient_tracking
-from jaxfl.algorithms.gossip.mhd import mhd, mutual_distillation
-from jaxfl.algorithms.reference.centralized import centralized
-from jaxfl.algorithms.reference.local_only import local_only
-from jaxfl.algorithms.server.diloco import all_reduce, diloco, open_diloco
-from jaxfl.algorithms.server.dilocox import cocktail_sgd, dilocox
-from jaxfl.algorithms.server.fedavg import fedavg, fedsgd
-from jaxfl.algorithms.server.fedopt import fedadagrad, fedadam, fedyogi
-from jaxfl.algorithms.server.fedprox import fedprox
-from jaxfl.algorithms.server.modest import modest
-from jaxfl.algorithms.server.momentum_fl import fedavg_m, fedavg_m_vr, scaffold_m, scaffold_m_vr
-from jaxfl.algorithms.server.robust_sgd import learning_from_history, robust_sgd
-from jaxfl.algorithms.server.scaffold import scaffold
+from jaxfl import algorithms, claims, plugins, programs
 from jaxfl.errors import InputError, nearest
-from jaxfl.papers import Paper
-from jaxfl.programs.gossip_averaging import gossip_averaging
-from jaxfl.programs.kcore import kcore_exact, kcore_incremental, kcore_restart
-from jaxfl.programs.push_sum import push_sum
+from jaxfl.paper import KINDS, Paper, System
+
+FOLDERS = {kind: f"{algorithms.__name__}.{kind}" for kind in KINDS if kind != "protocol"}
+FOLDERS |= {"protocol": programs.__name__}
 
 
-class Entry(NamedTuple):
-    """One system of the zoo."""
+class Claim(NamedTuple):
+    """The headline of a paper, as `jaxfl.claims.<name>` tests it."""
 
-    make: Callable  # (task, ...) -> Algorithm; protocols: (net) -> Algorithm
-    kind: str  # federated | asynchronous | gossip | reference | protocol | study (runs in a world of its own)
-    paper: Paper | None
+    name: str
+    paper: Paper
 
-
-ZOO: dict[str, Entry] = {
-    "fedavg": Entry(fedavg, "federated", papers.FEDAVG),
-    "fedsgd": Entry(fedsgd, "federated", papers.FEDAVG),
-    "fedprox": Entry(fedprox, "federated", papers.FEDPROX),
-    "fedadagrad": Entry(fedadagrad, "federated", papers.FEDOPT),
-    "fedadam": Entry(fedadam, "federated", papers.FEDOPT),
-    "fedyogi": Entry(fedyogi, "federated", papers.FEDOPT),
-    "scaffold": Entry(scaffold, "federated", papers.SCAFFOLD),
-    "fedavg_m": Entry(fedavg_m, "federated", papers.MOMENTUM),
-    "scaffold_m": Entry(scaffold_m, "federated", papers.MOMENTUM),
-    "fedavg_m_vr": Entry(fedavg_m_vr, "federated", papers.MOMENTUM),
-    "scaffold_m_vr": Entry(scaffold_m_vr, "federated", papers.MOMENTUM),
-    "dsgd": Entry(dsgd, "gossip", papers.DSGD),
-    "dfedavgm": Entry(dfedavgm, "gossip", papers.DFEDAVGM),
-    "dfedsam": Entry(dfedsam, "gossip", papers.DFEDSAM),
-    "dfedsam_mgs": Entry(dfedsam_mgs, "gossip", papers.DFEDSAM),
-    "gradient_tracking": Entry(gradient_tracking, "gossip", papers.TRACKING),
-    "fedbuff": Entry(fedbuff, "asynchronous", papers.FEDBUFF),
-    "papaya": Entry(papaya, "asynchronous", papers.PAPAYA),
-    "fedasync": Entry(fedasync, "asynchronous", papers.FEDASYNC),
-    "robust_sgd": Entry(robust_sgd, "federated", papers.HISTORY),
-    "learning_from_history": Entry(learning_from_history, "federated", papers.HISTORY),
-    "robust_gossip": Entry(robust_gossip, "gossip", papers.CLIPPED),
-    "clipped_gossip": Entry(clipped_gossip, "gossip", papers.CLIPPED),
-    "modest": Entry(modest, "federated", papers.MODEST),
-    "all_reduce": Entry(all_reduce, "federated", None),
-    "diloco": Entry(diloco, "federated", papers.DILOCO),
-    "open_diloco": Entry(open_diloco, "federated", papers.OPEN_DILOCO),
-    "cocktail_sgd": Entry(cocktail_sgd, "federated", papers.COCKTAIL),
-    "dilocox": Entry(dilocox, "federated", papers.DILOCOX),
-    "mhd": Entry(mhd, "study", papers.MHD),
-    "mutual_distillation": Entry(mutual_distillation, "study", papers.MHD),
-    "dice": Entry(dice, "study", papers.DICE),
-    "kcore_restart": Entry(kcore_restart, "study", papers.MONTRESOR),
-    "kcore_incremental": Entry(kcore_incremental, "study", papers.CORES),
-    "kcore_exact": Entry(kcore_exact, "study", papers.CORES),
-    "centralized": Entry(centralized, "reference", None),
-    "local_only": Entry(local_only, "reference", None),
-    "gossip_averaging": Entry(gossip_averaging, "protocol", papers.AVERAGING),
-    "push_sum": Entry(push_sum, "protocol", papers.PUSH_SUM),
-}
+    @property
+    def reproduce(self) -> Callable:
+        """`reproduce(seeds=3) -> Evidence`."""
+        return importlib.import_module(f"{claims.__name__}.{self.name}").reproduce
 
 
-def find(name: str) -> Entry:
-    """The entry called `name`. Raises `InputError` with the nearest names for an unknown one."""
-    key = name.lower().replace("-", "_")
-    if key not in ZOO:
-        raise InputError(f"system {name!r} is unknown: {nearest(key, ZOO)}")
-    return ZOO[key]
+def _files() -> Iterator[tuple[str, str]]:
+    """Kind and name of every file of systems."""
+    for kind, folder in FOLDERS.items():
+        path = importlib.import_module(folder).__path__
+        yield from ((kind, file.name) for file in pkgutil.iter_modules(path))
 
 
-def claims() -> dict[str, Paper]:
-    """The papers whose claim jaxfl reproduces, by the claim's module name."""
-    return {e.paper.claim: e.paper for e in ZOO.values() if e.paper is not None and e.paper.claim is not None}
+@cache
+def systems() -> dict[str, System]:
+    """Every system of the package by name, kind by kind.
+
+    Raises:
+        InputError: two files have a system of one name.
+    """
+    found: dict[str, System] = {}
+    for kind, file in _files():
+        for name, system in importlib.import_module(f"{FOLDERS[kind]}.{file}").SYSTEMS.items():
+            if name in found:
+                raise InputError(f"{FOLDERS[kind]}.{file} has a system {name!r}, but there is one of that name.")
+            found[name] = system._replace(kind=kind)
+    return found
 
 
-def find_claim(name: str) -> tuple[str, Callable]:
-    """The claim of a system or of a three-digit card: its module's name and its `reproduce` function.
+@cache
+def claims_by_name() -> dict[str, Claim]:
+    """The claims by the name of their file."""
+    tested = {file.name for file in pkgutil.iter_modules(claims.__path__)}
+    papers = {file: importlib.import_module(f"{FOLDERS[kind]}.{file}") for kind, file in _files() if file in tested}
+    return {file: Claim(file, module.PAPER) for file, module in papers.items()}
+
+
+def find(name: str) -> System:
+    """The system called `name`: of the package, of a user by `register` or an entry point, or `FILE.py:NAME`.
+
+    Raises:
+        InputError: an unknown name (with the nearest ones), or a file that cannot be loaded.
+    """
+    known, key = systems(), spelt(name)
+    if key in known and not plugins.is_place(name):
+        return known[key]
+    found = plugins.find("system", name)
+    if found is None:
+        raise InputError(f"system {name!r} is unknown: {nearest(key, [*known, *plugins.known('system')])}")
+    system = found if isinstance(found, System) else System(found)
+    if system.kind and system.kind not in KINDS:
+        raise InputError(f"system {name!r} has kind {system.kind!r}: {nearest(system.kind, KINDS)}")
+    return system if system.kind else system._replace(kind="server")
+
+
+def adopt(name: str) -> str:
+    """The name under which the system goes from here on: its own, or of `FILE.py:NAME` the NAME, registered.
+
+    Where the package has a system of that name, `FILE_NAME`.
+
+    Raises:
+        InputError: as `find`.
+    """
+    if not plugins.is_place(name):
+        return spelt(name)
+    where, _, short = name.rpartition(":")
+    short = f"{Path(where).stem}_{short}" if spelt(short) in systems() else short
+    plugins.register("system", short, find(name))
+    return spelt(short)
+
+
+def spelt(name: str) -> str:
+    """A system's name as the zoo spells it."""
+    return name.lower().replace("-", "_")
+
+
+def find_claim(name: str) -> Claim:
+    """The claim of a system or of a paper's three-digit number.
 
     Raises:
         InputError: for an unknown name (with the nearest ones) or a system without a claim.
     """
-    known = claims()
-    by_card = {p.card: module for module, p in known.items()}
-    if name in by_card:
-        module = by_card[name]
-    elif name in known:
-        module = name
-    else:
-        if name.isdigit():
-            raise InputError(f"card {name!r} has no claim here: known are {', '.join(sorted(filter(None, by_card)))}.")
-        paper = find(name).paper
-        if paper is None or paper.claim is None:
-            raise InputError(f"system {name!r} has no claim: those that do are {', '.join(known)}.")
-        module = paper.claim
-    return module, importlib.import_module(f"jaxfl.claims.{module}").reproduce
-
-
-def cite(name: str) -> str:
-    """The reference of a system, one line."""
+    known = claims_by_name()
+    numbered = {claim.paper.number: claim for claim in known.values()}
+    if name.isdigit():
+        if name not in numbered:
+            raise InputError(f"paper {name!r} has no claim here: known are {', '.join(sorted(map(str, numbered)))}.")
+        return numbered[name]
+    if name in known:
+        return known[name]
     paper = find(name).paper
-    return f"{name}: no paper" if paper is None else f"{paper.authors}. {paper.title}. {paper.venue}. {paper.link}"
+    for claim in known.values():
+        if paper is not None and claim.paper == paper:
+            return claim
+    raise InputError(f"system {name!r} has no claim: those that do are {', '.join(known)}.")

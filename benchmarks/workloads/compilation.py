@@ -6,15 +6,15 @@ import jax
 import timing
 from child import run_child
 
+from jaxfl import zoo
 from jaxfl.engine.run import run
 from jaxfl.options import build
 from jaxfl.options.config import Setup
-from jaxfl.zoo import ZOO
 
 
 def rows(turns: int, tiny: bool) -> Iterator[dict]:
     """Every system the command line can run, each in a process of its own."""
-    systems = [name for name, entry in ZOO.items() if entry.kind != "study"]
+    systems = list(zoo.systems())
     for name in systems[:2] if tiny else systems:
         yield from run_child("compile", name)
 

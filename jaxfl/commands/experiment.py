@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jaxfl import zoo
 from jaxfl.commands import results
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import run as engine
@@ -14,7 +15,7 @@ from jaxfl.options import config, fit
 from jaxfl.options.build import Arm, prepare
 from jaxfl.options.commands import Compare, Run
 from jaxfl.options.config import Setup
-from jaxfl.options.systems import own_options, zoo_name
+from jaxfl.options.systems import own_options
 
 
 def main(command: Run | Compare) -> int:
@@ -24,8 +25,9 @@ def main(command: Run | Compare) -> int:
         InputError: a bad option.
     """
     setup = command.setup
-    word, systems = ("run", [command.name]) if isinstance(command, Run) else ("compare", list(command.names))
-    names = [zoo_name(name) for name in systems if name]
+    word, typed = ("run", [command.name]) if isinstance(command, Run) else ("compare", list(command.names))
+    systems = [str(name) for name in typed if name]
+    names = [zoo.adopt(name) for name in systems]
     if not names:
         raise InputError(f"name is missing: {word} needs a system of `jaxfl list`, or a config that names it.")
     if len(set(names)) < len(names):
@@ -39,8 +41,8 @@ def main(command: Run | Compare) -> int:
     mesh = mesh_of(setup.devices, world.setup.nodes)
     if command.resume is None:
         folder = results.new_folder(setup.out, f"{word}-{'-'.join(names)[:60]}")
-        results.write(folder / "config.toml", config.saved(word, names, setup, world.setup))
-        results.describe(world, folder)
+        results.write(folder / "config.toml", config.saved(word, systems, setup, world.setup))
+        results.describe(world, arms, folder)
     else:
         folder = Path(command.resume)
     histories, seconds, code = {}, {}, 0

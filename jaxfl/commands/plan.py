@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from jaxfl import zoo
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import plan
 from jaxfl.errors import InputError
@@ -9,7 +10,7 @@ from jaxfl.options import config, fit
 from jaxfl.options.build import prepare
 from jaxfl.options.commands import Plan
 from jaxfl.options.config import Setup
-from jaxfl.options.systems import own_options, zoo_name
+from jaxfl.options.systems import own_options
 from jaxfl.report import tables
 
 
@@ -23,7 +24,7 @@ def main(command: Plan) -> int:
         raise InputError("name is missing: plan needs a system of `jaxfl list`.")
     if command.memory_gb is not None and command.memory_gb <= 0:
         raise InputError(f"memory_gb is {command.memory_gb}, but must be above 0.")
-    name = zoo_name(command.name)
+    name = zoo.adopt(command.name)
     earlier = config.load(command.config) if command.config else None
     before = None if earlier is None else earlier[1]
     setup = own_options(command.setup, [name], earlier)

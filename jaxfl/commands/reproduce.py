@@ -14,7 +14,6 @@ from jaxfl.commands.results import new_folder, write
 from jaxfl.commands.show import console
 from jaxfl.errors import InputError
 from jaxfl.options.commands import Reproduce
-from jaxfl.papers import Paper
 from jaxfl.report import plots, tables
 
 
@@ -25,38 +24,39 @@ def main(command: Reproduce) -> int:
         InputError: a bad option.
     """
     if (command.name is None) != command.all:
-        raise InputError("name is missing or comes with --all: reproduce needs a system, a card, or --all.")
+        raise InputError(
+            "name is missing or comes with --all: reproduce needs a system, the number of a paper, or --all."
+        )
     if command.seeds < 1:
         raise InputError(f"seeds is {command.seeds}, but must be a whole number of at least 1.")
-    found = [zoo.find_claim(name) for name in (zoo.claims() if command.all else [str(command.name)])]
-    folder = new_folder(command.out, f"reproduce-{'all' if command.all else found[0][0]}")
-    papers, held = zoo.claims(), []
-    for module, reproduce in found:
+    found = list(zoo.claims_by_name().values()) if command.all else [zoo.find_claim(str(command.name))]
+    folder, held = new_folder(command.out, f"reproduce-{'all' if command.all else found[0].name}"), []
+    for claim in found:
         began = time.perf_counter()
-        evidence = reproduce(seeds=command.seeds)
-        here = folder / module if command.all else folder
-        held.append(_testify(module, papers[module], evidence, time.perf_counter() - began, here))
+        evidence = claim.reproduce(seeds=command.seeds)
+        here = folder / claim.name if command.all else folder
+        held.append(_testify(claim, evidence, time.perf_counter() - began, here))
     return 0 if all(held) else 1
 
 
-def _testify(module: str, paper: Paper, evidence: Evidence, seconds: float, folder: Path) -> bool:
+def _testify(claim: zoo.Claim, evidence: Evidence, seconds: float, folder: Path) -> bool:
     """Print and keep what a claim measured; whether it holds."""
-    terminal = console()
+    terminal, paper = console(), claim.paper
     _show_frame(terminal, evidence.table, f"{paper.title} ({paper.venue})")
-    checks = Table("check", "measured", "", "required", "holds", title=f"claim {module}", title_justify="left")
+    checks = Table("check", "measured", "", "required", "holds", title=f"claim {claim.name}", title_justify="left")
     for c in evidence.checks:
         holds = "[green]yes[/]" if c.holds else "[red]no[/]"
         checks.add_row(c.what, f"{c.measured:.4g}", c.relation, f"{c.required:.4g}", holds)
     terminal.print(checks)
     row = {
-        "card": paper.card,
+        "number": paper.number,
         "paper": f"{paper.authors}. {paper.title}. {paper.venue}",
         "holds": bool(evidence.holds),
         "checks": [c._asdict() | {"holds": bool(c.holds)} for c in evidence.checks],
         "seconds": seconds,
         "machine": tables.machine(),
     }
-    read = json.loads(tables.json_line(module, row))
+    read = json.loads(tables.json_line(claim.name, row))
     line = json.dumps({"claim": read.pop("name")} | read)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "table.csv", evidence.table.to_csv())

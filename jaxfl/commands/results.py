@@ -12,7 +12,7 @@ from jaxfl.core import Shards
 from jaxfl.data.partition import label_histogram
 from jaxfl.engine.history import disk_error
 from jaxfl.errors import InputError
-from jaxfl.options.build import World
+from jaxfl.options.build import Arm, World
 from jaxfl.options.topology import first_graph
 from jaxfl.report import plots, tables
 
@@ -52,11 +52,12 @@ def write_history(folder: Path, histories: Mapping[str, Any], columns: Mapping[s
     write(folder / "history.csv", tidy[[*first, *(c for c in tidy if c not in first)]].to_csv(index=False))
 
 
-def describe(world: World, folder: Path) -> None:
+def describe(world: World, arms: Mapping[str, Arm], folder: Path) -> None:
     """The files about the world itself: machine, labels of the nodes, topology."""
     write(folder / "machine.json", json.dumps(tables.machine(), indent=2) + "\n")
-    if world.topology is not None:
-        plots.save(plots.topology(first_graph(world.topology)), folder / "topology.png")
+    heard = [arm.topology for arm in arms.values() if arm.topology is not None]
+    if heard:
+        plots.save(plots.topology(first_graph(heard[0])), folder / "topology.png")
     if world.dataset is not None and world.dataset.y.ndim == 1 and world.dataset.classes:
         counts = label_histogram(cast(Shards, world.data), world.dataset.classes)
         plots.save(plots.label_histogram(counts), folder / "labels.png")

@@ -3,24 +3,30 @@
 from rich.console import Console
 from rich.table import Table
 
-from jaxfl import zoo
+from jaxfl import plugins, zoo
+from jaxfl.errors import InputError
 from jaxfl.options.commands import Cite, List
 
 
 def main(command: List | Cite) -> int:
-    """Print the table of all systems, or the reference of one.
+    """Print the table of all systems, or the reference of one in BibTeX.
 
     Raises:
-        InputError: an unknown system.
+        InputError: an unknown system, or one without a paper.
     """
     if isinstance(command, Cite):
-        print(zoo.cite(command.name))
+        paper = zoo.find(command.name).paper
+        if paper is None:
+            raise InputError(f"system {command.name!r} has no paper: it is a line to compare with.")
+        print(paper.bibtex)
         return 0
-    out = Table("system", "kind", "paper", "card", "claim")
-    for name, entry in zoo.ZOO.items():
-        p = entry.paper
-        paper = "–" if p is None else f"{p.title} ({p.venue})"
-        out.add_row(name, entry.kind, paper, (p and p.card) or "–", "yes" if p and p.claim else "–")
+    claims = {claim.paper for claim in zoo.claims_by_name().values()}
+    out = Table("system", "kind", "paper", "number", "claim")
+    for name in (*zoo.systems(), *plugins.known("system")):
+        system = zoo.find(name)
+        paper = system.paper
+        title = "–" if paper is None else f"{paper.title} ({paper.venue})"
+        out.add_row(name, system.kind, title, (paper and paper.number) or "–", "yes" if paper in claims else "–")
     console().print(out)
     return 0
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxfl import zoo
 from jaxfl.commands import results
 from jaxfl.commands.experiment import history_of
 from jaxfl.commands.start import mesh_of
@@ -16,7 +17,7 @@ from jaxfl.errors import InputError
 from jaxfl.options import config, fit
 from jaxfl.options.build import Arm, prepare
 from jaxfl.options.commands import Sweep
-from jaxfl.options.systems import grid_values, own_options, zoo_name
+from jaxfl.options.systems import grid_values, own_options
 from jaxfl.report import plots, sweeps, tables
 
 
@@ -29,7 +30,7 @@ def main(command: Sweep) -> int:
     setup = command.setup
     if command.name is None:
         raise InputError("name is missing: sweep needs a system of `jaxfl list`.")
-    name = zoo_name(command.name)
+    name = zoo.adopt(command.name)
     earlier = config.load(command.config) if command.config else None
     before = None if earlier is None else earlier[1]
     setup = own_options(setup, [name], earlier)
@@ -44,8 +45,8 @@ def main(command: Sweep) -> int:
     score = _score(command.score, arm, {key: v[0] for key, v in points.items()})
     mesh = mesh_of(setup.devices, world.setup.nodes)
     folder = results.new_folder(setup.out, f"sweep-{name}")
-    results.write(folder / "config.toml", config.saved("sweep", [name], setup, world.setup))
-    results.describe(world, folder)
+    results.write(folder / "config.toml", config.saved("sweep", [command.name], setup, world.setup))
+    results.describe(world, {name: arm}, folder)
     began = time.perf_counter()
     history = history_of(arm, setup, folder / name, mesh, hyper=points)
     each = sweeps.points(history, list(values))

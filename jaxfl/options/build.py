@@ -24,7 +24,8 @@ from jaxfl.options.jobs import clock_of
 from jaxfl.options.learning import dataset_of, metric_of, shards_of, task_of
 from jaxfl.options.network import network_of
 from jaxfl.options.systems import accepted
-from jaxfl.options.topology import in_degree, pushed, topology_of
+from jaxfl.options.topology import in_degree, topology_of
+from jaxfl.paper import Example, Given, System
 from jaxfl.world import churn
 from jaxfl.world.cohort import stratified, uniform
 from jaxfl.world.links import links
@@ -52,6 +53,7 @@ class Arm(NamedTuple):
     scenario: Scenario
     model: Any
     metric: Metric
+    topology: Graph | Process | None  # who hears whom, where the system asks
 
 
 def prepare(setup: Setup, systems: Sequence[str]) -> World:
@@ -63,9 +65,6 @@ def prepare(setup: Setup, systems: Sequence[str]) -> World:
     check(setup)
     timed = any(getattr(setup, name) for name in TIMES)
     kinds = {zoo.find(name).kind for name in systems}
-    alone = [name for name in systems if zoo.find(name).kind == "study"]
-    if alone:
-        raise InputError(f"system {alone[0]} has a world of its own: see it with jaxfl reproduce {alone[0]}.")
     if "protocol" in kinds:
         if len(kinds) > 1:
             raise InputError(f"systems {', '.join(systems)} cannot be compared: some learn, some are protocols.")
@@ -92,34 +91,45 @@ def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[st
     Raises:
         InputError: an option the system refuses.
     """
-    entry, setup = zoo.find(name), world.setup
-    takes = accepted(entry.make)
+    system, setup = zoo.find(name), world.setup
+    own = _example(system, world)
+    task, data = world.task, world.data if own.data is None else own.data
+    where = own.topology or (world.topology if system.kind in ("gossip", "protocol") else None)
+    takes = accepted(system.make)
     common = {"steps": setup.steps, "batch": setup.batch or None, "sample": setup.cohort}
     common |= {} if setup.lr is None else {"lr": setup.lr}
-    arguments = {k: v for k, v in common.items() if k in takes} | dict(options)
-    first = () if world.task is None else (world.task,)
-    if "net" in inspect.signature(entry.make).parameters:
-        first += (network_of(setup, _heard(world, entry.kind, arguments)),)
-    system, *_ = [entry.make(*first, **arguments | point) for point in _tried(swept)]
-    fixed = {k: v for k, v in arguments.items() if k not in swept}
-    algorithm = partial(entry.make, *first, **fixed) if swept else system
+    chosen = {k: v for k, v in common.items() if k in takes} | dict(options)
+    first = own.arguments if own.arguments is not None else () if task is None else (task,)
+    if "net" in inspect.signature(system.make).parameters:
+        first += (network_of(setup, _heard(setup, system.kind, where, chosen)),)
+    built, *_ = [system.make(*first, **chosen | point) for point in _tried(swept)]
+    fixed = {k: v for k, v in chosen.items() if k not in swept}
+    algorithm = partial(system.make, *first, **fixed) if swept else built
     parts: dict[str, Any] = {"byz": setup.byzantine}
     if setup.crash:
         parts["churn"] = churn.crash(setup.nodes, setup.crash, setup.rounds // 2, setup.seed)
     speeds = _links(setup) if world.timed else None
-    if entry.kind == "asynchronous" and world.task is not None:
-        parts["cohort"] = clock_of(setup, speeds, system, world.data, world.task.dim, arguments)
+    if system.kind == "asynchronous" and task is not None:
+        parts["cohort"] = clock_of(setup, speeds, built, data, task.dim, chosen)
     elif speeds is not None:
         parts |= {"links": speeds, "round_seconds": 0.0}
-    if entry.kind == "federated":
+    if system.kind == "server":
         parts["cohort"] = _participation(setup, world.data.size)
-    elif entry.kind == "gossip":
-        parts["topology"] = world.topology
-    if world.task is None:
-        where = pushed(world.topology) if name == "push_sum" else world.topology
-        position = scenario(jnp.asarray(world.data), nodes=setup.nodes, topology=where, **parts)
-        return Arm(algorithm, position, jnp.zeros(1), world.metric)
-    return Arm(algorithm, scenario(world.data, **parts), world.task.init, world.metric)
+    if where is not None:
+        parts["topology"] = where
+    if not isinstance(data, Shards):
+        parts["nodes"] = setup.nodes
+    model = own.model if own.model is not None else jnp.zeros(1) if task is None else task.init
+    return Arm(algorithm, scenario(data, **parts), model, own.metric or world.metric, where)
+
+
+def _example(system: System, world: World) -> Example:
+    """What the system brings of its own world."""
+    if system.example is None:
+        return Example()
+    setup = world.setup
+    given = Given(setup.nodes, setup.rounds, setup.seed, world.dataset, world.data, world.task, world.topology)
+    return system.example(given)
 
 
 def changed(world: World, **options: Any) -> World:
@@ -133,13 +143,12 @@ def _tried(swept: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
     return [{key: value} for key, values in swept.items() for value in values] or [{}]
 
 
-def _heard(world: World, kind: str, arguments: Mapping[str, Any]) -> int:
+def _heard(setup: Setup, kind: str, where: Graph | Process | None, chosen: Mapping[str, Any]) -> int:
     """Messages that a receiver combines in a round, its own included."""
-    setup = world.setup
-    if world.topology is not None and kind in ("gossip", "protocol"):
-        return 1 + in_degree(world.topology)
-    of_cohort = arguments.get("sample", setup.cohort)
-    return {"federated": of_cohort, "asynchronous": setup.goal}.get(kind, setup.nodes)
+    if where is not None:
+        return 1 + in_degree(where)
+    of_cohort = chosen.get("sample", setup.cohort)
+    return {"server": of_cohort, "asynchronous": setup.goal}.get(kind, setup.nodes)
 
 
 def _participation(setup: Setup, size: Any) -> Process:

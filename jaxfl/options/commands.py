@@ -43,7 +43,7 @@ class One(Experiment):
     """An experiment on one system."""
 
     name: Positional[System] = None
-    """A system of `jaxfl list`."""
+    """A system of `jaxfl list`, or of your own: FILE.py:NAME."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Compare(Experiment):
     """Run several systems on the same data, seeds and local work: one table, one picture, in a new folder."""
 
     names: Positional[Systems] = ()
-    """Systems of `jaxfl list`."""
+    """Systems of `jaxfl list`, or of your own: FILE.py:NAME."""
     resume: Resume = None
     """Go on in this folder of a run with --checkpoints that was cut off, by its own config."""
 
@@ -84,7 +84,7 @@ class Plan(One):
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """Show every system with its paper, its card and whether its claim is reproduced here."""
+    """Show every system with its paper, the paper's number and whether its claim is reproduced here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Reproduce:
     """Test a paper's claim against its baselines in one run; exit code 1 if it does not hold."""
 
     name: Positional[System] = None
-    """A system, or the three-digit number of a paper's card."""
+    """A system, or the three-digit number of a paper."""
     all: bool = False
     """Every claim, one after the other."""
     seeds: int = 3
@@ -103,7 +103,7 @@ class Reproduce:
 
 @dataclasses.dataclass(frozen=True)
 class Cite:
-    """Print the reference of a system."""
+    """Print the reference of a system in BibTeX."""
 
     name: Positional[Annotated[str, arg(metavar="NAME")]]
     """A system of `jaxfl list`."""

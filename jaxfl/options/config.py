@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 from tyro.conf import UseAppendAction, arg
 
+from jaxfl import plugins
 from jaxfl.errors import InputError, nearest
 
 DATA = ("mnist5k", "digits", "fashion", "shakespeare", "topics", "synthetic")
@@ -48,11 +49,11 @@ READ_BY = {
 }
 
 # Options that only some kinds of systems read.
-_LEARNING = ("federated", "asynchronous", "gossip", "reference")
+_LEARNING = ("server", "asynchronous", "gossip", "reference")
 _OF_DATA = ("data", "data_folder", "partition", "alpha", "shard_size", "labels_per_node", "model", "hidden", "compute")
 KINDS: dict[str, tuple[str, ...]] = dict.fromkeys((*_OF_DATA, "test_samples", "lr", "steps", "batch"), _LEARNING)
 KINDS |= dict.fromkeys(("topology", "degree", "mixing"), ("gossip", "protocol"))
-KINDS |= dict.fromkeys(("cohort", "strata"), ("federated",)) | dict.fromkeys(("concurrency", "goal"), ("asynchronous",))
+KINDS |= dict.fromkeys(("cohort", "strata"), ("server",)) | dict.fromkeys(("concurrency", "goal"), ("asynchronous",))
 
 # Options that a system hears or does not; each is judged in a world with those before it.
 SLOTS = ("topology", "degree", "mixing", "cohort", "strata", "concurrency", "goal", "lr", "steps", "batch")
@@ -232,12 +233,17 @@ def spoken(name: str) -> str:
 def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup) -> str:
     """The text of `config.toml`: the setup as it was given, and as a comment what defaults stood for.
 
-    The run folder is left out, as a second run goes to another.
+    The run folder is left out, as a second run goes to another. Files of a user are named from the root on, and `files`
+    holds what they were: their SHA-256.
     """
-    given, full = dataclasses.asdict(setup) | {"out": None}, dataclasses.asdict(filled)
+    places = {name: plugins.absolute(v) for name in plugins.GROUPS if (v := getattr(setup, name, None)) is not None}
+    systems = [plugins.absolute(name) for name in systems]
+    known = {name: mark for name in (*systems, *places.values()) if (mark := plugins.fingerprint(name)) is not None}
+    files = [f"{mark} {name.rpartition(':')[0]}" for name, mark in known.items()]
+    given, full = dataclasses.asdict(setup) | {"out": None} | places, dataclasses.asdict(filled)
     stood = {name: full[name] for name, value in given.items() if value is None and name != "out"}
     comment = "".join(f"# {line}\n" for line in dump(stood).splitlines())
-    return dump({"command": command, "systems": list(systems)} | given) + comment
+    return dump({"command": command, "systems": systems, "files": files or None} | given) + comment
 
 
 def load(path: str | Path) -> tuple[list[str], Setup]:
@@ -252,14 +258,17 @@ def load(path: str | Path) -> tuple[list[str], Setup]:
         raise InputError(f"config: {path} cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"config: {path} is not a TOML file ({error}).") from error
-    hints = typing.get_type_hints(Setup) | {"command": str, "systems": tuple[str, ...]}
+    hints = typing.get_type_hints(Setup) | {"command": str, "systems": tuple[str, ...], "files": tuple[str, ...]}
     for name, value in values.items():
         if name not in hints:
             raise unknown(f"config: key of {path}", name, hints)
         if not _fits(value, hints[name]):
             raise InputError(f"config: {name} in {path} is {value!r}, which is of another type than that option.")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     values.pop("command", None)
+    for mark, file in (line.split(" ", 1) for line in values.pop("files", ()) if " " in line):
+        if plugins.fingerprint(f"{file}:") != mark:
+            raise InputError(f"config: {file} is not the file that {path} was written with; name it anew.")
     return list(values.pop("systems", ())), Setup(**values)
 
 
@@ -279,8 +288,8 @@ def check(setup: Setup) -> None:
         if isinstance(allowed, Range):
             if value is not None and not allowed.holds(value):
                 raise InputError(f"{name} is {value}, but must be {allowed.words()}.")
-        elif value is not None and value not in allowed:
-            raise unknown(name, value, allowed)
+        elif value is not None and value not in allowed and not (name in plugins.GROUPS and plugins.find(name, value)):
+            raise unknown(name, value, [*allowed, *(plugins.known(name) if name in plugins.GROUPS else ())])
     if setup.byzantine >= setup.nodes:
         raise InputError(f"byzantine is {setup.byzantine}, but must be below the number of nodes, {setup.nodes}.")
     if setup.crash and not round(setup.crash * setup.nodes):

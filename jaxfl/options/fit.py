@@ -33,14 +33,14 @@ def fit(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str,
     Raises:
         InputError: what the system refuses for another reason than one of `config.SLOTS`.
     """
-    entry, setup, usually = zoo.find(name), world.setup, usual(world.setup)
-    takes = accepted(entry.make)
+    system, setup, usually = zoo.find(name), world.setup, usual(world.setup)
+    takes = accepted(system.make)
     usually["lr"] = takes.get("lr")
     given = {n: v for n, v in vars(setup).items() if v is not None and v not in (usually[n], Setup.__dict__.get(n))}
     unheard = {
-        n: f"{n} is {v}, but changes nothing in {name}, of kind {entry.kind}: {' and '.join(KINDS[n])} systems read it."
+        n: f"{n} is {v}, but changes nothing in {name}, of kind {system.kind}: {' and '.join(KINDS[n])} ones read it."
         for n, v in given.items()
-        if entry.kind not in KINDS.get(n, (entry.kind,))
+        if system.kind not in KINDS.get(n, (system.kind,))
     }
     judged = [n for n in SLOTS if n in given and n not in unheard]
     heard = {n: Setup.__dict__[n] for n in SLOTS}

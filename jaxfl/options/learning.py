@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl import data
+from jaxfl import data, plugins
 from jaxfl.core import Metric, Shards
 from jaxfl.data import partition, sets, synthetic, text
 from jaxfl.errors import InputError
 from jaxfl.learn.task import Task, classification, language_model, logistic_regression
 from jaxfl.measure.metrics import among, shared_test
 from jaxfl.models import networks
-from jaxfl.options.config import Setup
+from jaxfl.options.config import MODELS, Setup
 
 SMALLEST_LENET = 12  # pixels a side
 DEPTH = 2  # layers of the transformer
@@ -25,14 +25,18 @@ EVALUATED = {"mlp": None, "logistic": None, "transformer": 8}  # samples at once
 def dataset_of(setup: Setup) -> data.Dataset:
     """The data set on the host. Raises `InputError` for files that are missing."""
     folder = setup.data_folder
-    return {
+    known = {
         "mnist5k": data.mnist5k,
         "digits": data.digits,
         "fashion": lambda: data.fashion_mnist(folder or sets.FASHION_MNIST),
         "shakespeare": lambda: text.shakespeare(folder),
         "topics": text.pydoc_topics,
         "synthetic": lambda: synthetic.synthetic_fedprox(nodes=setup.nodes, seed=setup.seed),
-    }[setup.data]()
+    }
+    made = (known.get(setup.data) or plugins.find("data", setup.data))()
+    if not isinstance(made, data.Dataset):
+        raise InputError(f"data {setup.data!r} makes a {type(made).__name__}, but must make a data.Dataset.")
+    return made
 
 
 def shards_of(setup: Setup, dataset: data.Dataset) -> Shards:
@@ -52,13 +56,13 @@ def shards_of(setup: Setup, dataset: data.Dataset) -> Shards:
     }[str(setup.partition)]()
 
 
-def _largest(groups: Any, most: int) -> np.ndarray:
-    """Owner of each sample where the `most` largest groups become nodes, in the order of their keys; else -1."""
-    size = np.bincount(groups)
+def _largest(clients: Any, most: int) -> np.ndarray:
+    """Owner of each sample where the `most` largest clients become nodes, in their order; else -1."""
+    size = np.bincount(clients)
     largest = np.sort(np.argsort(-size, kind="stable")[: min(most, np.count_nonzero(size))])
     node = np.full(len(size), -1)
     node[largest] = np.arange(len(largest))
-    return node[groups]
+    return node[clients]
 
 
 def task_of(setup: Setup, dataset: data.Dataset) -> Task:
@@ -72,6 +76,9 @@ def task_of(setup: Setup, dataset: data.Dataset) -> Task:
     if setup.model == "transformer":
         module = partial(networks.Transformer, classes, setup.hidden, DEPTH, length=dataset.x.shape[1])
         return language_model(module, sample, setup.compute)
+    if setup.model not in MODELS:
+        module = plugins.find("model", str(setup.model))
+        return classification(partial(module, dataset.x.shape[1:], classes), sample, classes, setup.compute)
     side = math.isqrt(features)
     if side * side != features:
         raise InputError(f"model is {setup.model}, but data {setup.data} has {features} features, not square images.")

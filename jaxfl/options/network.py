@@ -1,5 +1,6 @@
 """How messages travel, by the names of rule, attack and codec."""
 
+from jaxfl import plugins
 from jaxfl.errors import InputError
 from jaxfl.exchange import attacks, codecs, rules
 from jaxfl.exchange.network import Network
@@ -23,7 +24,7 @@ def network_of(setup: Setup, heard: int) -> Network:
         raise InputError(f"rule is {setup.rule}, but one message is heard, which any rule takes as it is.")
     if heard < needed:
         raise InputError(f"rule is {setup.rule}, but with {f} liars it needs {needed} messages, and {heard} are heard.")
-    rule = {
+    combine = {
         "mean": lambda: rules.mean,
         "median": rules.median,
         "trimmed_mean": lambda: rules.trimmed_mean(f),
@@ -31,20 +32,23 @@ def network_of(setup: Setup, heard: int) -> Network:
         "multi_krum": lambda: rules.multi_krum(f),
         "geometric_median": rules.geometric_median,
         "centered_clipping": lambda: rules.centered_clipping(rules.adaptive_radius(min(0.5, max(0.1, 1.5 * share)))),
-    }[setup.rule]()
-    lie = {
+    }
+    lies = {
         "sign_flip": attacks.sign_flip,
         "alie": attacks.alie,
         "ipm": attacks.ipm,
         "mimic": attacks.mimic,
         "gaussian": attacks.gaussian,
-    }[setup.attack or "sign_flip"]
-    codec = {
+    }
+    coded = {
         None: codecs.plain,
         "half": codecs.half,
         "int8": lambda: codecs.quantize(8),
         "int4": lambda: codecs.error_feedback(codecs.quantize(4)),
         "sign": lambda: codecs.error_feedback(codecs.sign()),
         "top_k": lambda: codecs.error_feedback(codecs.top_k(KEPT)),
-    }[setup.codec]()
-    return Network(rule=rule, codec=codec, attack=lie() if setup.byzantine else None)
+    }
+    rule = combine.get(setup.rule) or plugins.find("rule", setup.rule)
+    lie = lies.get(setup.attack or "sign_flip") or plugins.find("attack", str(setup.attack))
+    codec = coded.get(setup.codec) or plugins.find("codec", str(setup.codec))
+    return Network(rule=rule(), codec=codec(), attack=lie() if setup.byzantine else None)

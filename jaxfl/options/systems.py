@@ -16,11 +16,6 @@ from jaxfl.options.config import Setup, unknown
 COUNTS = ("steps", "epochs", "batch")  # what the workhorses take beside their own options
 
 
-def zoo_name(name: str) -> str:
-    """A system's name as the zoo spells it."""
-    return name.lower().replace("-", "_")
-
-
 class Option(NamedTuple):
     """An option of a system that a command line can give."""
 
@@ -35,7 +30,9 @@ def takes(make: Callable) -> dict[str, Option]:
     those it gives these itself.
     """
     parameters = inspect.signature(make).parameters.values()
-    own = {p.name: Option(p.default, _kinds(p)) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    own = {
+        p.name: Option(p.default, _kinds(p)) for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    }
     if make.__name__.startswith("_") or any(p.kind is p.VAR_KEYWORD for p in parameters):
         code = make.__code__
         given = {c for const in code.co_consts for c in (const if isinstance(const, tuple) else (const,))}
@@ -73,7 +70,7 @@ def own_options(setup: Setup, systems: Sequence[str], earlier: tuple[Sequence[st
     """
     if earlier is None:
         return setup
-    there, given = [zoo_name(name) for name in earlier[0]], earlier[1].options
+    there, given = [zoo.adopt(name) for name in earlier[0]], earlier[1].options
 
     def stays(option: str) -> bool:
         return option not in given or _heard_by(option, systems) or not _heard_by(option, there)
@@ -84,7 +81,7 @@ def own_options(setup: Setup, systems: Sequence[str], earlier: tuple[Sequence[st
 def _heard_by(option: str, systems: Sequence[str]) -> bool:
     """Whether one of the `systems` takes what `--set` says."""
     system, dot, key = option.partition("=")[0].strip().rpartition(".")
-    who = [name for name in systems if name in zoo.ZOO and (not dot or name == zoo_name(system))]
+    who = [name for name in systems if not dot or name == zoo.spelt(system)]
     return any(key in takes(zoo.find(name).make) for name in who)
 
 
@@ -99,7 +96,7 @@ def system_options(setup: Setup, systems: Sequence[str]) -> dict[str, dict[str, 
     for option in sorted(setup.options, key=lambda o: "." in o.partition("=")[0]):
         path, _, value = (part.strip() for part in option.partition("="))
         system, dot, key = path.rpartition(".")
-        system = zoo_name(system)
+        system = zoo.spelt(system)
         if not (key and value):
             raise InputError(f"set is {option!r}, but must read KEY=VALUE or SYSTEM.KEY=VALUE.")
         if dot and system not in known:

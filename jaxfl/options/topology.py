@@ -10,7 +10,6 @@ from jaxfl.core import Graph, Process
 from jaxfl.errors import InputError
 from jaxfl.options.config import Setup
 from jaxfl.world import graph, mixing, topology
-from jaxfl.world.process import process
 
 REWIRED = 0.1  # share of edges a Watts-Strogatz graph rewires
 
@@ -81,17 +80,6 @@ def _groups(setup: Setup) -> int:
             f"nodes = {setup.nodes}: a multiple of the size of a group, degree = {setup.degree}, is needed."
         )
     return setup.nodes // setup.degree
-
-
-def pushed(where: Graph | Process | None) -> Process:
-    """The topology with column stochastic weights, for push-sum."""
-    init, walk, arrays = topology.as_process(where)  # type: ignore[arg-type]
-
-    def step(key, arrays, s, t):
-        s, net = walk(key, arrays, s, t)
-        return s, mixing.push_weights(net)
-
-    return process(step, arrays, init)
 
 
 def in_degree(where: Graph | Process) -> int:

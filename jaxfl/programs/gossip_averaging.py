@@ -13,6 +13,15 @@ import jax.numpy as jnp
 from jaxfl.core import Algorithm, Outbox, Program
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.program import program
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Fast linear iterations for distributed averaging",
+    "Xiao, Boyd",
+    "Systems & Control Letters 2004",
+    "https://doi.org/10.1016/j.sysconle.2004.02.022",
+    journal=True,
+)
 
 
 def gossip_averaging(net: Network = Network()) -> Algorithm:
@@ -26,3 +35,6 @@ def gossip_averaging(net: Network = Network()) -> Algorithm:
         return x, Outbox(x)
 
     return program(Program(init, step, read=lambda x: x), net)
+
+
+SYSTEMS = {"gossip_averaging": System(gossip_averaging, PAPER)}

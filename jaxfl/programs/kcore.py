@@ -41,6 +41,22 @@ from jaxfl.core import Algorithm, Array, Inbox, Outbox, Program
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.program import program
 from jaxfl.exchange.reducers import h_index
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Decentralized and Self-adaptive Core Maintenance on Temporal Graphs",
+    "Rucci, Carlini, Dazzi, Kavalionak, Mordacchini",
+    "2025",
+    "https://arxiv.org/abs/2510.00758",
+    number="002",
+)
+MONTRESOR = Paper(
+    "Distributed k-Core Decomposition",
+    "Montresor, De Pellegrini, Miorandi",
+    "IEEE TPDS 2013",
+    "https://arxiv.org/abs/1103.5320",
+    journal=True,
+)
 
 UNKNOWN = 2**30  # what a neighbour said that said nothing: higher than any coreness
 MOST = 10_000  # exchanges of a round at most
@@ -180,3 +196,10 @@ def kcore_exact(net: Network = Network(), *, most: int = MOST) -> Algorithm:
         return say(s, s.up)
 
     return _algorithm(Program(init, step, lambda s: s.core + s.up, begin, rest), net, most)
+
+
+SYSTEMS = {
+    "kcore_restart": System(kcore_restart, MONTRESOR),
+    "kcore_incremental": System(kcore_incremental, PAPER),
+    "kcore_exact": System(kcore_exact, PAPER),
+}

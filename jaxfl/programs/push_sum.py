@@ -13,6 +13,15 @@ import jax.numpy as jnp
 from jaxfl.core import Algorithm, Outbox, Program
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.program import program
+from jaxfl.paper import Example, Given, Paper, System
+from jaxfl.world.topology import pushed
+
+PAPER = Paper(
+    "Gossip-Based Computation of Aggregate Information",
+    "Kempe, Dobra, Gehrke",
+    "FOCS 2003",
+    "https://doi.org/10.1109/SFCS.2003.1238221",
+)
 
 
 def push_sum(net: Network = Network()) -> Algorithm:
@@ -27,3 +36,11 @@ def push_sum(net: Network = Network()) -> Algorithm:
         return mass, Outbox(mass)
 
     return program(Program(init, step, read=lambda mass: mass[:-1] / mass[-1]), net)
+
+
+def _directed(given: Given) -> Example:
+    """The given topology with column stochastic weights."""
+    return Example(topology=pushed(given.topology))
+
+
+SYSTEMS = {"push_sum": System(push_sum, PAPER, _directed)}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxfl.core import Array, Graph, Process, own_weight, stream
 from jaxfl.errors import InputError
 from jaxfl.world.cohort import subset
+from jaxfl.world.mixing import push_weights
 from jaxfl.world.process import process
 from jaxfl.world.tiers import Tiers
 
@@ -37,6 +38,17 @@ def static(graph: Graph) -> Process:
 def as_process(topology: Graph | Process) -> Process:
     """A graph wrapped by `static`; a process as it is."""
     return static(topology) if isinstance(topology, Graph) else topology
+
+
+def pushed(topology: Graph | Process) -> Process:
+    """The topology with the column stochastic weights of push-sum (`mixing.push_weights`)."""
+    init, walk, arrays = as_process(topology)
+
+    def step(key: Array, arrays: Any, s: Any, t: Array) -> tuple[Any, Graph]:
+        s, graph = walk(key, arrays, s, t)
+        return s, push_weights(graph)
+
+    return process(step, arrays, init)
 
 
 def one_peer_exponential(n: int) -> Process:

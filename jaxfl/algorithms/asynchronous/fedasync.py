@@ -20,6 +20,14 @@ from jaxfl.exchange.network import Network
 from jaxfl.exchange.staleness import Staleness, polynomial
 from jaxfl.learn.hooks import prox
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Asynchronous Federated Optimization",
+    "Xie, Koyejo, Gupta",
+    "2019",
+    "https://arxiv.org/abs/1903.03934",
+)
 
 
 def fedasync(
@@ -44,3 +52,6 @@ def fedasync(
     stale = Staleness(longest, discount or polynomial(0.5), mixing=True)
     local = optax.chain(prox(rho), optax.sgd(lr))
     return fedopt(task, net, local=local, server=optax.sgd(alpha), stale=stale, **kw)
+
+
+SYSTEMS = {"fedasync": System(fedasync, PAPER)}

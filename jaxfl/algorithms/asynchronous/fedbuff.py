@@ -28,6 +28,21 @@ from jaxfl.exchange.network import Network
 from jaxfl.exchange.secure import enclave
 from jaxfl.exchange.staleness import Staleness, polynomial
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Papaya: Practical, Private, and Scalable Federated Learning",
+    "Huba, Nguyen, Malik, Zhu, Rabbat, Yousefpour, Wu, Zhan, Ustinov, Srinivas, Wang, Shoumikhin, Min, Malek",
+    "MLSys 2022",
+    "https://arxiv.org/abs/2111.04877",
+    number="038",
+)
+FEDBUFF = Paper(
+    "Federated Learning with Buffered Asynchronous Aggregation",
+    "Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba",
+    "AISTATS 2022",
+    "https://arxiv.org/abs/2106.06639",
+)
 
 
 def fedbuff(
@@ -73,3 +88,9 @@ def papaya(
         InputError: `net` has a codec, a rule or a collective, which masked sums replace.
     """
     return fedbuff(task, net.fill("papaya", collective=enclave(resolution, levels)), **kw)
+
+
+SYSTEMS = {
+    "fedbuff": System(fedbuff, FEDBUFF),
+    "papaya": System(papaya, PAPER),
+}

@@ -21,6 +21,14 @@ from jaxfl.exchange.network import Network
 from jaxfl.exchange.rules import adaptive_radius, centered_clipping
 from jaxfl.learn.hooks import worker_momentum
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Byzantine-Robust Decentralized Learning via ClippedGossip",
+    "He, Karimireddy, Jaggi",
+    "2022",
+    "https://arxiv.org/abs/2202.01545",
+)
 
 
 def clipped_gossip(
@@ -48,3 +56,9 @@ def robust_gossip(
     require("lr", lr, above=0)
     local = optax.chain(worker_momentum(beta), optax.sgd(lr))
     return gossip_training(task, net, local=local, keep_state=True, **kw)
+
+
+SYSTEMS = {
+    "robust_gossip": System(robust_gossip, PAPER),
+    "clipped_gossip": System(clipped_gossip, PAPER),
+}

@@ -16,6 +16,15 @@ from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import sam
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Improving the Model Consistency of Decentralized Federated Learning",
+    "Shi, Shen, Wei, Sun, Yuan, Wang, Tao",
+    "ICML 2023",
+    "https://arxiv.org/abs/2302.04083",
+    number="004",
+)
 
 
 def dfedsam(
@@ -31,3 +40,9 @@ def dfedsam_mgs(task: Task, net: Network = Network(), *, gossip_steps: int = 4, 
     """DFedSAM with `gossip_steps` exchanges a round; `kw` as in `dfedsam`."""
     require("gossip_steps", gossip_steps, least=1)
     return dfedsam(task, net.fill("dfedsam_mgs", repeats=gossip_steps), **kw)
+
+
+SYSTEMS = {
+    "dfedsam": System(dfedsam, PAPER),
+    "dfedsam_mgs": System(dfedsam_mgs, PAPER),
+}

@@ -25,6 +25,15 @@ import jax
 
 from jaxfl.core import Algorithm, Array, Scenario, Tree
 from jaxfl.measure.influence import effect, first_order
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "DICE: Data Influence Cascade in Decentralized Learning",
+    "Zhu, Li, Wang, He",
+    "ICLR 2025",
+    "https://arxiv.org/abs/2507.06931",
+    number="009",
+)
 
 
 class Cascade(NamedTuple):
@@ -79,3 +88,6 @@ def retrained(
 def _losses(scenario: Scenario, loss: Callable, weight: Array | None) -> Callable[[Array], Array]:
     q = 1 / scenario.byz.shape[0] if weight is None else weight
     return lambda rows: q * jax.vmap(loss)(rows)
+
+
+SYSTEMS = {"dice": System(dice, PAPER)}

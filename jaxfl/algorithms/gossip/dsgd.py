@@ -19,6 +19,21 @@ from jaxfl.learn.local import local_sgd, optimizer_state
 from jaxfl.learn.optimizer import require_state
 from jaxfl.learn.task import Task
 from jaxfl.mapping.at import at
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Can Decentralized Algorithms Outperform Centralized Algorithms?",
+    "Lian, Zhang, Zhang, Hsieh, Zhang, Liu",
+    "NeurIPS 2017",
+    "https://arxiv.org/abs/1705.09056",
+)
+DFEDAVGM = Paper(
+    "Decentralized Federated Averaging",
+    "Sun, Li, Wang",
+    "IEEE TPAMI 2023",
+    "https://arxiv.org/abs/2104.11375",
+    journal=True,
+)
 
 
 def gossip_training(
@@ -83,3 +98,9 @@ def dfedavgm(
     require("lr", lr, above=0)
     require("momentum", momentum, least=0, below=1)
     return gossip_training(task, net, local=optax.sgd(lr, momentum=momentum), steps=steps, **kw)
+
+
+SYSTEMS = {
+    "dsgd": System(dsgd, PAPER),
+    "dfedavgm": System(dfedavgm, DFEDAVGM),
+}

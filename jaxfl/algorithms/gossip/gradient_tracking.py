@@ -19,6 +19,15 @@ from jaxfl.learn.local import local_gradient
 from jaxfl.learn.optimizer import rate
 from jaxfl.learn.task import Task
 from jaxfl.mapping.at import at
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Achieving Geometric Convergence for Distributed Optimization over Time-Varying Graphs",
+    "Nedic, Olshevsky, Shi",
+    "SIAM J. Optim. 2017",
+    "https://arxiv.org/abs/1607.03218",
+    journal=True,
+)
 
 
 def gradient_tracking(
@@ -45,3 +54,6 @@ def gradient_tracking(
         return State((), (x, v + g.rows - old, g.rows), mail), log | g.log
 
     return Algorithm(init, round, read=lambda s: s.nodes[0])
+
+
+SYSTEMS = {"gradient_tracking": System(gradient_tracking, PAPER)}

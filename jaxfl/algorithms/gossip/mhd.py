@@ -38,6 +38,15 @@ from jaxfl.learn import distill
 from jaxfl.learn.groups import Groups, at_groups, by_group, first_rows, require_groups
 from jaxfl.learn.heads import Output, outputs, widths
 from jaxfl.mapping.nodes import map_nodes
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Decentralized Learning with Multi-Headed Distillation",
+    "Zhmoginov, Sandler, Miller, Kristiansen, Vladymyrov",
+    "CVPR 2023",
+    "https://arxiv.org/abs/2211.15774",
+    number="020",
+)
 
 
 def mhd(
@@ -149,3 +158,9 @@ def mutual_distillation(groups: Groups, codec: Codec = PLAIN, **kw) -> Algorithm
     server and its consensus.
     """
     return mhd(groups, codec, lessons=distill.main_head, own_head=False, **kw)
+
+
+SYSTEMS = {
+    "mhd": System(mhd, PAPER),
+    "mutual_distillation": System(mutual_distillation, PAPER),
+}

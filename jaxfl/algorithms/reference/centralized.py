@@ -7,6 +7,7 @@ from jaxfl.data.partition import pooled
 from jaxfl.errors import require
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task
+from jaxfl.paper import System
 
 
 def centralized(
@@ -27,3 +28,6 @@ def centralized(
         return State({"x": x}), Log(loss=log["loss"], gradients=log["gradients"]) | spent
 
     return Algorithm(lambda key, env, x: State({"x": x}), round, read=lambda s: s.shared["x"])
+
+
+SYSTEMS = {"centralized": System(centralized)}

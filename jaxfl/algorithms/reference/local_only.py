@@ -8,6 +8,7 @@ from jaxfl.errors import require
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task
 from jaxfl.mapping.at import at
+from jaxfl.paper import System
 
 
 def local_only(
@@ -27,3 +28,6 @@ def local_only(
         return State((), x.rows), x.log
 
     return Algorithm(lambda key, env, x: State((), tile(x, n_nodes(env))), round, read=lambda s: s.nodes)
+
+
+SYSTEMS = {"local_only": System(local_only)}

@@ -30,6 +30,20 @@ from jaxfl.exchange.network import Network
 from jaxfl.learn import server as servers
 from jaxfl.learn.local import local_sgd, optimizer_state
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "DiLoCo: Distributed Low-Communication Training of Language Models",
+    "Douillard, Feng, Rusu, Chhaparia, Donchev, Kuncoro, Ranzato, Szlam, Shen",
+    "2023",
+    "https://arxiv.org/abs/2311.08105",
+)
+OPEN_DILOCO = Paper(
+    "OpenDiLoCo: An Open-Source Framework for Globally Distributed Low-Communication Training",
+    "Jaghouar, Ong, Hagemann",
+    "2024",
+    "https://arxiv.org/abs/2407.07852",
+)
 
 
 class Pace(NamedTuple):
@@ -144,3 +158,10 @@ def all_reduce(
     require("lr", lr, above=0)
     server = optax.adamw(lr) if optimizer is None else optimizer
     return diloco(task, net, local=optax.sgd(1.0), server=server, steps=1, batch=batch, keep_state=False, delay=delay)
+
+
+SYSTEMS = {
+    "all_reduce": System(all_reduce),
+    "diloco": System(diloco, PAPER),
+    "open_diloco": System(open_diloco, OPEN_DILOCO),
+}

@@ -26,6 +26,21 @@ from jaxfl.exchange.codecs import FLOAT, error_feedback, quantize, top_k
 from jaxfl.exchange.low_rank import effective_rank, low_rank
 from jaxfl.exchange.network import Network
 from jaxfl.learn.task import Task, layers
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster",
+    "Qi, Zhu, Li, Wu, Wu, He, Gao, Zeng, Heinrich",
+    "2025",
+    "https://arxiv.org/abs/2506.21263",
+    number="068",
+)
+COCKTAIL = Paper(
+    "CocktailSGD: Fine-tuning Foundation Models over 500Mbps Networks",
+    "Wang, Lu, Yuan, Chen, Liang, De Sa, Re, Zhang",
+    "ICML 2023",
+    "https://proceedings.mlr.press/v202/wang23t.html",
+)
 
 
 def gentle() -> optax.GradientTransformation:
@@ -132,3 +147,9 @@ def cocktail_sgd(
     sparse = top_k(float(keep)) if bits is None else top_k(float(keep), quantize(bits))
     via = net.fill("cocktail_sgd", codec=error_feedback(sparse))
     return all_reduce(task, via, lr=lr, optimizer=optimizer, batch=batch, delay=delay)
+
+
+SYSTEMS = {
+    "cocktail_sgd": System(cocktail_sgd, COCKTAIL),
+    "dilocox": System(dilocox, PAPER),
+}

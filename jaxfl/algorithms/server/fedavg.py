@@ -16,6 +16,15 @@ from jaxfl.core import Algorithm, Array
 from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+    "McMahan, Moore, Ramage, Hampson, Aguera y Arcas",
+    "AISTATS 2017",
+    "https://arxiv.org/abs/1602.05629",
+    number="056",
+)
 
 
 def fedavg(
@@ -31,3 +40,9 @@ def fedavg(
 def fedsgd(task: Task, net: Network = Network(), *, lr: float | Array = 0.1) -> Algorithm:
     """FedSGD: one gradient of the whole shard a client and round, `x <- x - lr sum_S n_k grad F_k(x) / sum_S n_k`."""
     return fedavg(task, net, lr=lr, steps=1, batch=None)
+
+
+SYSTEMS = {
+    "fedavg": System(fedavg, PAPER),
+    "fedsgd": System(fedsgd, PAPER),
+}

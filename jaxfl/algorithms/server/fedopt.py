@@ -31,6 +31,15 @@ from jaxfl.learn.local import displacement, local_sgd, optimizer_state
 from jaxfl.learn.optimizer import require_state
 from jaxfl.learn.server import adagrad_moment, adam_moment, scale_by_moments, yogi_moment
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Adaptive Federated Optimization",
+    "Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan",
+    "ICLR 2021",
+    "https://arxiv.org/abs/2003.00295",
+    number="091",
+)
 
 
 def fedopt(
@@ -118,3 +127,10 @@ def fedyogi(
 ) -> Algorithm:
     """Server Yogi: `v <- v - (1 - b2) Delta^2 sign(v - Delta^2)`. `lr` is the clients' rate; `kw` as in `fedopt`."""
     return _adaptive(yogi_moment(b2), task, net, lr, server_lr, b1, tau, kw)
+
+
+SYSTEMS = {
+    "fedadagrad": System(fedadagrad, PAPER),
+    "fedadam": System(fedadam, PAPER),
+    "fedyogi": System(fedyogi, PAPER),
+}

@@ -17,6 +17,15 @@ from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import prox
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Federated Optimization in Heterogeneous Networks",
+    "Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith",
+    "MLSys 2020",
+    "https://arxiv.org/abs/1812.06127",
+    number="037",
+)
 
 
 def fedprox(
@@ -26,3 +35,6 @@ def fedprox(
     require("lr", lr, above=0)
     require("mu", mu, least=0)
     return fedopt(task, net, local=optax.chain(prox(mu), optax.sgd(lr)), **kw)
+
+
+SYSTEMS = {"fedprox": System(fedprox, PAPER)}

@@ -46,6 +46,15 @@ from jaxfl.exchange.timing import transfer
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task
 from jaxfl.mapping.at import at, reported
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "MoDeST: Bridging the Gap between Federated and Decentralized Learning with Decentralized Sampling",
+    "De Vos, Dhasade, Kermarrec, Lavoie, Pouwelse, Sharma",
+    "2023",
+    "https://arxiv.org/abs/2302.13837",
+    number="001",
+)
 
 FANOUT = 10  # a join or leave is told to so many times s nodes
 VIEW_BITS = 64.0  # of one member in a view
@@ -277,3 +286,6 @@ def modest(
         return held.models[jnp.argmax(held.on)]
 
     return Algorithm(init, round, read)
+
+
+SYSTEMS = {"modest": System(modest, PAPER)}

@@ -27,6 +27,15 @@ from jaxfl.learn.hooks import blend, drift, storm
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.optimizer import rate
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Momentum Benefits Non-IID Federated Learning Simply and Provably",
+    "Cheng, Huang, Wu, Yuan",
+    "ICLR 2024",
+    "https://arxiv.org/abs/2306.16504",
+    number="061",
+)
 
 
 def momentum_fl(
@@ -115,3 +124,11 @@ def fedavg_m_vr(task: Task, net: Network = Network(), *, lr=0.1, server_lr=None,
 def scaffold_m_vr(task: Task, net: Network = Network(), *, lr=0.1, server_lr=None, beta=0.1, **kw) -> Algorithm:
     """SCAFFOLD-M with STORM-type variance reduction: two gradients a step; `kw` as in `momentum_fl`."""
     return momentum_fl(task, net, lr=lr, server_lr=server_lr, beta=beta, controls=True, reduced=True, **kw)
+
+
+SYSTEMS = {
+    "fedavg_m": System(fedavg_m, PAPER),
+    "scaffold_m": System(scaffold_m, PAPER),
+    "fedavg_m_vr": System(fedavg_m_vr, PAPER),
+    "scaffold_m_vr": System(scaffold_m_vr, PAPER),
+}

@@ -25,6 +25,15 @@ from jaxfl.learn.hooks import worker_momentum
 from jaxfl.learn.local import local_gradient
 from jaxfl.learn.optimizer import begin_nodes
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Learning from History for Byzantine Robust Optimization",
+    "Karimireddy, He, Jaggi",
+    "ICML 2021",
+    "https://arxiv.org/abs/2012.10333",
+    number="074",
+)
 
 
 def robust_sgd(
@@ -84,3 +93,9 @@ def learning_from_history(
     """
     via = net.fill("learning_from_history", rule=centered_clipping(tau, iterations))
     return robust_sgd(task, via, lr=lr, beta=beta, batch=batch)
+
+
+SYSTEMS = {
+    "robust_sgd": System(robust_sgd, PAPER),
+    "learning_from_history": System(learning_from_history, PAPER),
+}

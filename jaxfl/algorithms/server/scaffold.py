@@ -22,6 +22,14 @@ from jaxfl.exchange.network import Network, counts
 from jaxfl.learn.hooks import drift
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning",
+    "Karimireddy, Kale, Mohri, Reddi, Stich, Suresh",
+    "ICML 2020",
+    "https://arxiv.org/abs/1910.06378",
+)
 
 
 def scaffold(
@@ -76,3 +84,6 @@ def among_all(env: Env) -> Array:
     """`p_i / w_i` `[c]`: what turns a mean over members into what they add to a mean over all clients."""
     weight = counts(env.cohort)
     return jnp.where(weight > 0, shares(env)[env.cohort.ids] / jnp.where(weight > 0, weight, 1), 0)
+
+
+SYSTEMS = {"scaffold": System(scaffold, PAPER)}

@@ -1,0 +1,158 @@
+"""What is not in the package: systems, data sets, models, rules, attacks and codecs of a user, by name.
+
+Where such a thing is named, `./feddyn.py:feddyn` and `my.package:feddyn` load it from a file or a module. Names given
+to `register`, and those of installed packages in the entry-point groups `jaxfl.systems`, `jaxfl.data`, `jaxfl.models`,
+`jaxfl.rules`, `jaxfl.attacks` and `jaxfl.codecs`, count as well. Naming a file runs it, as `python FILE` would.
+"""
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jaxfl.errors import InputError, nearest
+
+# what is named, in the words of the command line, and the group of its entry points
+GROUPS = {
+    "system": "jaxfl.systems",
+    "data": "jaxfl.data",
+    "model": "jaxfl.models",
+    "rule": "jaxfl.rules",
+    "attack": "jaxfl.attacks",
+    "codec": "jaxfl.codecs",
+}
+_registered: dict[str, dict[str, Any]] = {what: {} for what in GROUPS}
+
+
+def register(what: str, name: str, thing: Any) -> None:
+    """Let the command line and `fl.system` know `thing` by a name, in this process; a second time replaces the first.
+
+    Args:
+        what: "system", "data", "model", "rule", "attack" or "codec".
+        name: letters, digits, `_` and `-`.
+        thing: a `System` or its constructor; a function without arguments that makes a `data.Dataset`, a rule, an
+            attack or a codec; for a model a function `(x, classes)` of one input's shape and the number of classes
+            that makes a flax module.
+
+    Raises:
+        InputError: another `what`, a bad name, or what cannot be called.
+    """
+    if what not in GROUPS:
+        raise InputError(f"what is {what!r}: {nearest(str(what), GROUPS)}")
+    if not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f"name is {name!r}, but must be made of letters, digits, _ and -.")
+    if not callable(thing) and not callable(getattr(thing, "make", None)):
+        raise InputError(f"thing is a {type(thing).__name__}, but must be a {what} that can be made: a function.")
+    _registered[what][name.lower().replace("-", "_")] = thing
+
+
+def known(what: str) -> list[str]:
+    """The names that were registered, or that installed packages have."""
+    return [*_registered[what], *_entry_points(what)]
+
+
+def is_place(name: str) -> bool:
+    """Whether a name says where a thing is, as `FILE.py:NAME` or `MODULE:NAME` do."""
+    return ":" in name
+
+
+def find(what: str, name: str) -> Any:
+    """The thing of this name or at this place; None for a name that nobody gave.
+
+    Raises:
+        InputError: no such file, module or name in it, or a file that does not run.
+    """
+    if is_place(name):
+        return _load(what, name)
+    name = name.lower().replace("-", "_")
+    if name in _registered[what]:
+        return _registered[what][name]
+    entry = _entry_points(what).get(name)
+    if entry is None:
+        return None
+    try:
+        return _entry_of(entry.load(), entry.attr or name)
+    except Exception as error:
+        raise InputError(f"{what} {name!r}: {entry.value} cannot be loaded ({_said(error)}).") from error
+
+
+def absolute(name: str) -> str:
+    """The name, with the file in it from the root on, so that it means the same in any folder."""
+    where, dot, rest = name.rpartition(":")
+    return f"{Path(where).resolve()}:{rest}" if dot and where.endswith(".py") else name
+
+
+def fingerprint(name: str) -> str | None:
+    """The SHA-256 of the file that a name points into; None for other names."""
+    where = Path(name.rpartition(":")[0])
+    return hashlib.sha256(where.read_bytes()).hexdigest() if where.suffix == ".py" and where.is_file() else None
+
+
+@cache
+def _entry_points(what: str) -> dict[str, Any]:
+    return {e.name.lower().replace("-", "_"): e for e in importlib.metadata.entry_points(group=GROUPS[what])}
+
+
+def _load(what: str, place: str) -> Any:
+    where, _, name = place.rpartition(":")
+    module = _file(what, place, Path(where)) if where.endswith(".py") else _module(what, place, where)
+    found = _entry_of(module, name)
+    if found is None:
+        names = [*getattr(module, "SYSTEMS", {}), *(n for n, v in vars(module).items() if callable(v) and n[0] != "_")]
+        raise InputError(f"{what} {place!r}: {where} has no {name!r}, {nearest(name, names)}")
+    if not callable(found) and not callable(getattr(found, "make", None)):
+        raise InputError(f"{what} {place!r} is a {type(found).__name__}, but must be a function that makes a {what}.")
+    return found
+
+
+def _entry_of(module: Any, name: str) -> Any:
+    """The entry of a module's `SYSTEMS`, or else what it calls so; the thing itself if it is no module."""
+    if not isinstance(module, ModuleType):
+        return module
+    return getattr(module, "SYSTEMS", {}).get(name, getattr(module, name, None))
+
+
+def _file(what: str, place: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"{what} {place!r}: there is no file {path}.")
+    name = f"jaxfl_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.resolve().parent))  # what lies beside it can be imported, as for a script
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise InputError(f"{what} {place!r}: {path} does not run ({_said(error)}).") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def _module(what: str, place: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise InputError(f"{what} {place!r}: {name} cannot be imported ({_said(error)}).") from error
+
+
+def _said(error: Exception) -> str:
+    """An error on one line, with the line of the file where it happened."""
+    line = error.__traceback__
+    while line is not None and line.tb_next is not None:
+        line = line.tb_next
+    where = "" if line is None else f", line {line.tb_lineno} of {Path(line.tb_frame.f_code.co_filename).name}"
+    if isinstance(error, SyntaxError):
+        where = f", line {error.lineno}"
+    return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}{where}"
