@@ -4,13 +4,37 @@
     from jaxfl.algorithms import fedavg, dsgd
 
 What a script needs is here by name and loaded when it is first used: `fl.run`, `fl.scenario`, `fl.data`,
-`fl.partition`, `fl.graph`, `fl.mixing`, `fl.cohort`, `fl.shared_test`, `fl.plots`, ... The contract for systems of your own is
-`fl.Algorithm`, `fl.State` and their verbs `fl.at` and `fl.Network`.
+`fl.partition`, `fl.graph`, `fl.mixing`, `fl.cohort`, `fl.shared_test`, `fl.plots`, ... (`__init__.pyi` has them all).
+The contract for systems of your own is `fl.Algorithm`, `fl.State` and their verbs `fl.at` and `fl.Network`.
 """
 
+import ast
+import importlib
 from importlib.metadata import version
-
-import lazy_loader
+from pathlib import Path
+from typing import Any
 
 __version__ = version("jaxfl")
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+_HOMES = {
+    alias.name: f"{__name__}.{node.module}" if node.module else __name__
+    for node in _STUB.body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """What the stub imports under this name: of a module, or the module itself."""
+    if name not in _HOMES:
+        raise AttributeError(f"jaxfl has no {name!r}.")
+    home = _HOMES[name]
+    module = None if home == __name__ else importlib.import_module(home)
+    found = getattr(module, name, None)
+    globals()[name] = importlib.import_module(f"{home}.{name}") if found is None else found
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]
