@@ -55,7 +55,7 @@ import numpy as np
 from jaxfl.claims.evidence import Check, Evidence, at_least, at_most
 from jaxfl.core import Algorithm
 from jaxfl.engine.run import run
-from jaxfl.programs.kcore import kcore_exact, kcore_incremental, kcore_restart
+from jaxfl.programs.kcore import coreness, kcore_exact, kcore_incremental, kcore_restart
 from jaxfl.report.style import COLOURS, DASHES, legend_above, styled
 from jaxfl.world.scenario import scenario
 from jaxfl.world.temporal import Edges, Room, chung_lu, churned, room, temporal
@@ -74,17 +74,6 @@ def systems() -> dict[str, Algorithm]:
         "incremental, no pause": kcore_incremental(paused=False),
         "exact": kcore_exact(),
     }
-
-
-def coreness(n: int, edges: Edges) -> np.ndarray:
-    """The coreness `[n]` of each node, by networkx."""
-    import networkx as nx
-
-    g: Any = nx.Graph()
-    g.add_nodes_from(range(n))
-    g.add_edges_from(edges.tolist())
-    core = nx.core_number(g)
-    return np.array([core[i] for i in range(n)])
 
 
 def measure(algorithm: Algorithm, n: int, snapshots: list[Edges], truth: np.ndarray, space: Room) -> dict[str, Any]:

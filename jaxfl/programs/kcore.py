@@ -33,15 +33,18 @@ exchange is taken together, before the node recomputes; the authors' program rec
 so sends 1 to 6 % more of them.
 """
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
-from jaxfl.core import Algorithm, Array, Inbox, Outbox, Program
+from jaxfl.core import Algorithm, Array, Inbox, Metric, Outbox, Process, Program
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.program import program
 from jaxfl.exchange.reducers import h_index
-from jaxfl.paper import Paper, System
+from jaxfl.paper import Example, Given, Paper, System
+from jaxfl.world.temporal import Edges, chung_lu, churned, temporal
 
 PAPER = Paper(
     "Decentralized and Self-adaptive Core Maintenance on Temporal Graphs",
@@ -198,8 +201,37 @@ def kcore_exact(net: Network = Network(), *, most: int = MOST) -> Algorithm:
     return _algorithm(Program(init, step, lambda s: s.core + s.up, begin, rest), net, most)
 
 
+def coreness(n: int, edges: Edges) -> np.ndarray:
+    """The coreness `[n]` of each node, by networkx."""
+    import networkx as nx
+
+    g: Any = nx.Graph()
+    g.add_nodes_from(range(n))
+    g.add_edges_from(edges.tolist())
+    core = nx.core_number(g)
+    return np.array([core[i] for i in range(n)])
+
+
+@lru_cache(maxsize=4)
+def _changing(n: int, rounds: int, seed: int) -> tuple[Process, np.ndarray]:
+    """A power-law graph of which 1 % of the edges change every round, and the coreness in its last."""
+    snapshots = churned(n, chung_lu(n, min(10.0, n / 4), 0.6, seed), rounds, 0.01, seed)
+    return temporal(n, snapshots, tiers=False), coreness(n, snapshots[-1])
+
+
+def _error(truth: Array, core: Array) -> dict[str, Array]:
+    """How far the nodes are from the coreness, on average."""
+    return {"error": jnp.abs(core - truth).mean(dtype=jnp.float32)}
+
+
+def _temporal(given: Given) -> Example:
+    """A graph of its own, in place of a fixed topology: `error` is against the coreness in the last round."""
+    graph, truth = _changing(given.nodes, given.rounds, given.seed)
+    return Example(data=(), topology=graph, metric=Metric(_error, jnp.asarray(truth)))
+
+
 SYSTEMS = {
-    "kcore_restart": System(kcore_restart, MONTRESOR),
-    "kcore_incremental": System(kcore_incremental, PAPER),
-    "kcore_exact": System(kcore_exact, PAPER),
+    "kcore_restart": System(kcore_restart, MONTRESOR, _temporal),
+    "kcore_incremental": System(kcore_incremental, PAPER, _temporal),
+    "kcore_exact": System(kcore_exact, PAPER, _temporal),
 }

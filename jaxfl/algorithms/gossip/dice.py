@@ -19,13 +19,18 @@ quadratic losses (tested). Without the Hessian factor (`curvature=False`) the es
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.core import Algorithm, Array, Scenario, Tree
-from jaxfl.measure.influence import effect, first_order
-from jaxfl.paper import Paper, System
+from jaxfl.exchange.network import Network
+from jaxfl.learn.task import Task, mean_loss
+from jaxfl.measure.influence import effect, first_order, watched
+from jaxfl.paper import Example, Given, Paper, System
 
 PAPER = Paper(
     "DICE: Data Influence Cascade in Decentralized Learning",
@@ -34,6 +39,8 @@ PAPER = Paper(
     "https://arxiv.org/abs/2507.06931",
     number="009",
 )
+
+PROBES = 64  # test samples whose loss is watched
 
 
 class Cascade(NamedTuple):
@@ -90,4 +97,25 @@ def _losses(scenario: Scenario, loss: Callable, weight: Array | None) -> Callabl
     return lambda rows: q * jax.vmap(loss)(rows)
 
 
-SYSTEMS = {"dice": System(dice, PAPER)}
+def watched_dsgd(
+    task: Task,
+    examples: tuple[Array, Array],
+    net: Network = Network(),
+    *,
+    lr: float | Array = 0.1,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+) -> Algorithm:
+    """D-SGD that logs what each step did to the loss on `examples`, the cascade of one hop (`influence.watched`)."""
+    inner = dsgd(task, net, lr=lr, steps=steps or (None if epochs else 1), epochs=epochs, batch=batch)
+    return watched(inner, partial(mean_loss, task, x=examples[0], y=examples[1]))
+
+
+def _probed(given: Given) -> Example:
+    """A batch of the test set is what influence is measured on."""
+    x, y = given.dataset.test_x[:PROBES], given.dataset.test_y[:PROBES]
+    return Example(arguments=(given.task, (jnp.asarray(x), jnp.asarray(y))))
+
+
+SYSTEMS = {"dice": System(watched_dsgd, PAPER, _probed)}

@@ -23,22 +23,29 @@ Deviations: the pool holds one generation of checkpoints of all in-neighbours in
 is constant unless an optax schedule is given; a Byzantine client teaches like any other.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxfl.algorithms.gossip.dsgd import check_gossip
-from jaxfl.core import Algorithm, Array, Env, State, n_nodes
+from jaxfl.core import Algorithm, Array, Env, Metric, State, n_nodes
+from jaxfl.data import partition
 from jaxfl.errors import InputError, require
 from jaxfl.exchange import predictions
 from jaxfl.exchange.codecs import PLAIN, Codec
-from jaxfl.learn import distill
-from jaxfl.learn.groups import Groups, at_groups, by_group, first_rows, require_groups
+from jaxfl.learn import distill, heads
+from jaxfl.learn.groups import Group, Groups, at_groups, by_group, draw, first_rows, require_groups
 from jaxfl.learn.heads import Output, outputs, widths
+from jaxfl.learn.task import classification
 from jaxfl.mapping.nodes import map_nodes
-from jaxfl.paper import Paper, System
+from jaxfl.measure.personal import personal_accuracy
+from jaxfl.models import networks
+from jaxfl.paper import Example, Given, Paper, System
 
 PAPER = Paper(
     "Decentralized Learning with Multi-Headed Distillation",
@@ -47,6 +54,8 @@ PAPER = Paper(
     "https://arxiv.org/abs/2211.15774",
     number="020",
 )
+HEADS, SKEW, TESTED = 4, 0.3, 500
+WIDTHS = (16, 8), (32, 16)  # hidden units and embedding of even and of odd nodes
 
 
 def mhd(
@@ -160,7 +169,30 @@ def mutual_distillation(groups: Groups, codec: Codec = PLAIN, **kw) -> Algorithm
     return mhd(groups, codec, lessons=distill.main_head, own_head=False, **kw)
 
 
+def _public(given: Given) -> Example:
+    """Even and odd nodes with narrow and wide networks, and a tenth of the data as public examples without labels."""
+    known, n = given.dataset, given.nodes
+    if known.x.dtype != np.float32 or known.classes is None:
+        raise InputError(f"data is {known.name}, but these heads classify features, and it has none.")
+    public, private = distill.hold_out(known, len(known.x) // 10, given.seed)
+    shards = partition.dirichlet(private, n, SKEW, given.seed)
+    x, features = known.x[:1], math.prod(known.x.shape[1:])
+    modules = [partial(networks.MLP, (features, *hidden)) for hidden in WIDTHS]
+    tasks = [heads.multi_head(classification(module, x), x, known.classes, HEADS) for module in modules]
+    groups = tuple(Group(task, tuple(range(n))[i::2]) for i, task in enumerate(tasks) if n > i)
+    counts = partition.label_histogram(shards, known.classes)
+    some = np.linspace(0, len(known.test_y) - 1, min(TESTED, len(known.test_y))).round().astype(int)
+    measured = personal_accuracy(groups, known.test_x[some], known.test_y[some], counts)
+    data = distill.Public(shards, jnp.asarray(public))
+
+    def measure(arrays, answer):  # `accuracy`: of the main head, on the labels a node has
+        scores = measured.measure(arrays, answer)
+        return scores | {"accuracy": scores["private_0"]}
+
+    return Example((groups,), data, model=draw(groups), metric=Metric(measure, measured.arrays))
+
+
 SYSTEMS = {
-    "mhd": System(mhd, PAPER),
-    "mutual_distillation": System(mutual_distillation, PAPER),
+    "mhd": System(mhd, PAPER, _public),
+    "mutual_distillation": System(mutual_distillation, PAPER, _public),
 }
