@@ -13,6 +13,20 @@ settings.register_profile("jaxfl", deadline=None, max_examples=20, derandomize=T
 settings.load_profile("jaxfl")
 
 
+DOZEN = 12  # systems of the matrix that one worker takes together
+
+
+def pytest_collection_modifyitems(items):
+    """A file stays on one worker, where its tests share what is compiled; of the matrix, a dozen systems do."""
+    systems: dict = {}
+    for item in items:
+        group = str(item.path)
+        if item.path.parent.name == "matrix" and "name" in getattr(getattr(item, "callspec", None), "params", {}):
+            system = systems.setdefault(item.callspec.params["name"], len(systems))
+            group = f"matrix {system // DOZEN}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
     """Forget a module's compiled programs: a process that keeps a thousand of them runs out of memory maps and dies."""

@@ -82,7 +82,7 @@ def specs(state: State, devices: int, axis: int = 0) -> State:
     """Where each leaf lives: rows over the devices if these divide them, the shared parts on every device."""
 
     def rows(a) -> P:
-        split = a.ndim > axis and a.shape[axis] and a.shape[axis] % devices == 0
+        split = devices > 1 and a.ndim > axis and a.shape[axis] and a.shape[axis] % devices == 0
         return P(*[None] * axis, AXIS) if split else P()
 
     whole = lambda tree: jax.tree.map(lambda a: P(), tree)

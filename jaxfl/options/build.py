@@ -100,8 +100,10 @@ def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[st
     common |= {} if setup.lr is None else {"lr": setup.lr}
     chosen = {k: v for k, v in common.items() if k in takes} | dict(options)
     first = own.arguments if own.arguments is not None else () if task is None else (task,)
-    if "net" in inspect.signature(system.make).parameters:
-        first += (network_of(setup, _heard(setup, system.kind, where, chosen)),)
+    parameters = inspect.signature(system.make).parameters
+    if {"net", "codec"} & set(parameters):
+        net = network_of(setup, _heard(setup, system.kind, where, chosen))
+        first += (net if "net" in parameters else net.codec,)
     built, *_ = [system.make(*first, **chosen | point) for point in _tried(swept)]
     fixed = {k: v for k, v in chosen.items() if k not in swept}
     algorithm = partial(system.make, *first, **fixed) if swept else built

@@ -1,91 +1,81 @@
-"""The matrix over the zoo: every system trains, compiles once, goes on exactly, and reports its cost."""
+"""Every system trains, compiles once, goes on bit for bit, is the same on 8 devices, and counts its costs."""
 
 import importlib
-import inspect
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from common import digits_world, ring, same
+from conftest import DOZEN
 
 from jaxfl import zoo
-from jaxfl.core import Algorithm
-from jaxfl.engine import run as engine
-from jaxfl.engine.run import run
 from jaxfl.errors import InputError
-from jaxfl.options import build
-from jaxfl.world import clock, durations, graph, mixing
-from jaxfl.world.scenario import scenario
+from jaxfl.paper import KINDS, Paper, System
 
-N = 8
-ADAM = ("all_reduce", "cocktail_sgd")
-RUNNABLE = [name for name, entry in zoo.ZOO.items() if entry.kind != "study"]  # others: test_devices
+NAMES = list(zoo.systems())
+DOZENS = {name: tuple(NAMES[i : i + DOZEN]) for i in range(0, len(NAMES), DOZEN) for name in NAMES[i : i + DOZEN]}
 
 
-def world_of(name):
-    entry = zoo.find(name)
-    if entry.kind == "protocol":
-        values = jnp.asarray(np.random.default_rng(0).normal(size=(N, 3)), jnp.float32)
-        g = mixing.push_weights(graph.ring(N)) if name == "push_sum" else ring(N)
-        return entry.make(), scenario(values, nodes=N, topology=g), jnp.zeros(0)
-    task, world = digits_world(n=N, c=4 if entry.kind == "federated" else None, topology=ring(N))
-    if entry.kind == "asynchronous":
-        world = scenario(world.data, cohort=clock.buffered(N, 5, 3, durations.lognormal()))
-    takes = build.accepted(entry.make)
-    kw = {k: v for k, v in {"batch": 8, "steps": 3, "sample": 4}.items() if k in takes and name != "fedsgd"}
-    return entry.make(task, lr=0.02 if "diloco" in name or name in ADAM else 0.2, **kw), world, task.init
+@cache
+def found(names):
+    """What a process of its own finds out about some systems."""
+    command = [sys.executable, "-W", "error", str(Path(__file__).with_name("examples.py")), *names]
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    rows = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    return rows, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
-def test_every_system_trains_compiles_once_and_goes_on_exactly(name):
-    algorithm, world, model = world_of(name)
-    assert isinstance(algorithm, Algorithm)
-    before = engine._chunk._cache_size()
-    whole = run(algorithm, world, model, 6, every=3)
-    half = run(algorithm, world, model, 3, every=3)
-    assert same(run(algorithm, world, model, 6, every=3, carry=half.carry).state, whole.state)
-    assert engine._chunk._cache_size() == before + 1
-    assert all(np.isfinite(np.asarray(a)).all() for a in jax.tree.leaves(whole.state))
-
-    kind, table = zoo.find(name).kind, whole.history
-    bits = {"up_bits", "down_bits"} & set(table)
-    assert bits == (set() if kind == "reference" else {"up_bits", "down_bits"})
-    assert all((table[b][1:] > 0).all() for b in bits)
-    if kind == "protocol":
-        values = np.asarray(world.data)
-        spread = lambda x: np.linalg.norm(x - values.mean(0))
-        assert spread(np.asarray(algorithm.read(whole.state))) < 0.5 * spread(values)
-    else:
-        assert table["loss"].iloc[-1] < table["loss"].iloc[1]
-        assert (table["gradients"][1:] > 0).all()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_system(name, record_property):
+    rows, says = found(DOZENS[name])
+    assert name in rows, says
+    row, kind = rows[name], zoo.find(name).kind
+    record_property("cpu_seconds", row["cpu_seconds"])
+    assert row["finite"]
+    assert row["resumed"]
+    assert row["programs"] == 1
+    assert row["apart"] == []
+    column, first, last = row["score"]
+    assert last < first or last == 0, column
+    costs = {cost for cost, value in row["costs"].items() if value > 0}
+    messages = set() if kind == "reference" else {"up_bits", "down_bits"}
+    assert costs == messages | {"seconds"} | (set() if kind == "protocol" else {"gradients"})
 
 
-def test_no_system_is_missing_from_the_zoo():
-    """Every public function of a file in `algorithms` or `programs` that returns an Algorithm has a row."""
-    known = {e.make for e in zoo.ZOO.values()}
-    workhorses = {"fedopt", "gossip_training", "momentum_fl"}
-    from pathlib import Path
+def test_every_file_of_systems_says_what_it_must():
+    """A paper with its facts, systems whose first words are their own, and a claim that can be called."""
+    for kind, file in zoo._files():
+        module = importlib.import_module(f"{zoo.FOLDERS[kind]}.{file}")
+        assert module.__doc__, file
+        assert module.SYSTEMS, file
+        papers = [s.paper for s in module.SYSTEMS.values() if s.paper is not None]
+        assert (getattr(module, "PAPER", None) in papers) == bool(papers), file
+        assert all(s.make.__doc__ for s in module.SYSTEMS.values()), file
+    numbers = [claim.paper.number for claim in zoo.claims_by_name().values()]
+    assert len(set(numbers)) == len(numbers)
+    assert all(number is not None and len(number) == 3 for number in numbers)
+    for name, claim in zoo.claims_by_name().items():
+        assert zoo.find_claim(str(claim.paper.number)) == zoo.find_claim(name) == claim
+        assert callable(claim.reproduce)
+    assert {system.kind for system in zoo.systems().values()} == set(KINDS)
 
-    import jaxfl
 
-    for folder in ("algorithms", "programs"):
-        for file in (Path(jaxfl.__file__).parent / folder).glob("[!_]*.py"):
-            module = importlib.import_module(f"jaxfl.{folder}.{file.stem}")
-            for name, f in inspect.getmembers(module, inspect.isfunction):
-                made_here = f.__module__ == module.__name__ and not name.startswith("_")
-                if made_here and f.__annotations__.get("return") is Algorithm and name not in workhorses:
-                    assert f in known, f"{folder}/{file.name}: {name}"
+def test_every_paper_has_a_test_file_of_its_own_name():
+    there = {p.stem.removeprefix("test_") for p in (Path(__file__).parents[1] / "papers").glob("test_*.py")}
+    assert set(zoo.claims_by_name()) <= there
 
 
-def test_every_paper_is_cited_and_every_claim_exists():
-    for name, entry in zoo.ZOO.items():
-        line = zoo.cite(name)
-        assert line.startswith(name) if entry.paper is None else entry.paper.title in line
-    for module, paper in zoo.claims().items():
-        for key in (module, paper.card):
-            assert zoo.find_claim(key)[0] == module
-            assert callable(zoo.find_claim(key)[1])
+def test_two_systems_of_one_name_are_refused(monkeypatch):
+    module = importlib.import_module("jaxfl.algorithms.gossip.dsgd")
+    monkeypatch.setitem(module.SYSTEMS, "fedavg", module.SYSTEMS["dsgd"])
+    zoo.systems.cache_clear()
+    with pytest.raises(InputError, match="has a system 'fedavg', but there is one of that name"):
+        zoo.systems()
+    zoo.systems.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +83,7 @@ def test_every_paper_is_cited_and_every_claim_exists():
     [
         (zoo.find, "fedavgg", "did you mean fedavg"),
         (zoo.find, "zzz", "known are"),
-        (zoo.find_claim, "999", "card '999' has no claim"),
+        (zoo.find_claim, "999", "paper '999' has no claim"),
         (zoo.find_claim, "push_sum", "has no claim"),
     ],
 )
@@ -101,3 +91,15 @@ def test_unknown_names_get_the_nearest(f, name, words):
     with pytest.raises(InputError, match=words):
         f(name)
     assert zoo.find("FedAvg-M") is zoo.find("fedavg_m")
+
+
+def test_bibtex_of_a_conference_a_journal_and_a_preprint():
+    of = lambda venue, **more: Paper("The Deep & Wide", "Kürten, Li", venue, "https://x.org/a_b&c", **more).bibtex
+    assert of("ICML 2023").startswith("@inproceedings{kurten2023deep,\n  title = {{The Deep \\& Wide}},\n")
+    assert "author = {Kürten and Li}" in of("2023")
+    assert "booktitle = {ICML},\n  year = {2023},\n  url = {https://x.org/a_b&c}\n}" in of("ICML 2023")
+    assert "@article" in (text := of("Systems & Control Letters 2004", journal=True))
+    assert "journal = {Systems \\& Control Letters}" in text
+    assert "@misc" in (text := of("2025"))
+    assert "journal" not in text
+    assert System(print).kind == ""

@@ -20,6 +20,7 @@ from jaxfl.options.config import Setup
 from jaxfl.options.network import network_of
 from jaxfl.options.systems import system_options
 from jaxfl.options.topology import first_graph, in_degree, topology_of
+from jaxfl.paper import System
 from jaxfl.world import durations, mixing
 
 TINY = Setup(nodes=8, data="digits", model="logistic", rounds=2, seeds=2)
@@ -51,19 +52,20 @@ def test_systems_share_one_world_and_the_same_local_work(monkeypatch):
             made[kind] = (task, lr, steps, batch, extra)
             return kind
 
-        return zoo.Entry(make, kind, None)
+        return System(make, kind=kind)
 
-    monkeypatch.setattr(zoo, "ZOO", {kind: fake(kind) for kind in ("federated", "gossip", "reference")})
+    kinds = ("server", "gossip", "reference")
+    monkeypatch.setattr(zoo, "systems", lambda: {kind: fake(kind) for kind in kinds})
     setup = dataclasses.replace(TINY, lr=0.2, steps=4, batch=0, cohort=3, topology="ring")
-    world = prepare(setup, list(zoo.ZOO))
-    arms = {kind: build(world, kind, {"extra": 2.0} if kind == "gossip" else {}) for kind in zoo.ZOO}
+    world = prepare(setup, kinds)
+    arms = {kind: build(world, kind, {"extra": 2.0} if kind == "gossip" else {}) for kind in kinds}
     assert {kind: m[1:] for kind, m in made.items()} == {
-        "federated": (0.2, 4, None, 1.0),
+        "server": (0.2, 4, None, 1.0),
         "gossip": (0.2, 4, None, 2.0),
         "reference": (0.2, 4, None, 1.0),
     }
     sizes = np.asarray(world.data.size)
-    for kind, members, graph in (("federated", 3, False), ("gossip", 8, True), ("reference", 8, False)):
+    for kind, members, graph in (("server", 3, False), ("gossip", 8, True), ("reference", 8, False)):
         arm = arms[kind]
         assert arm.scenario.data is world.data
         _, (net, cohort, *_) = arm.scenario.step(*start(arm.scenario))

@@ -88,7 +88,7 @@ def momentum_fl(
         own = {}
         if controls:
             handed |= {"shared_control": now["c"]}
-            own = {"kept": {"control": s.nodes}, "factor": among_all(env)}
+            own = {"memory": {"control": s.nodes}, "factor": among_all(env)}
         got = net.collect(key, env, s.mail, member, x, handed, **own)
         g = jnp.where(got.present, got.mean[: x.size], now["g"])
         new = {"x": jnp.where(got.present, x - server_rate(env, got) * g, x), "g": g}
