@@ -37,8 +37,8 @@ def register(what: str, name: str, thing: Any) -> None:
         what: "system", "data", "model", "rule", "attack" or "codec".
         name: letters, digits, `_` and `-`.
         thing: a `System` or its constructor; a function without arguments that makes a `data.Dataset`, a rule, an
-            attack or a codec; for a model a function `(x, classes)` of one input's shape and the number of classes
-            that makes a flax module.
+            attack or a codec; for a model a function of the shape of one input and the number of classes that makes
+            what `fl.classification` takes: a flax module or its constructor.
 
     Raises:
         InputError: another `what`, a bad name, or what cannot be called.

@@ -77,8 +77,8 @@ def task_of(setup: Setup, dataset: data.Dataset) -> Task:
         module = partial(networks.Transformer, classes, setup.hidden, DEPTH, length=dataset.x.shape[1])
         return language_model(module, sample, setup.compute)
     if setup.model not in MODELS:
-        module = plugins.find("model", str(setup.model))
-        return classification(partial(module, dataset.x.shape[1:], classes), sample, classes, setup.compute)
+        module = plugins.find("model", str(setup.model))(dataset.x.shape[1:], classes)
+        return classification(module, sample, classes, setup.compute)
     side = math.isqrt(features)
     if side * side != features:
         raise InputError(f"model is {setup.model}, but data {setup.data} has {features} features, not square images.")
