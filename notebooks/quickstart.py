@@ -50,43 +50,31 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from jaxfl import data
-from jaxfl.data import partition
-from jaxfl.learn import task
-from jaxfl.models.networks import MLP
-from jaxfl.report import plots
+import jaxfl as fl
+from jaxfl.algorithms import dfedsam, dsgd, fedavg
 
-mnist = data.mnist5k()
-shards = partition.dirichlet(mnist, NODES, alpha=0.3)
-digit = task.classification(partial(MLP, (784, 16, 10)), jax.ShapeDtypeStruct((1, 784), jnp.float32))
-plots.label_histogram(partition.label_histogram(shards, 10))
+mnist = fl.data.mnist5k()
+shards = fl.partition.dirichlet(mnist, NODES, alpha=0.3)
+digit = fl.classification(partial(fl.networks.MLP, (784, 16, 10)), jax.ShapeDtypeStruct((1, 784), jnp.float32))
+fl.plots.label_histogram(fl.partition.label_histogram(shards, 10))
 
 # %% [markdown]
 # ## Two worlds
 # A server that hears 100 clients a round, and a graph on which each node hears a few others.
 
 # %%
-from jaxfl.world import cohort, graph, mixing
-from jaxfl.world.scenario import scenario
-
-star = scenario(shards, cohort=cohort.uniform(NODES, NODES // 10, weight=shards.size))
-network = mixing.uniform(graph.exponential(NODES))
-peers = scenario(shards, topology=network)
-print(f"spectral gap {mixing.spectral_gap(network):.3f}")
-plots.topology(mixing.uniform(graph.exponential(32)))
+star = fl.scenario(shards, cohort=fl.cohort.uniform(NODES, NODES // 10))
+network = fl.mixing.uniform(fl.graph.exponential(NODES))
+peers = fl.scenario(shards, topology=network)
+print(f"spectral gap {fl.mixing.spectral_gap(network):.3f}")
+fl.plots.topology(fl.mixing.uniform(fl.graph.exponential(32)))
 
 # %% [markdown]
 # ## Run
 # Three seeds each, in one compiled program. `run` returns a pandas frame of one row a seed and round.
 
 # %%
-from jaxfl.algorithms.gossip.dfedsam import dfedsam
-from jaxfl.algorithms.gossip.dsgd import dsgd
-from jaxfl.algorithms.server.fedavg import fedavg
-from jaxfl.engine.run import run
-from jaxfl.measure.metrics import shared_test
-
-metric = shared_test(digit, jnp.asarray(mnist.test_x[:500]), jnp.asarray(mnist.test_y[:500]))
+metric = fl.shared_test(digit, jnp.asarray(mnist.test_x[:500]), jnp.asarray(mnist.test_y[:500]))
 local = {"lr": 0.1, "steps": 5, "batch": 4}
 systems = {
     "FedAvg": (fedavg(digit, **local), star),
@@ -94,7 +82,7 @@ systems = {
     "DFedSAM": (dfedsam(digit, rho=0.05, **local), peers),
 }
 histories = {
-    name: run(algorithm, world, digit.init, ROUNDS, seeds=SEEDS, evaluate=metric).history
+    name: fl.run(algorithm, world, digit.init, ROUNDS, seeds=SEEDS, evaluate=metric).history
     for name, (algorithm, world) in systems.items()
 }
 histories["FedAvg"].tail(3)
@@ -103,12 +91,10 @@ histories["FedAvg"].tail(3)
 # ## Pictures and a table
 
 # %%
-plots.comparison(histories, NODES)
+fl.plots.comparison(histories, NODES)
 
 # %%
-from jaxfl.report import tables
-
-tables.summary(histories, NODES)
+fl.summary(histories, NODES)
 
 # %% [markdown]
 # ## Theory over measurement
@@ -117,18 +103,17 @@ tables.summary(histories, NODES)
 # %%
 import numpy as np
 
-from jaxfl.measure.metrics import distance_to
 from jaxfl.programs.gossip_averaging import gossip_averaging
 
-small = mixing.metropolis(graph.ring(32))
+small = fl.mixing.metropolis(fl.graph.ring(32))
 values = jax.random.normal(jax.random.key(0), (32, 4))
-world = scenario(values, nodes=32, topology=small)
-history = run(
-    gossip_averaging(), world, jnp.zeros(0), 200, every=5, evaluate=distance_to(values.mean(0))
+world = fl.scenario(values, nodes=32, topology=small)
+history = fl.run(
+    gossip_averaging(), world, jnp.zeros(0), 200, every=5, evaluate=fl.metrics.distance_to(values.mean(0))
 ).history.dropna(subset="consensus")
 rounds = history["round"].to_numpy()
-predicted = history["consensus"].iloc[-1] * mixing.second_eigenvalue(small) ** (rounds - rounds[-1])
-plots.rate(
+predicted = history["consensus"].iloc[-1] * fl.mixing.second_eigenvalue(small) ** (rounds - rounds[-1])
+fl.plots.rate(
     {"ring of 32": history["consensus"].to_numpy()},
     {"ring of 32": np.asarray(predicted)},
     x=rounds,
@@ -143,28 +128,24 @@ plots.rate(
 # %%
 import optax
 
-from jaxfl.core import Algorithm, State
-from jaxfl.exchange.network import Network
-from jaxfl.learn.local import local_sgd
 
-
-def sign_fed(task, net=Network(), *, lr=0.1, server_lr=0.01, steps=5, batch=4):
+def sign_fed(task, net=fl.Network(), *, lr=0.1, server_lr=0.01, steps=5, batch=4):
     """x <- x + server_lr * mean_i sign(y_i - x)."""
-    train = local_sgd(task, optax.sgd(lr), steps=steps, batch=batch)
+    train = fl.local_sgd(task, optax.sgd(lr), steps=steps, batch=batch)
 
-    def member(key, data, i, x, **arguments):
-        y, log = train(key, data, i, x, **arguments)
+    def member(key, data, i, x, **more):
+        y, log = train(key, data, i, x, **more)
         return jnp.sign(y - x), log
 
     def init(key, env, x):
-        return State({"x": x}, (), net.init(env, x))
+        return fl.State({"x": x}, (), net.init(env, x))
 
     def round(key, env, s):
         got = net.collect(key, env, s.mail, member, s.shared["x"])
-        return State({"x": s.shared["x"] + server_lr * got.mean}, (), got.mail), got.log
+        return fl.State({"x": s.shared["x"] + server_lr * got.mean}, (), got.mail), got.log
 
-    return Algorithm(init, round, read=lambda s: s.shared["x"])
+    return fl.Algorithm(init, round, read=lambda s: s.shared["x"])
 
 
-histories["sign"] = run(sign_fed(digit), star, digit.init, ROUNDS, seeds=SEEDS, evaluate=metric).history
-plots.learning_curves(histories)
+histories["sign"] = fl.run(sign_fed(digit), star, digit.init, ROUNDS, seeds=SEEDS, evaluate=metric).history
+fl.plots.learning_curves(histories)
