@@ -1,7 +1,7 @@
 """DFedSAM: sharpness-aware local steps and several gossip steps a round help decentralized learning on unlike data.
 
 Improving the Model Consistency of Decentralized Federated Learning; Shi, Shen, Wei, Sun, Yuan, Wang, Tao; ICML 2023;
-https://arxiv.org/abs/2302.04083 (card 004).
+https://arxiv.org/abs/2302.04083 (paper 004).
 
 Claim. On heterogeneous data and sparse graphs DFedSAM is more accurate than DFedAvg and ends in flatter places; more
 gossip steps a round (MGS) help further, through lambda^Q, lambda the second eigenvalue of the mixing matrix.
@@ -9,7 +9,7 @@ gossip steps a round (MGS) help further, through lambda^Q, lambda the second eig
 Setting. Digits of scikit-learn over 16 nodes on a ring (weights 1/3), Dirichlet(0.1) labels, another split each seed;
 perceptron 64-64-10, 10 local steps of batch 16, rho 0.1, Q = 4. Mean test accuracy of the local models over the last 5
 rounds, and the largest Hessian eigenvalue of the mean model on all training data, by Lanczos (power iteration gives
-the eigenvalue of largest modulus, and later). First as in the card, all at rate 0.1 for 80 rounds; then every system
+the eigenvalue of largest modulus, and later). First as in the plan, all at rate 0.1 for 80 rounds; then every system
 at the best of the same grid of rates, for 240 rounds (see the end).
 
 Found (3 seeds, mean and standard deviation; most of the deviation is that of the splits, which the systems share):
@@ -21,7 +21,7 @@ Found (3 seeds, mean and standard deviation; most of the deviation is that of th
     DFedAvg-MGS     0.897 (0.026)    6.2 (0.95)       0.967 (0.003)    0.76 (0.13)   1.0
     DFedSAM-MGS     0.910 (0.022)    3.5 (0.45)       0.974 (0.004)    0.60 (0.10)   0.6
 
-All inequalities of the card hold: paired by split SAM gains 0.015 and 0.013 (with MGS), positive in every seed, with
+All inequalities of the plan hold: paired by split SAM gains 0.015 and 0.013 (with MGS), positive in every seed, with
 0.62 times the eigenvalue; MGS gains 0.10. One mixing phase keeps at most 0.78 (Q = 1) and 0.33 (Q = 4) of the squared
 consensus distance, below lambda^(2Q) = 0.90 and 0.66. At the best rate of each about half of SAM's gain is left, 0.007
 in either pair and positive in every seed, while its flatness is nearly gone (0.93 times, 1.02 in one seed): a large
@@ -31,7 +31,7 @@ devices 1.0 is chosen, and the eigenvalue is 0.65 times DFedAvg's.) There the ch
 The 240 rounds were chosen after the best rates had been compared at 80, where the claim is weaker: SAM gained 0.003 in
 either pair, with one seed of three negative in each, and without MGS it ended sharper (2.7 at rate 0.3 against 1.8 at
 rate 1). After 80 rounds accuracy still rises, so that comparison is one of speed too. Not a claim here, though the
-title says consistency: SAM's consensus distance is larger, 0.73 against 0.61, as the card warns.
+title says consistency: SAM's consensus distance is larger, 0.73 against 0.61, as the plan warns.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ from jaxfl.world import graph, mixing
 from jaxfl.world.scenario import scenario
 
 NODES, ALPHA, STEPS, BATCH = 16, 0.1, 10, 16
-RATE, ROUNDS = 0.1, 80  # the card's
+RATE, ROUNDS = 0.1, 80  # the plan's
 RATES, LONG = (0.1, 0.3, 0.6, 1.0, 1.8), 240  # where every system has the rate that serves it best
 RADIUS, GOSSIP = 0.1, 4  # rho of SAM, gossip steps of MGS
 ARMS = {  # name: (rho, Q)
@@ -112,8 +112,8 @@ def reproduce(
 
     Args:
         seeds: splits, each with its own first model and batches.
-        rates: learning rates tried, the same for all systems; the card's is always among them.
-        rounds: rounds after which the card's inequalities are read.
+        rates: learning rates tried, the same for all systems; the plan's is always among them.
+        rounds: rounds after which the plan's inequalities are read.
         long: rounds after which systems are compared at the rate that serves each best, above `rounds`.
         every: rounds between evaluations.
 
@@ -152,40 +152,40 @@ def reproduce(
                     "sharpness": np.array([v for _, v in pairs]),
                     "consensus": tail(history, "consensus", 5),
                 }
-    card = {name: found[rounds, name, RATE] for name in ARMS}
+    plan = {name: found[rounds, name, RATE] for name in ARMS}
     best = {name: max(rates, key=lambda r, name=name: found[long, name, r]["accuracy"].mean()) for name in ARMS}
     tuned = {name: found[long, name, best[name]] for name in ARMS}
     rows = {}
-    for label, arms in ((f"rate {RATE:g}, {rounds} rounds", card), (f"best rate, {long} rounds", tuned)):
+    for label, arms in ((f"rate {RATE:g}, {rounds} rounds", plan), (f"best rate, {long} rounds", tuned)):
         for name, arm in arms.items():
-            row = {"rate": RATE if arms is card else best[name]}
+            row = {"rate": RATE if arms is plan else best[name]}
             for column in ("accuracy", "sharpness", "consensus"):
                 row |= {column: arm[column].mean(), f"{column}_std": arm[column].std(ddof=min(1, seeds - 1))}
             rows[label, name] = row
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["setting", "system"])
     inside = min(min(rates.index(r), len(rates) - 1 - rates.index(r)) for r in best.values())
-    checks = _checks(card, tuned, shrink)
+    checks = _checks(plan, tuned, shrink)
     checks.append(at_least("rates between a best one and the nearer end of the grid, least of all systems", inside, 1))
-    return Evidence(table, checks, _figure(card, tuned, found, sorted({RATE, *rates}), long))
+    return Evidence(table, checks, _figure(plan, tuned, found, sorted({RATE, *rates}), long))
 
 
-def _checks(card: dict, tuned: dict, shrink: dict[int, list[float]]) -> list[Check]:
+def _checks(plan: dict, tuned: dict, shrink: dict[int, list[float]]) -> list[Check]:
     def gain(arms, a, b):
         return arms[a]["accuracy"] - arms[b]["accuracy"]
 
     checks = []
     for a, b, least in (("DFedSAM", "DFedAvg", 0.01), ("DFedSAM-MGS", "DFedAvg-MGS", 0.005)):
-        better = gain(card, a, b)
+        better = gain(plan, a, b)
         checks += [
             at_least(f"accuracy of {a} minus {b}", better, least),
             at_least(f"the same, least of the seeds ({a})", better.min(), 0),
             at_least(f"accuracy of {a} minus {b}, each at its best rate", gain(tuned, a, b), 0),
         ]
-    flatter = [arms["DFedSAM"]["sharpness"] / arms["DFedAvg"]["sharpness"] for arms in (card, tuned)]
+    flatter = [arms["DFedSAM"]["sharpness"] / arms["DFedAvg"]["sharpness"] for arms in (plan, tuned)]
     checks.append(at_most("largest Hessian eigenvalue of DFedSAM over that of DFedAvg", flatter[0], 0.75))
     checks.append(at_most("the same, each at its best rate", flatter[1], 1))
     for a, b in (("DFedAvg-MGS", "DFedAvg"), ("DFedSAM-MGS", "DFedSAM")):
-        checks.append(at_least(f"accuracy of {a} minus {b}", gain(card, a, b), 0.05))
+        checks.append(at_least(f"accuracy of {a} minus {b}", gain(plan, a, b), 0.05))
     second = mixing.second_eigenvalue(mixing.metropolis(graph.ring(NODES)))
     for q, ratios in shrink.items():
         what = f"squared consensus distance after over before a mixing phase, Q = {q}, most of all runs"
@@ -193,12 +193,12 @@ def _checks(card: dict, tuned: dict, shrink: dict[int, list[float]]) -> list[Che
     return checks
 
 
-def _figure(card: dict, tuned: dict, found: dict, rates: list[float], long: int) -> Any:
+def _figure(plan: dict, tuned: dict, found: dict, rates: list[float], long: int) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     axes = figure.subplots(1, 3)
-    for ax, arms, title in ((axes[0], card, f"rate {RATE:g}"), (axes[2], tuned, "best rate of each")):
+    for ax, arms, title in ((axes[0], plan, f"rate {RATE:g}"), (axes[2], tuned, "best rate of each")):
         learning_curves({name: arm["history"] for name, arm in arms.items()}, "node_accuracy", "round", ax)
         ax.set_title(title)
     axes[0].get_legend().remove()

@@ -1,7 +1,7 @@
 """DICE: the first-order estimate of influence over several hops is the influence, up to the square of the rate.
 
 DICE: Data Influence Cascade in Decentralized Learning; Zhu, Li, Wang, He; ICLR 2025; https://arxiv.org/abs/2507.06931
-(card 009), theorem 2, the experiments on alignment and on anomaly detection.
+(paper 009), theorem 2, the experiments on alignment and on anomaly detection.
 
 Claim. The estimate of what one mini-batch at one node does to all nodes some hops away agrees with retraining without
 it; data, topology and curvature shape it; it tells abnormal neighbours from normal ones. Self-influence (hop 0) is the
@@ -39,12 +39,12 @@ order), and the blind baseline's does not: where mixing is doubly stochastic it 
 misses three quarters. On regular graphs it still ranks the nodes almost as well, since all models are alike and all
 columns of W sum to one; on the star, where a leaf is heard less than the hub, it does not.
 
-Where this departs from the card. A graph that is not regular (the star) was added. There the Hessian factor does not
+Where this departs from the plan. A graph that is not regular (the star) was added. There the Hessian factor does not
 reduce the error of the influence (1.06 times that without), though it is exact for the perturbation: an error of the
 same order, the curvature of the evaluation loss, is left in both, and nothing prevents the two from cancelling. The
-card's inequality (0.85) is therefore a finding on its two graphs, checked in the mean over seeds (0.76 and 0.43; one
+plan's inequality (0.85) is therefore a finding on its two graphs, checked in the mean over seeds (0.76 and 0.43; one
 seed of the exponential graph has 0.88), not a theorem. All rates share one warm-up at rate 0.1, so that the error is a
-function of the rate alone. C: the card's numbers hold for its node 0. But with Dirichlet(1) the bad node is the most
+function of the rate alone. C: the plan's numbers hold for its node 0. But with Dirichlet(1) the bad node is the most
 harmful in only about half of the cases: a sound node whose labels its neighbours' evaluation does not need harms them
 as much, and clean data have such a node, too. The claim is safe where shards are alike: there every bad node is found
 in every seed, though in a single round only 76 % of them (labels) and 61 % (inputs).

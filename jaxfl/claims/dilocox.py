@@ -1,15 +1,15 @@
 """DiLoCoX: hiding and compressing DiLoCo's all-reduce saves most of the time and bits, and costs some loss.
 
 DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster; Qi et al.; 2025;
-https://arxiv.org/abs/2506.21263 (card 068).
+https://arxiv.org/abs/2506.21263 (paper 068).
 
-Claim. 357 times the speed of AllReduce over 1 Gbit/s at a negligible loss (from memory of the card: 4.27 against 4.06
+Claim. 357 times the speed of AllReduce over 1 Gbit/s at a negligible loss (from memory of the plan: 4.27 against 4.06
 on OPT-1.3B, 4.20 against 3.90 at 107B, ratios up to 1.08). The delay needs a gentler outer optimizer.
 
 Setting. 8 workers; a step lasts a second and sending all parameters 100, once an outer step.
-Quadratic (the card's): 32 x 32 matrices, curvature logspace(-1.5, 0) by row, shifted optima, gradient noise 0.5; SGD
+Quadratic (the plan's): 32 x 32 matrices, curvature logspace(-1.5, 0) by row, shifted optima, gradient noise 0.5; SGD
 0.05, H = 20, 150 outer steps of Nesterov 0.3 and 0.6, rank 8 in 4 bits; `early` is after 30. For error feedback the
-same from a random start at rank 2, 300 outer steps of 0.1 and 0.6: from the card's start, one direction for all
+same from a random start at rank 2, 300 outer steps of 0.1 and 0.6: from the plan's start, one direction for all
 columns, a low rank loses nothing. Text: transformer of 114,657 parameters on Python's help topics in equal shares,
 AdamW 0.003 kept by the worker, H = 10, 16 outer steps, rank 16; the better of two outer optimizers for DiLoCo and for
 DiLoCoX (0.7 and 0.6, 0.3 and 0.6), the gentler one for the adaptive arm.
@@ -29,19 +29,19 @@ Found (3 seeds, text 2; mean and standard deviation):
     text: DiLoCoX                      2.806 (0.029)             160    2.67
     text: DiLoCoX, adaptive            3.104 (0.027)              91    1.00
 
-The card's four inequalities hold, with its figures: 1.05 times DiLoCo's loss at step 30, 1.8 times at the end; with
+The plan's four inequalities hold, with its figures: 1.05 times DiLoCo's loss at step 30, 1.8 times at the end; with
 0.7 and 0.9 the delay ends at 32 times its start where DiLoCo alone ends at 0.003. The ratios 16 and 320 count integers
-only; with their scales they are 15.5 and 310. Feedback costs a little on the card's quadratic and is worth a factor of
+only; with their scales they are 15.5 and 310. Feedback costs a little on the plan's quadratic and is worth a factor of
 100 from the full-rank start.
 
 Does not hold: a negligible loss on text. At equal steps DiLoCoX has 1.17 times AllReduce's loss (paper 1.08), of which
 DiLoCo has 1.08. This run has 16 outer steps, of which the delay makes one void, and DiLoCoX bears only the gentler
 outer step (with 0.7 and 0.6 it ends at 3.9). Which of length, delay and rank costs most was not separated.
 The adaptive arm shortens its phases, down to half: it is cheaper, not equal. In time DiLoCoX is far ahead: to its last
-loss DiLoCo takes more than 4.1 and AllReduce more than 25 times as long. The bounds 3 and 20 for this, not the card's,
+loss DiLoCo takes more than 4.1 and AllReduce more than 25 times as long. The bounds 3 and 20 for this, not the plan's,
 were chosen after a first run; text and its outer steps, rank and length are ours too.
 
-Deviations: a node remembers what its own share of the aggregate lost; with the card's `e_i <- D_i - Delta` the nodes'
+Deviations: a node remembers what its own share of the aggregate lost; with the plan's `e_i <- D_i - Delta` the nodes'
 shifts add up in their memories, and DiLoCoX ended at 57 times DiLoCo's loss (measured apart, not part of the claim).
 """
 
@@ -89,7 +89,7 @@ def world_of(data: Shards, d: int) -> Scenario:
 
 
 def quadratic(full_rank: bool = False, seed: int = 0) -> tuple[Task, Scenario, Metric]:
-    """Matrices with the card's curvature by row, workers with shifted optima around zero; the metric is `excess`.
+    """Matrices with the plan's curvature by row, workers with shifted optima around zero; the metric is `excess`.
 
     The start is all twos, one direction for all columns, or with `full_rank` random of the same size.
     """
@@ -124,7 +124,7 @@ def _arm(result: Any, column: str) -> Arm:
 
 
 def quadratics(seeds: int, rounds: int = ROUNDS) -> dict[str, Arm]:
-    """The card's arms; `DiLoCoX, integers only` counts no scales."""
+    """The plan's arms; `DiLoCoX, integers only` counts no scales."""
     task, world, excess = quadratic()
     inner: dict[str, Any] = {"local": noisy_sgd(RATE), "steps": STEPS, "batch": 1}
 

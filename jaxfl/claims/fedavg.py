@@ -1,7 +1,7 @@
 """FedAvg: local epochs save communication rounds, less so on non-IID data, and averaging needs a shared start.
 
 Communication-Efficient Learning of Deep Networks from Decentralized Data; McMahan, Moore, Ramage, Hampson, Aguera y
-Arcas; AISTATS 2017; https://arxiv.org/abs/1602.05629 (card 056), table 2 and figure 1.
+Arcas; AISTATS 2017; https://arxiv.org/abs/1602.05629 (paper 056), table 2 and figure 1.
 
 Claim. To the same test accuracy, FedAvg needs many times fewer rounds than FedSGD (on the paper's MNIST CNN with
 B = 10, 31 times at E = 5 and 35 times at E = 20), with a smaller gain on the pathological split (2.1 and 2.8 times).
@@ -23,7 +23,7 @@ All hold. The chosen rates are 0.46 and 0.32, well inside the grid; at 2 every s
 starts has 2.6 times the training loss of its worse parent and an accuracy lower by 0.11 (0.036 to 0.20 in single
 seeds); from a shared start it has 0.98 times the loss of its better parent.
 
-Deviations from the card. The grid has the paper's resolution of 10^(1/6) in its middle, because on the card's five
+Deviations from the plan. The grid has the paper's resolution of 10^(1/6) in its middle, because on the plan's five
 rates FedSGD's optimum lies between two of them (32 rounds at 0.3, 27 at 1, 25 at 0.46), which would favour FedAvg. A
 cell runs 60 rounds instead of 300: a rate that needs more cannot be chosen. "Far below" in figure 1 is read as 0.05 of
 accuracy and twice the loss; "at least as good" is read in training loss, which the paper plots: in test accuracy the

@@ -1,7 +1,7 @@
 """FedBuff (Papaya): asynchrony wins in time and uploads where an upload moves the model little, and it depends on that.
 
 Papaya: Practical, Private, and Scalable Federated Learning; Huba et al.; MLSys 2022; https://arxiv.org/abs/2111.04877
-(card 038), and Federated Learning with Buffered Asynchronous Aggregation; Nguyen et al.; AISTATS 2022;
+(paper 038), and Federated Learning with Buffered Asynchronous Aggregation; Nguyen et al.; AISTATS 2022;
 https://arxiv.org/abs/2106.06639.
 
 Claim. At equal concurrency C the asynchronous system reaches a target up to 5 times sooner and with up to 8 times
@@ -29,11 +29,11 @@ Found (3 seeds, seconds and uploads, mean; standard deviations are in the table)
       FedBuff                           5.1    213       2.7    468       2.9   1976
       FedAsync                         12.7    511       7.1   1215       3.8   2082
 
-With the card's rates all its inequalities hold: 9.1 and 8.6 times the time and 5.1 and 4.9 times the uploads at C = 260
+With the plan's rates all its inequalities hold: 9.1 and 8.6 times the time and 5.1 and 4.9 times the uploads at C = 260
 and 1040, SyncFL gains nothing from concurrency (1.01) while FedBuff takes 0.65 of its time.
 
 Most of that is the server rate. An upload moves the model by a tenth of the way, so at server rate 1 SyncFL needs 27
-rounds however many clients it averages. With client rate 0.1 (the card's large steps) FedBuff is 1.9 times faster at
+rounds however many clients it averages. With client rate 0.1 (the plan's large steps) FedBuff is 1.9 times faster at
 C = 260 and 1040, with as many uploads, and at C = 65 it never settles under the target where SyncFL does. With server
 rate 10 a round of SyncFL makes the whole step, and with many clients one round suffices: over-selected SyncFL is then
 the faster one (2.1 s against 2.9 s at C = 1040) with fewer than half of the uploads; FedBuff's delay allows it a
@@ -42,10 +42,10 @@ progress a round is bounded by something else than the number of clients. So no 
 
 Slow clients that differ (error at the end, share of slow clients' weight): waiting for all 0.002 and 0.50,
 over-selection 0.15 and 0.39, FedBuff with s = 1 0.04 and 0.46, but FedBuff with s = (1 + age)^-1/2 0.28 and 0.34: the
-discount neglects the slow more than over-selection does. Claim 4 of the card holds for FedBuff without a discount, and
+discount neglects the slow more than over-selection does. Claim 4 of the plan holds for FedBuff without a discount, and
 that is what is checked.
 
-Deviations from the card: uploads of SyncFL are those that counted (with the late ones they are 1.3 times more); the
+Deviations from the plan: uploads of SyncFL are those that counted (with the late ones they are 1.3 times more); the
 target must be kept, since tuned runs fly past the optimum; samples carry the noise, so that x* is known exactly.
 """
 
@@ -270,18 +270,18 @@ def _columns(name: str, values: np.ndarray) -> dict[str, float]:
 
 def _checks(found: dict, best: dict, concurrency: tuple[int, ...], fair: dict, secret: tuple) -> list[Check]:
     small, large = concurrency[0], concurrency[-1]
-    card = {(c, name): found[c, name, SMALL, 1.0] for c, name in best}
+    plan = {(c, name): found[c, name, SMALL, 1.0] for c, name in best}
     checks = []
     for c in concurrency[1:]:
-        ratio = card[c, FIRST] / card[c, BUFFER]
+        ratio = plan[c, FIRST] / plan[c, BUFFER]
         checks.append(at_least(f"C = {c}: time of {FIRST} over {BUFFER}", ratio[0], 4))
         checks.append(at_least(f"C = {c}: uploads of {FIRST} over {BUFFER}", ratio[1], 3))
     for name, check, bound in ((FIRST, at_least, 0.9), (BUFFER, at_most, 0.75)):
         what = f"time of {name} at C = {large} over C = {small}"
-        checks.append(check(what, card[large, name][0] / card[small, name][0], bound))
+        checks.append(check(what, plan[large, name][0] / plan[small, name][0], bound))
     for c in concurrency:
         what = f"C = {c}: time of {WAITS} over {FIRST}"
-        checks.append(at_least(what, card[c, WAITS][0] / card[c, FIRST][0], 2))
+        checks.append(at_least(what, plan[c, WAITS][0] / plan[c, FIRST][0], 2))
     plain = next(name for name in fair if name.startswith(f"{BUFFER}, s = 1"))
     checks.append(at_most(f"slow differ: error of {plain} over {FIRST}", fair[plain][0] / fair[FIRST][0], 0.5))
     checks.append(at_most("numbers in which the unmasked sum differs from the integer sum", secret[0], 0))

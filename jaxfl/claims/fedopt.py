@@ -1,7 +1,7 @@
 """FedAdagrad, FedAdam and FedYogi: adaptive servers on features of unlike scale and frequency.
 
 Adaptive Federated Optimization; Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan; ICLR 2021;
-https://arxiv.org/abs/2003.00295 (card 091). In words: adaptive server optimizers, the clients' plain SGD untouched,
+https://arxiv.org/abs/2003.00295 (paper 091). In words: adaptive server optimizers, the clients' plain SGD untouched,
 improve much over FedAvg where gradients are sparse, both tuned.
 
 Setting: softmax regression on `learn.synthetic.sparse_features` (10 dense and 200 rare binary features, 5 classes), 100
@@ -21,14 +21,14 @@ best loss, of all tried):
 | FedAdam | 1, 0.3 | 0.28 +- 0.05 | 0.81 +- 0.02 | 15 | 1 of 25 |
 | FedYogi | 1, 0.3 | 0.27 +- 0.04 | 0.81 +- 0.02 | 15 | 1 of 25 |
 
-All inequalities of the card hold: loss ratios to FedAvg 0.27 to 0.32, speed-ups of 5.4 and more, accuracy gaps of 0.18.
-That adaptive servers are easier to tune is not seen here, nor in the card: fewer of their cells are near the best.
+All inequalities of the plan hold: loss ratios to FedAvg 0.27 to 0.32, speed-ups of 5.4 and more, accuracy gaps of 0.18.
+That adaptive servers are easier to tune is not seen here, nor in the plan: fewer of their cells are near the best.
 
-The control, the same without the dense block, does not do what the card says. A client rate of 10 does rescue FedAvg
+The control, the same without the dense block, does not do what the plan says. A client rate of 10 does rescue FedAvg
 (loss 0.51 +- 0.08, accuracy 0.76), yet adaptive servers keep half its loss (ratios 0.48 to 0.49, accuracy 0.81), where
-the card asks for a ratio above 0.65; only against FedAvgM (0.34 +- 0.09) is it above. With a finer grid for FedAvg,
+the plan asks for a ratio above 0.65; only against FedAvgM (0.34 +- 0.09) is it above. With a finer grid for FedAvg,
 rarer features (topic weights of mean 0.5) or the loss that clients see it stayed between 0.42 and 0.56. So the dense
-block makes a part of the gap, and sparse features alone, which is the paper's claim, make the rest. The card does not
+block makes a part of the gap, and sparse features alone, which is the paper's claim, make the rest. The plan does not
 list the control among what must hold: it is a part of the table and no check.
 
 Deviations: FedAdagrad has b1 = 0 as in the paper. Without the dense block its columns are zeros, which changes no

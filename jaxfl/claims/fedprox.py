@@ -1,7 +1,7 @@
 """FedProx: keeping the partial work of stragglers beats dropping them, and the proximal term helps on unlike devices.
 
 Federated Optimization in Heterogeneous Networks; Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith; MLSys 2020;
-https://arxiv.org/abs/1812.06127 (card 037), figure 1.
+https://arxiv.org/abs/1812.06127 (paper 037), figure 1.
 
 Claim. With 90 % stragglers FedProx is more accurate and more stable than FedAvg, which drops them (22 points of test
 accuracy on average over the paper's data sets); mu = 0 already is, mu > 0 adds stability. Without stragglers mu = 0 is
@@ -25,17 +25,17 @@ Found (3 seeds, mean and standard deviation):
     90 %, best rate: mu = 0        0.629 (0.005)   0.815 (0.007)    0.12 (0.015)
     90 %, best rate: mu = 1        0.632 (0.008)   0.811 (0.008)    0.12 (0.012)
 
-All inequalities of the card hold at the paper's rate: loss 0.46 times that of dropping, 17 points of accuracy more, a
+All inequalities of the plan hold at the paper's rate: loss 0.46 times that of dropping, 17 points of accuracy more, a
 wobble 4 times smaller. Part of that is the rate: FedAvg prefers a tenth of it (0.001), and with the best rate of each
 the advantage falls to 0.66 times the loss and 12 points (after 100 rounds to 0.77 and 6 points). Keeping partial work
 still wins in every seed, so the check there asks for the paper's direction only. Not seen: more stability from mu = 1
 (its wobble is that of mu = 0). What mu = 1 does is to forgive a large rate: at 0.03 and 0.1, after 100 rounds, its
 loss is 0.58 and 0.91 against 0.77 and 1.7 of mu = 0.
 
-The card's factor 0.6 depends on the draw of Synthetic(1, 1): `data_seed` 1 gives 0.66 and 0.65 and fails it (its other
-checks hold), 2 gives 0.49 and 0.50. Deviation from the card: 80 rounds, in its range of 60 to 100, because at 60 the
+The plan's factor 0.6 depends on the draw of Synthetic(1, 1): `data_seed` 1 gives 0.66 and 0.65 and fails it (its other
+checks hold), 2 gives 0.49 and 0.50. Deviation from the plan: 80 rounds, in its range of 60 to 100, because at 60 the
 loss is still falling and the last 50 rounds measure that fall: there the wobble is only 2.7 and 2.5 times smaller and
-fails the card's 3, after 100 it is 7 times smaller.
+fails the plan's 3, after 100 it is 7 times smaller.
 """
 
 from functools import partial

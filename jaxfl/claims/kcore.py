@@ -1,7 +1,7 @@
 """Core maintenance: going on from the last coreness saves most messages where few edges change, at a small error.
 
 Decentralized and Self-adaptive Core Maintenance on Temporal Graphs; Rucci, Carlini, Dazzi, Kavalionak, Mordacchini;
-2025; https://arxiv.org/abs/2510.00758 (card 002).
+2025; https://arxiv.org/abs/2510.00758 (paper 002).
 
 Claim. Against a distributed k-core decomposition restarted at every snapshot, the incremental algorithm needs far fewer
 messages and active nodes, most at low dynamism, converges at least comparably fast, and loses little precision.
@@ -27,12 +27,12 @@ Found (3 graphs, mean and standard deviation; over those of a restart, which sen
     wrong nodes: no pause       4.9 % (2.7)     10.2 % (2.5)    10.7 % (0.8)    2.4 % (0.1)
 
 The restart and `exact` equal networkx at every node after every batch; the incremental estimate is one too low or
-right, never too high. The card's bounds on messages, active nodes and errors hold, and at 20 % the advantage is gone.
+right, never too high. The plan's bounds on messages, active nodes and errors hold, and at 20 % the advantage is gone.
 Do not hold: (1) speed as good as that of a restart: with the pause the incremental algorithm takes as many exchanges at
-1 % and 1.6 times as many at 5 %; without the pause it is faster everywhere. (2) The card's ablation: without the pause
+1 % and 1.6 times as many at 5 %; without the pause it is faster everywhere. (2) The plan's ablation: without the pause
 messages should rise at high churn, but fall by 5 %, and exchanges by 55 %. What the pause does is to halve the errors,
 perhaps as falls that wait see more of the rises around them (it lets 177 nodes speak at 1 %, and 166 do without). Not
-in the card: counted in bits over links the saving is smaller and turns into a loss at 5 %, as the message carries its
+in the plan: counted in bits over links the saving is smaller and turns into a loss at 5 %, as the message carries its
 round beside the coreness and those who reopen are hubs, whose broadcast crosses many links. And the errors sit in the
 innermost cores: at 1 % churn 13 % of the nodes of coreness 7 and a quarter of those of coreness 9 (`no pause` 40 %), of
 coreness 0 to 3 next to none.
@@ -61,7 +61,7 @@ from jaxfl.world.scenario import scenario
 from jaxfl.world.temporal import Edges, Room, chung_lu, churned, room, temporal
 
 NODES, DEGREE, EXPONENT, BATCHES = 1000, 10.0, 0.6, 14
-BOUNDS = {0.002: 0.06, 0.01: 0.25, 0.05: 0.75}  # the card's, on messages and active nodes over those of a restart
+BOUNDS = {0.002: 0.06, 0.01: 0.25, 0.05: 0.75}  # the plan's, on messages and active nodes over those of a restart
 CHURNS = (*BOUNDS, 0.2)
 COUNTED = ("messages", "active", "waves", "up_bits")
 
@@ -109,7 +109,7 @@ def reproduce(
         seeds: graphs, each with its own churn.
         nodes: nodes of each graph.
         batches: batches of edge changes of each run.
-        churns: shares of the edges that a batch exchanges, ascending; the bounds are for the card's.
+        churns: shares of the edges that a batch exchanges, ascending; the bounds are for the plan's.
         large: nodes of one further graph, at 1 % churn (0: none).
         large_batches: batches there.
     """

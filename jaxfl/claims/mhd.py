@@ -1,7 +1,7 @@
 """MHD: distilling predictions into a chain of heads shares what clients know and keeps what each is good at.
 
 Decentralized Learning with Multi-Headed Distillation; Zhmoginov, Sandler, Miller, Kristiansen, Vladymyrov; CVPR 2023;
-https://arxiv.org/abs/2211.15774 (card 020).
+https://arxiv.org/abs/2211.15774 (paper 020).
 
 Claim. Clients that distil each other's predictions get far better on all labels (shared accuracy) than alone and keep
 their accuracy on their own labels (private); the heads improve along the chain, the main head stays the best private
@@ -10,7 +10,7 @@ one; the confidence rule matters; sparse graphs work; small clients profit from 
 Setting. Digits, 300 of 1,437 train images public and unlabelled, the others with 6 clients of 4 primary labels each,
 skew 1000 (nearly disjoint). Every other client has an MLP 64-64-32, the others a CNN (8 and 16 channels, embedding 64);
 4 heads, complete graph, 1 teacher a step, checkpoints up to 50 steps old, 1,500 steps of SGD without momentum, rate
-0.05, batches of 32, nu_aux = 3 (the card's; also 1), nu_emb = 0. "Small" clients are MLPs 64-16-8, "large" ones
+0.05, batches of 32, nu_aux = 3 (the plan's; also 1), nu_emb = 0. "Small" clients are MLPs 64-16-8, "large" ones
 64-256-64. Test accuracy, mean over clients; baselines that distil are checked with the better of the two weights.
 Heads that nobody trains (1 to 3 of isolated and single-head training) stay at chance in the table.
 
@@ -26,20 +26,20 @@ Found (3 seeds, mean and standard deviation; accuracy by head, 0 to 3):
     MHD, small and large      0.395 (.004) 0.670 (.033) 0.789 (.010) 0.822 (.036)   0.971 (.005)   0.877 (.062)
     MHD, all small            0.390 (.001) 0.601 (.050) 0.714 (.009) 0.746 (.008)   0.963 (.013)   0.849 (.025)
 
-All inequalities of the card hold: +0.44 over isolated, heads 1 to 3 gain 0.16, the rule 0.19, and the main head loses
+All inequalities of the plan hold: +0.44 over isolated, heads 1 to 3 gain 0.16, the rule 0.19, and the main head loses
 0.005 of private accuracy. Small clients end at 0.808 beside large ones and 0.747 among themselves (each seed better).
 On a directed cycle each head still adds what came one hop further. `data_seed` 1 holds all checks too. At skew 20
 (isolated 0.632; heads 0.784, 0.904, 0.923, 0.929) all directions stay and the main head gains private accuracy
-(+0.018), but there is less to gain: head 3 minus head 1 is 0.025 and the rule is worth 0.08, which fails the card's
+(+0.018), but there is less to gain: head 3 minus head 1 is 0.025 and the rule is worth 0.08, which fails the plan's
 thresholds; these are for skew 1000.
 
-Not seen at this scale, as the card warns: multiple heads beating one. Single-head distillation shares more (0.913) and
+Not seen at this scale, as the plan warns: multiple heads beating one. Single-head distillation shares more (0.913) and
 loses little privately (0.967 against 0.977). A rate of 0.05 with momentum 0.9 and nu_aux = 3 kills the networks (in a
-trial of 2 seeds with MLPs shared accuracy 0.115), so the card's rate is read as one without momentum. Whether CNN
+trial of 2 seeds with MLPs shared accuracy 0.115), so the plan's rate is read as one without momentum. Whether CNN
 clients help the MLP ones, against MLPs only, could not be resolved (+0.02, but better in one seed of three): the CNN is
 no stronger than the MLP here, hence the pair of sizes.
 
-Deviations from the card: unlike architectures; samples are dealt as in the paper, so clients hold 141 to 228 samples
+Deviations from the plan: unlike architectures; samples are dealt as in the paper, so clients hold 141 to 228 samples
 instead of 180 each; "without the rule" draws among the teacher and the own head.
 """
 
@@ -69,7 +69,7 @@ from jaxfl.world import graph, mixing
 from jaxfl.world.scenario import scenario
 
 CLIENTS, PUBLIC, PRIMARY, SKEW, ROUNDS, HEADS = 6, 300, 4, 1000.0, 30, 4
-NU = 3.0  # the card's
+NU = 3.0  # the plan's
 NUS = (1.0, 3.0)  # the baselines that distil have the better of these
 LAST = HEADS - 1
 

@@ -1,14 +1,14 @@
 """MoDeST: as fast as FedAvg without its server, a fraction of the traffic of gossip, and unmoved by crashes.
 
 MoDeST: Bridging the Gap between Federated and Decentralized Learning with Decentralized Sampling; De Vos, Dhasade,
-Kermarrec, Lavoie, Pouwelse, Sharma; 2023; https://arxiv.org/abs/2302.13837 (card 001).
+Kermarrec, Lavoie, Pouwelse, Sharma; 2023; https://arxiv.org/abs/2302.13837 (paper 001).
 
 Claim. MoDeST converges as fast as federated learning, with 3 to 14 times less traffic than decentralized learning, and
 adapts to joins, leaves and crashes, even of 80 % of the nodes.
 
 Setting. Digits of scikit-learn, 100 nodes that draw 60 samples each with label shares Dirichlet(0.5), perceptron
 64-32-10, 5 local steps of batch 10, 150 rounds; s = 10, a = 1; D-SGD with one peer a round (exponential graph, weights
-1/2), mean accuracy of the nodes. Costs count up to 85 % test accuracy, at the card's rate 0.1 and at the best of the
+1/2), mean accuracy of the nodes. Costs count up to 85 % test accuracy, at the plan's rate 0.1 and at the best of the
 same grid for each (fewest rounds); traffic in models, MoDeST's views included. Then, at rate 0.1, from round 60 on 80
 nodes crash in silence, 5 a round for 16 rounds; accuracy there of the survivors, mean and standard deviation over the
 last 20 rounds. `MoDeST without pings` takes the first s of the order, up or not. In a last run 50 nodes join in round
@@ -32,14 +32,14 @@ The claims hold: as many rounds as FedAvg, 11 and 12 times less traffic than D-S
 participants every round with 0.43 times the wobble (0.30, 0.40 and 0.60 in single seeds; D-SGD wobbles least, as its
 value is a mean over 20 models). A server that draws blindly does as MoDeST without pings. The crash costs pings:
 each of 10 participants looks for the aggregator as well as the aggregator for participants, so 20 a round become about
-95, of which the card counts only the aggregator's 48. Joins and leaves cost none in vain. MoDeST moves as much as
+95, of which the plan counts only the aggregator's 48. Joins and leaves cost none in vain. MoDeST moves as much as
 FedAvg, but the busiest node carries 5 % of what the server does.
 
-Not true as the card has it: in a crash of 80 nodes at once (`crash at once`), training ended in one seed of three. The
+Not true as the plan has it: in a crash of 80 nodes at once (`crash at once`), training ended in one seed of three. The
 model is then in the hands of the aggregator and the 10 participants alone, and all of them are among the dead with
 probability 0.8^11 = 9 %; no ping can help. In the two other seeds exactly s train in every round. (Here participants
 resend when the aggregator crashes; in the authors' code they do so only if it leaves, so with a = 1 it would end in 4
-seeds of 5.) So the crash compared above is spread over 16 rounds, another deviation from the card.
+seeds of 5.) So the crash compared above is spread over 16 rounds, another deviation from the plan.
 """
 
 from functools import partial
@@ -68,7 +68,7 @@ from jaxfl.world import churn, cohort, topology
 from jaxfl.world.scenario import scenario
 
 NODES, SAMPLE, STEPS, BATCH, SIZE = 100, 10, 5, 10, 60
-RATE, RATES = 0.1, (0.1, 0.2, 0.4, 0.8)  # the card's, and those tried for every system
+RATE, RATES = 0.1, (0.1, 0.2, 0.4, 0.8)  # the plan's, and those tried for every system
 ROUNDS, CRASH, SHARE, SPREAD = 150, 60, 0.8, 16  # the crash takes so many rounds, 5 nodes in each
 TARGET = 0.85
 JOIN, LEAVE = 30, 80  # half of the nodes join, then a fifth leaves
@@ -148,11 +148,11 @@ def reproduce(
     leave: int = LEAVE,
     target: float = TARGET,
 ) -> Evidence:
-    """Run the systems with everybody up at every rate, then through a crash, joins and leaves at the card's.
+    """Run the systems with everybody up at every rate, then through a crash, joins and leaves at the plan's.
 
     Args:
         seeds: runs a cell; seeds differ in first model, samples and batches, and share data and script.
-        rates: learning rates tried for every system; the card's is always among them.
+        rates: learning rates tried for every system; the plan's is always among them.
         rounds: rounds of a run.
         crash: the round before which `SHARE` of the nodes go down for good.
         join: the round from which the second half of the nodes takes part, in a run of its own.

@@ -1,7 +1,7 @@
 """FedAvg-M and SCAFFOLD-M: a global direction in every local step, with and without variance reduction.
 
 Momentum Benefits Non-IID Federated Learning Simply and Provably; Cheng, Huang, Wu, Yuan; ICLR 2024;
-https://arxiv.org/abs/2306.16504 (card 061). In words: the last global direction, mixed into every local step with
+https://arxiv.org/abs/2306.16504 (paper 061). In words: the last global direction, mixed into every local step with
 weight 1 - beta, frees FedAvg from the assumption of bounded heterogeneity and helps SCAFFOLD under partial
 participation; the variance-reduced versions are better still.
 
@@ -14,7 +14,7 @@ distance from the optimum.
 steps of batch 5, lr 0.001, server_lr 0.3, 400 rounds; the plateau is the mean of `|grad f|^2` over the last 100. All
 systems run with these rates, on the same data, cohorts and batches; FedAvg and SCAFFOLD are beta = 1.
 
-Found, as the card predicts, mean and standard deviation over 3 seeds (in each seed everything is drawn anew):
+Found, as the plan predicts, mean and standard deviation over 3 seeds (in each seed everything is drawn anew):
 
 - A: e is 0.22, 0.11, 0.045, 0.023, 0.011 (deviation 37 to 39 % of each) for beta = 1, 0.5, 0.2, 0.1, 0.05, and equals
   that of FedAvg(lr * beta) to 12 digits; e(0.1) / e(1) = 0.105 +- 0.002. SCAFFOLD-M ends within 2e-13 with all
@@ -24,9 +24,9 @@ Found, as the card predicts, mean and standard deviation over 3 seeds (in each s
   FedAvg-M), SCAFFOLD-M-VR 0.045 +- 0.008 (0.27 of SCAFFOLD-M).
 
 So control variates and variance reduction lower the plateau; momentum alone leaves it where it was (FedAvg-M against
-FedAvg, SCAFFOLD-M against SCAFFOLD, no difference beyond the spread), which no inequality of the card contradicts.
+FedAvg, SCAFFOLD-M against SCAFFOLD, no difference beyond the spread), which no inequality of the plan contradicts.
 
-Deviations: none in the inequalities. The card does not define `e`; its figures, linear in beta, are distances, which
+Deviations: none in the inequalities. The plan does not define `e`; its figures, linear in beta, are distances, which
 is also the stricter reading of 1e-8. Its optional part C (FedAvg-M against FedAvg with an MLP on digits) is left out.
 """
 
@@ -54,7 +54,7 @@ from jaxfl.world.scenario import scenario
 RATE, STEPS, BETAS, BETA = 0.02, 10, (1.0, 0.5, 0.2, 0.1, 0.05), 0.1
 NODES, DIM, FEW = 20, 10, 5  # quadratics
 CLIENTS, SAMPLED, SMALL, PLATEAU = 40, 8, 1e-3, 100  # least squares
-# system, clients a round, beta: the arms the card compares, and both baselines without momentum (beta = 1)
+# system, clients a round, beta: the arms the plan compares, and both baselines without momentum (beta = 1)
 ARMS = (
     ("FedAvg", fedavg_m, CLIENTS, 1.0),
     ("FedAvg-M", fedavg_m, CLIENTS, BETA),

@@ -1,7 +1,7 @@
 """Centered clipping with worker momentum: an attack that hides in the noise loses what momentum takes from the noise.
 
 Learning from History for Byzantine Robust Optimization; Karimireddy, He, Jaggi; ICML 2021;
-https://arxiv.org/abs/2012.10333 (card 074). With the mimic attack of Karimireddy, He, Jaggi (ICLR 2022) and, on a
+https://arxiv.org/abs/2012.10333 (paper 074). With the mimic attack of Karimireddy, He, Jaggi (ICLR 2022) and, on a
 graph, ClippedGossip (He, Karimireddy, Jaggi, 2022, https://arxiv.org/abs/2202.01545).
 
 Claim. Median, Krum and geometric median fail without any attacker on two-point noise; attacks coupled over time break
@@ -33,7 +33,7 @@ Found (3 seeds, means; their standard deviations, in the table, are mostly below
     ClippedGossip                0.40    2.4         0.64
     ClippedGossip, radius 0.3    0.60    1.2         0.87
 
-All points of the card hold but one number. Momentum cuts the error under ALIE 101 times, with 0.9 17.5 times (noise:
+All points of the plan hold but one number. Momentum cuts the error under ALIE 101 times, with 0.9 17.5 times (noise:
 19 times). The floor of clipping has a closed form (`predicted`), met within 2 % up to 0.9 and 12 % at 0.99: it depends
 on the share of liars alone, not on z or the radius, and is that of the geometric median too. History is worth as much
 to the other rules: under ALIE it is the momentum that helps. What centered clipping alone of the robust rules does is
@@ -41,9 +41,9 @@ to stand IPM with 11 of 25 liars (the mean, which so small a lie only slows, sta
 20 times better than clipping under ALIE. Against mimic momentum is no help, and a radius made for the noise, not for
 unlike workers, brings clipping no further than the geometric median.
 
-Where the card and the mathematics disagree: it asks for at most 0.02 under sign flip. Linearised, with clipping factors
+Where the plan and the mathematics disagree: it asks for at most 0.02 under sign flip. Linearised, with clipping factors
 of 0.5 for honest messages and 0.05 for lies, the floor is 0.0203, and 0.0208 is measured; the bound here is 0.025. The
-card's prototype (0.005) lies below the floor of 20 honest workers, 0.0125.
+plan's prototype (0.005) lies below the floor of 20 honest workers, 0.0125.
 
 On the graph the adaptive radius, as large as theory has it, hardly clips: ClippedGossip is the mean where the mean is
 good, also under ALIE, and bounded, but behind the median, under sign flip. A smaller radius makes up for that; the
@@ -53,7 +53,7 @@ nodes, and the median agrees on another point.
 How the checks came about. "Best or near best under all attacks" is not checked as such, and would not hold throughout:
 mimic is checked without momentum only (with 0.99 clipping ties with the geometric median), sign flip on the graph not
 against the geometric median, which wins. These choices, the 0.025 above and the bounds of mimic, predictions and graph
-were set after a first look at the same seeds; the card's own bounds were not. The closed form of clipping was derived
+were set after a first look at the same seeds; the plan's own bounds were not. The closed form of clipping was derived
 after the first numbers, too, but has no fitted constant. The radius 0.3 was the best of 0.03, 0.1 and 0.3 in a trial of
 500 rounds with other liars. Optima on the graph are unlike, as where ClippedGossip is meant to help: with equal ones
 (25 nodes, 3 liars, 400 rounds) Krum was best under both attacks and ClippedGossip no better than the median.

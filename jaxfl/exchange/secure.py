@@ -1,7 +1,7 @@
 """Asynchronous secure aggregation with a trusted enclave: the server learns sums, never one member's message.
 
-Papaya: Practical, Private, and Scalable Federated Learning; Huba et al.; MLSys 2022; https://arxiv.org/abs/2111.04877
-(card 038). A member writes its message in fixed point as integers `q` modulo 2^32, draws a seed and sends
+Papaya: Practical, Private, and Scalable Federated Learning; Huba et al.; MLSys 2022; https://arxiv.org/abs/2111.04877.
+A member writes its message in fixed point as integers `q` modulo 2^32, draws a seed and sends
 
     u = q + PRG(seed)  (mod 2^32)
 

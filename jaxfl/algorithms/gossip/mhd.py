@@ -1,7 +1,7 @@
 """MHD: clients distil each other's predictions on public data into a chain of heads; no parameter is ever sent.
 
 Decentralized Learning with Multi-Headed Distillation; Zhmoginov, Sandler, Miller, Kristiansen, Vladymyrov; CVPR 2023;
-https://arxiv.org/abs/2211.15774 (card 020). Client i has a backbone with embedding e_i, a main head h_i^0 and auxiliary
+https://arxiv.org/abs/2211.15774. Client i has a backbone with embedding e_i, a main head h_i^0 and auxiliary
 heads h_i^1 .. h_i^m. In every step, on a private batch (x, y) and a public batch u that all clients share,
 
     L_i = CE(h_i^0(x), y) + nu_aux sum_k mean_u CE(softmax(target_k(u)), h_i^k(u))
@@ -16,7 +16,7 @@ paper's period S_P is `steps * refresh`. Between two refreshes clients do not in
 predicts the round's public examples once and trains through the whole round alone.
 
 Bits: one message is what one teacher says of one public batch, 32 b C m for the m heads that somebody learns from (the
-last head is nobody's teacher; the card counts it), and 32 b E where the embedding is compared. Keeping a teacher's
+last head is nobody's teacher; not counted), and 32 b E where the embedding is compared. Keeping a teacher's
 checkpoint instead would cost its parameters once a refresh, and not work for a secret architecture.
 
 Deviations: the pool holds one generation of checkpoints of all in-neighbours instead of a few of several ages; the rate

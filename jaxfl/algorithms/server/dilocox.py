@@ -1,7 +1,7 @@
 """DiLoCoX: DiLoCo with the all-reduce hidden behind the next local phase, in low rank and few bits.
 
 DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster; Qi et al.; 2025;
-https://arxiv.org/abs/2506.21263 (card 068). On top of DiLoCo (`algorithms.diloco`), with workers `i`,
+https://arxiv.org/abs/2506.21263. On top of DiLoCo (`algorithms.diloco`), with workers `i`,
 
     one-step delay     x_{t+1} <- OuterOpt(x_t, Delta_{t-1}), while Delta_t is on its way
     compression        Delta_t = low rank r, integers of `bits` bits, of delta_i + e_i   (`exchange.low_rank`)
@@ -11,7 +11,7 @@ https://arxiv.org/abs/2506.21263 (card 068). On top of DiLoCo (`algorithms.diloc
 A round then lasts max(H step, transfer) seconds. A node stands for a cluster, whose pipeline is not simulated.
 The effective rank is the least that keeps a share of the energy of a weight matrix, averaged over the matrices.
 
-Deviations: the adaptive formulas are a reconstruction (card 068), and what a node remembers is what its own share of
+Deviations: the adaptive formulas are a reconstruction, and what a node remembers is what its own share of
 Delta lost (see `exchange.low_rank`). The default outer step, 0.3 with momentum 0.6, is gentler than DiLoCo's, with
 which a delay of one diverges (claim); rank, H and bits are of the scale of a desk.
 """

@@ -1,7 +1,7 @@
 """FedOpt, the workhorse of federated learning, and its adaptive servers FedAdagrad, FedAdam, FedYogi.
 
 Adaptive Federated Optimization; Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan; ICLR 2021;
-https://arxiv.org/abs/2003.00295 (card 091). With the cohort `S` of a round,
+https://arxiv.org/abs/2003.00295. With the cohort `S` of a round,
 
     y_i <- local training from x on the data of node i,  i in S
     Delta <- sum_S p_i (y_i - x) / sum_S p_i,      x <- ServerOpt(x, -Delta)
