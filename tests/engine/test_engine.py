@@ -1,25 +1,29 @@
 """The engine: one number however a run is cut, spread, seeded or taken up again."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from common import digits_world, quadratics, ring, same
 
 from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.scaffold import scaffold
-from jaxfl.core import Metric
-from jaxfl.data.sets import digits
+from jaxfl.core import Env, Metric
+from jaxfl.data import partition
+from jaxfl.data.sets import digits, from_arrays
 from jaxfl.engine import run as engine
 from jaxfl.engine.run import rollout, run
 from jaxfl.errors import InputError
+from jaxfl.learn.local import local_sgd
+from jaxfl.learn.task import logistic_regression
+from jaxfl.mapping.at import at
+from jaxfl.mapping.blocks import block_of
 from jaxfl.measure.metrics import shared_test
 from jaxfl.world import cohort, topology
 from jaxfl.world.scenario import scenario
@@ -35,31 +39,45 @@ def fed():
 
 @pytest.fixture(scope="module")
 def gossip():
-    task, world = digits_world(topology=topology.random_k_out(12, 3))
-    return task, world, dsgd(task, **KW)
+    """Quadratics on random graphs: programs that compile sooner; each node logs the norm of its model."""
+    _, task, data = quadratics(n=12)
+    world, plain = scenario(data, topology=topology.edge_drop(ring(12), 0.4)), dsgd(task, lr=0.1, steps=2, batch=1)
+    task = task._replace(init=lambda key: jax.random.normal(key, (3,)))
+
+    def round(key, env, s):
+        s, log = plain.round(key, env, s)
+        return s, log | {"norm": jnp.linalg.norm(s.nodes, axis=1)}
+
+    return task, world, plain._replace(round=round)
 
 
-@pytest.mark.parametrize("which", ["fed", "gossip"])
-def test_chunk_length_changes_no_bit(which, request):
+def go(which, request, rounds, **kw):
+    """A run of one server's clients, or of two seeds of gossip."""
     task, world, algorithm = request.getfixturevalue(which)
-    whole = run(algorithm, world, task.init, 6, every=6)
-    parts = run(algorithm, world, task.init, 6, every=2)
-    odd = run(algorithm, world, task.init, 6, every=4)
-    assert same(whole.state, parts.state)
+    return run(algorithm, world, task.init, rounds, seeds=2 if which == "gossip" else None, **kw)
+
+
+@pytest.fixture(scope="module", params=["fed", "gossip"])
+def six(request):
+    """Which runs, and six rounds of them by two."""
+    return request.param, go(request.param, request, 6, every=2)
+
+
+def test_chunk_length_changes_no_bit(six, request):
+    which, whole = six
+    odd = go(which, request, 6, every=4)
     assert same(whole.state, odd.state)
     np.testing.assert_array_equal(whole.history["loss"], odd.history["loss"])
 
 
-@pytest.mark.parametrize("which", ["fed", "gossip"])
-def test_going_on_from_a_carry_or_a_checkpoint_changes_no_bit(which, request, tmp_path):
-    task, world, algorithm = request.getfixturevalue(which)
-    go = partial(run, algorithm, world, task.init, every=2, seeds=2 if which == "gossip" else None)
-    whole = go(6)
-    half = go(4, out=tmp_path / "a", checkpoints=True)
-    assert same(whole.state, go(6, carry=half.carry).state)
+def test_going_on_from_a_carry_or_a_checkpoint_changes_no_bit(six, request, tmp_path):
+    which, whole = six
+    again = partial(go, which, request, every=2)
+    half = again(4, out=tmp_path / "a", checkpoints=True)
+    assert same(whole.state, again(6, carry=half.carry).state)
     with (tmp_path / "a" / "log.jsonl").open("a") as log:  # the machine died in the middle of the next chunk
         log.write(json.dumps({"seed": 0, "round": 5, "loss": 1.0}) + '\n{"seed": 0, "rou')
-    resumed = go(6, out=tmp_path / "a", resume=True)
+    resumed = again(6, out=tmp_path / "a", resume=True)
     assert same(whole.state, resumed.state)
     np.testing.assert_array_equal(whole.history.fillna(-1), resumed.history.fillna(-1))
     rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
@@ -69,27 +87,22 @@ def test_going_on_from_a_carry_or_a_checkpoint_changes_no_bit(which, request, tm
 
 
 def test_a_client_trains_alike_in_any_cohort_slot_and_block():
-    import optax
+    task, rng = logistic_regression(3, 2), np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 3)).astype(np.float32), rng.integers(0, 2, 60)
+    shards = partition.iid(from_arrays(x, y, x[:1], y[:1], classes=2), 12)
+    learn = local_sgd(task, optax.sgd(0.5), steps=3, batch=2)
+    env = Env(jnp.int32(0), 0.0, shards, None, None, jnp.zeros(12, bool))
 
-    from jaxfl.core import Env
-    from jaxfl.learn.local import local_sgd
-    from jaxfl.mapping.at import at
-    from jaxfl.mapping.blocks import block_of
-
-    task, world = digits_world(n=12)
-    learn = local_sgd(task, optax.sgd(0.1), steps=3, batch=4)
-    env = Env(jnp.int32(0), 0.0, world.data, None, None, world.byz)
-
-    def train(ids, block=None):
+    @partial(jax.jit, static_argnums=1)
+    def train(ids, block):
         with block_of(block):
-            return np.asarray(
-                jax.jit(lambda i: at(i, learn)(jax.random.key(3), env, jnp.ones(650)).rows)(jnp.array(ids))
-            )
+            return at(ids, learn)(jax.random.key(3), env, jnp.ones(8)).rows
 
-    base = train([2, 5, 7, 11])
-    np.testing.assert_array_equal(train([11, 7, 2, 5]), base[[3, 2, 0, 1]])
-    np.testing.assert_allclose(train([2, 5, 7, 11], block=1), base, atol=1e-6)
-    np.testing.assert_allclose(train([2, 5, 7, 11], block=3), base, atol=1e-6)
+    base = np.asarray(train(jnp.array([2, 5, 7, 11]), None))
+    assert len(np.unique(base, axis=0)) == 4
+    np.testing.assert_array_equal(train(jnp.array([11, 7, 2, 5]), None), base[[3, 2, 0, 1]])
+    np.testing.assert_allclose(train(jnp.array([2, 5, 7, 11]), 1), base, atol=1e-6)
+    np.testing.assert_allclose(train(jnp.array([2, 5, 7, 11]), 3), base, atol=1e-6)
 
 
 def test_seeds_side_by_side_or_in_turn_are_the_single_runs(gossip):
@@ -102,60 +115,49 @@ def test_seeds_side_by_side_or_in_turn_are_the_single_runs(gossip):
     assert not np.allclose(singles[0], singles[1])
 
 
-def test_a_second_run_more_rounds_another_seed_or_rate_compiles_nothing():
-    task, world = digits_world(c=5)
-    factory = partial(fedavg, task, steps=2, batch=8)
-    metric = shared_test(task, *_test_digits())
-    kw = {"every": 2, "evaluate": metric}
-    run(factory, world, task.init, 2, hyper={"lr": 0.1}, **kw)
+def test_a_second_run_more_rounds_another_seed_or_rate_compiles_nothing_and_is_billed_exactly():
+    _, task, data = quadratics(n=12)
+    world = scenario(data, cohort=cohort.uniform(12, 5), round_seconds=2.5)
+    factory = partial(fedavg, task, steps=2, batch=1)
+    kw = {"every": 2, "evaluate": Metric(lambda arrays, x: {"size": jnp.linalg.norm(x)})}
+    run(factory, world, jnp.ones(3), 2, hyper={"lr": 0.1}, **kw)
     before = [f._cache_size() for f in (engine._start, engine._chunk, engine._evaluate)]
-    a = run(factory, world, task.init, 2, hyper={"lr": 0.3}, **kw)
-    run(factory, world, task.init, 8, seed=3, hyper={"lr": 0.1}, **kw)
+    a = run(factory, world, jnp.ones(3), 4, hyper={"lr": 0.3}, **kw)
+    run(factory, world, jnp.ones(3), 8, seed=3, hyper={"lr": 0.1}, **kw)
     assert [f._cache_size() for f in (engine._start, engine._chunk, engine._evaluate)] == before
-    b = run(fedavg(task, lr=0.3, steps=2, batch=8), world, task.init, 2, every=2)
+    b = run(fedavg(task, lr=0.3, steps=2, batch=1), world, jnp.ones(3), 4, every=2)
     np.testing.assert_allclose(a.state.shared["x"], b.state.shared["x"], atol=1e-6)
-
-
-def _test_digits():
-    data = digits()
-    return jnp.asarray(data.test_x), jnp.asarray(data.test_y)
+    for table in (a.history, b.history):
+        assert list(table["round"]) == [0, 1, 2, 3, 4]
+        assert list(table["time"][1:]) == [2.5, 5.0, 7.5, 10.0]
+        assert list(table["total_up_bits"]) == [t * 5 * 32 * 3 for t in range(5)]
+        assert list(table["total_down_bits"]) == [t * 5 * 32 * 3 for t in range(5)]
+        assert list(table["total_gradients"]) == [t * 5 * 2 for t in range(5)]
 
 
 def test_worlds_of_the_same_make_share_one_program():
     """A mask, a rate, a graph of the same shape: arms of a comparison."""
-    task, world = digits_world(topology=topology.edge_drop(ring(12), 0.1))
-    algorithm = dsgd(task, **KW)
-    run(algorithm, world, task.init, 2, every=2)
+    _, task, data = quadratics(n=12)
+    algorithm = dsgd(task, lr=0.1, steps=2, batch=1)
+    run(algorithm, scenario(data, topology=topology.edge_drop(ring(12), 0.1)), jnp.ones(3), 2, every=2)
     before = engine._chunk._cache_size()
-    _, other = digits_world(topology=topology.edge_drop(ring(12), 0.7), byz=3)
-    run(algorithm, other, task.init, 2, every=2)
+    run(algorithm, scenario(data, topology=topology.edge_drop(ring(12), 0.7), byz=3), jnp.ones(3), 2, every=2)
     assert engine._chunk._cache_size() == before
 
 
 def test_rollout_is_run(gossip):
-    task, world, algorithm = gossip
-    x = task.init(jax.random.key(1))
+    _, world, algorithm = gossip
+    x = jnp.ones(3)
     state, logs = jax.jit(lambda x: rollout(algorithm, world, x, 4, seed=2))(x)
     result = run(algorithm, world, x, 4, seed=2)
     np.testing.assert_allclose(state.nodes, result.state.nodes, atol=1e-6)
     np.testing.assert_allclose(logs["loss"], result.history["loss"][1:], rtol=1e-5)
 
 
-def test_history_counts_bits_seconds_and_gradients_exactly():
-    task, _ = digits_world()
-    world = digits_world(c=5, round_seconds=2.5)[1]
-    table = run(fedavg(task, **KW), world, task.init, 4, every=2).history
-    d = 650
-    assert list(table["round"]) == [0, 1, 2, 3, 4]
-    assert list(table["time"][1:]) == [2.5, 5.0, 7.5, 10.0]
-    assert list(table["total_up_bits"]) == [t * 5 * 32 * d for t in range(5)]
-    assert list(table["total_down_bits"]) == [t * 5 * 32 * d for t in range(5)]
-    assert list(table["total_gradients"]) == [t * 5 * 2 for t in range(5)]
-
-
-def test_a_progress_bar_counts_rounds_and_shows_the_score(gossip, capsys):
-    task, world, algorithm = gossip
-    run(algorithm, world, task.init, 4, every=2, evaluate=shared_test(task, *_test_digits()), progress=True)
+def test_a_progress_bar_counts_rounds_and_shows_the_score(fed, capsys):
+    task, world, algorithm = fed
+    test = shared_test(task, jnp.asarray(digits().test_x[:50]), jnp.asarray(digits().test_y[:50]))
+    run(algorithm, world, task.init, 4, every=2, evaluate=test, progress=True)
     shown = capsys.readouterr().err
     assert "4/4" in shown
     assert "accuracy 0." in shown
@@ -174,56 +176,9 @@ def test_diverged_nodes_are_counted():
 
 def test_what_is_logged_by_node_is_kept_by_node(gossip):
     task, world, algorithm = gossip
-
-    def round(key, env, s):
-        s, log = algorithm.round(key, env, s)
-        return s, log | {"norm": jnp.linalg.norm(s.nodes, axis=1)}
-
-    result = run(algorithm._replace(round=round), world, task.init, 4, every=2, seeds=2)
+    result = run(algorithm, world, task.init, 4, every=2, seeds=2)
     assert result.nodes["norm"].shape == (2, 4, 12)
     np.testing.assert_allclose(result.nodes["norm"][:, -1], np.linalg.norm(result.state.nodes, axis=2), rtol=1e-6)
-
-
-SHARDED = """
-import sys, jax
-jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-sys.path.insert(0, sys.argv[3])
-import numpy as np
-from common import digits_world, ring
-from jaxfl.algorithms.gossip.dsgd import dsgd
-from jaxfl.algorithms.server.fedavg import fedavg
-from jaxfl.algorithms.server.scaffold import scaffold
-from jaxfl.engine.run import run
-from jaxfl.world import cohort, graph, mixing
-from jaxfl.world.scenario import scenario
-out = {}
-kw = dict(lr=0.2, steps=2, batch=8)
-for name, g in (("ring", ring(40)), ("slots", mixing.metropolis(graph.watts_strogatz(40, 2, 0.0, seed=0)))):
-    if name == "slots":
-        import dataclasses, jaxfl.exchange.mix as mix
-        g, mix.DENSE_RATIO = dataclasses.replace(g, shifts=None), 1
-    task, world = digits_world(n=40, topology=g)
-    r = run(dsgd(task, **kw), world, task.init, 4, every=2, seeds=2 if name == "ring" else None)
-    out[name] = r.state.nodes
-    assert len(r.state.nodes.sharding.device_set) == int(sys.argv[1])
-task, world = digits_world(n=40, c=5)
-s = run(scaffold(task, **kw), world, task.init, 4, every=2).state
-out["x"], out["controls"] = s.shared["x"], s.nodes
-drawn = scenario(world.data, cohort=cohort.importance(40, 5, np.arange(1.0, 41.0)))
-out["drawn"] = run(fedavg(task, **kw), drawn, task.init, 2).state.shared["x"]
-np.savez(sys.argv[2], **{k: np.asarray(v) for k, v in out.items()})
-"""
-
-
-def test_the_same_numbers_on_one_and_eight_devices(tmp_path):
-    got = []
-    for devices in (1, 8):
-        path = tmp_path / f"{devices}.npz"
-        here = str(Path(__file__).parents[1])
-        subprocess.run([sys.executable, "-W", "error", "-c", SHARDED, str(devices), str(path), here], check=True)
-        got.append(np.load(path))
-    for name in got[0].files:
-        np.testing.assert_allclose(got[0][name], got[1][name], atol=2e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -244,19 +199,20 @@ def test_bad_arguments_get_one_sentence(gossip, kw, words, tmp_path, monkeypatch
         run(algorithm, world, task.init, **({"rounds": 2} | kw))
 
 
-def test_a_used_folder_a_foreign_and_a_damaged_checkpoint_are_refused(gossip, fed, tmp_path):
-    task, world, algorithm = gossip
-    run(algorithm, world, task.init, 2, out=tmp_path, checkpoints=True)
+def test_a_used_folder_a_foreign_and_a_damaged_checkpoint_are_refused(fed, tmp_path):
+    task, world, algorithm = fed
+    go = partial(run, algorithm, world, task.init, every=2, out=tmp_path)
+    go(2, checkpoints=True)
     with pytest.raises(InputError, match="holds a run already"):
-        run(algorithm, world, task.init, 2, out=tmp_path)
+        go(2)
     with pytest.raises(InputError, match="of another run"):
-        run(fed[2], fed[1], task.init, 3, out=tmp_path, resume=True)
+        run(fedavg(task, **KW), world, task.init, 3, out=tmp_path, resume=True)
     memory = (tmp_path / "log.jsonl").read_text()
     for file in (tmp_path / "checkpoints").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(b"\0" * 100)
     with pytest.raises(InputError, match="damaged"):
-        run(algorithm, world, task.init, 3, out=tmp_path, resume=True)
+        go(3, resume=True)
     assert (tmp_path / "log.jsonl").read_text() == memory
 
 

@@ -1,44 +1,43 @@
 """Several runs in one program: each is the run alone, and what a seed decides is worked out once."""
 
-import json
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from common import digits_world
+from common import digits_world, quadratics
 
 from jaxfl.algorithms.server.fedprox import fedprox
 from jaxfl.engine import run as engine
 from jaxfl.engine.run import run
 from jaxfl.engine.runs import grid, side_by_side
 from jaxfl.errors import InputError
+from jaxfl.world import cohort
+from jaxfl.world.scenario import scenario
 
 KW = {"steps": 2, "batch": 8}
 
 
 def test_a_sweep_is_its_points_run_one_by_one(tmp_path):
-    task, world = digits_world(c=5)
-    factory = partial(fedprox, task, steps=2, batch=8)
+    _, task, data = quadratics(n=12)
+    world, x = scenario(data, cohort=cohort.uniform(12, 5)), lambda key: jax.random.normal(key, (3,))
+    factory = partial(fedprox, task, steps=2, batch=1)
     points = grid(lr=(0.1, 0.3), mu=(0.0, 1.0))
     assert points == {"lr": [0.1, 0.1, 0.3, 0.3], "mu": [0.0, 1.0, 0.0, 1.0]}
-    swept = run(factory, world, task.init, 4, hyper=points, seeds=2, every=2, out=tmp_path)
+    swept = run(factory, world, x, 4, hyper=points, seeds=2, every=2, out=tmp_path)
     assert len(swept.history) == 4 * 2 * 5
-    assert swept.state.shared["x"].shape == (8, 650)
+    assert swept.state.shared["x"].shape == (8, 3)
     for i, (lr, mu) in enumerate(zip(*points.values(), strict=True)):
-        alone = run(factory, world, task.init, 4, hyper={"lr": lr, "mu": mu}, seeds=2, every=2)
+        alone = run(factory, world, x, 4, hyper={"lr": lr, "mu": mu}, seeds=2, every=2)
         np.testing.assert_allclose(swept.state.shared["x"][2 * i : 2 * i + 2], alone.state.shared["x"], atol=1e-6)
         mine = swept.history.query("lr == @lr and mu == @mu").drop(columns=["lr", "mu"]).reset_index(drop=True)
         np.testing.assert_allclose(mine["loss"], alone.history["loss"], rtol=1e-5)
         np.testing.assert_array_equal(mine["total_up_bits"], alone.history["total_up_bits"])
-    again = run(factory, world, task.init, 4, hyper={"lr": [0.1], "mu": 1.0}, every=2)
+    again = run(factory, world, x, 4, hyper={"lr": [0.1], "mu": 1.0}, every=2)
     assert list(again.history["lr"]) == [0.1] * 5
     for bad in ({"lr": [0.1, 0.2], "mu": [1.0]}, {"lr": []}, {"lr": [[0.1]]}):
         with pytest.raises(InputError, match="equally long lists"):
-            run(factory, world, task.init, 4, hyper=bad)
+            run(factory, world, x, 4, hyper=bad)
 
 
 def _random_numbers(jaxpr):
@@ -66,37 +65,3 @@ def test_points_share_the_cohort_and_the_batches_of_their_seed():
         )
 
     assert drawn(30) == drawn(3) > 0
-
-
-SPREAD = """
-import json, sys
-import jax
-jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-sys.path.insert(0, sys.argv[2])
-from functools import partial
-from common import digits_world
-from jaxfl.algorithms.server.fedprox import fedprox
-from jaxfl.engine.run import _chunk, run
-task, world = digits_world(c=5)
-factory = partial(fedprox, task, steps=2, batch=8)
-out = {}
-for name, lr, seeds in (("points", [0.1, 0.2, 0.3, 0.4], 3), ("seeds", 0.1, 8)):
-    hyper = {"lr": lr, "mu": 0.1}
-    result = run(factory, world, task.init, 4, hyper=hyper, seeds=seeds, every=2)
-    compiled = _chunk._cache_size()
-    again = run(factory, world, task.init, 6, hyper=hyper, seeds=seeds, every=2, carry=result.carry)
-    out[name] = [result.state.shared["x"].tolist(), again.history["loss"].tolist()]
-    assert _chunk._cache_size() == compiled, "going on compiled again"
-    assert len(result.state.shared["x"].sharding.device_set) == int(sys.argv[1])
-print(json.dumps(out))
-"""
-
-
-def test_runs_spread_over_devices_are_the_runs_on_one():
-    got = []
-    for devices in (1, 4):
-        args = [sys.executable, "-W", "error", "-c", SPREAD, str(devices), str(Path(__file__).parents[1])]
-        got.append(json.loads(subprocess.run(args, check=True, stdout=subprocess.PIPE, text=True).stdout))
-    for name in got[0]:
-        for one, many in zip(got[0][name], got[1][name], strict=True):
-            np.testing.assert_allclose(many, one, atol=2e-6)
