@@ -1,6 +1,7 @@
 """EXTRA: gossip that remembers one round, and so ends in the optimum itself, at a constant rate.
 
-x^{t+1} = x^t + W x^t - (x^{t-1} + W x^{t-1}) / 2 - lr (g^t - g^{t-1}),   x^1 = W x^0 - lr g^0
+x <- x + W x - lr g - old,   old <- (x + W x) / 2 - lr g,   old = x at first: g = grad F_i(x_i), all at the old x
+Algorithm 1 of the paper, x'' = (I + W) x' - (I + W)/2 x - lr (g' - g), where what is subtracted is kept as `old`.
 """
 
 import jax.numpy as jnp
@@ -16,13 +17,14 @@ def extra(task, net=fl.Network(), *, lr=0.1, batch=None):
 
     def init(key, env, x):
         rows = fl.tile(x, fl.n_nodes(env))
-        return fl.State((), {"x": rows, "half": rows, "g": 0 * rows}, net.init(env, rows))
+        return fl.State((), {"x": rows, "old": rows}, net.init(env, x))
 
     def round(key, env, s):
-        x, g = s.nodes["x"], fl.at(jnp.arange(fl.n_nodes(env)), gradient)(key, env, s.nodes["x"])
+        x, old = s.nodes["x"], s.nodes["old"]
+        g = fl.at(jnp.arange(fl.n_nodes(env)), gradient)(key, env, x)
         mixed, mail, log = net.gossip(key, env, s.mail, x)
-        new = x + mixed - s.nodes["half"] - lr * (g.rows - s.nodes["g"])
-        return fl.State((), {"x": new, "half": (x + mixed) / 2, "g": g.rows}, mail), g.log | log
+        both, step = x + mixed, lr * g.rows
+        return fl.State((), {"x": both - step - old, "old": both / 2 - step}, mail), g.log | log
 
     return fl.Algorithm(init, round, read=lambda s: s.nodes["x"])
 

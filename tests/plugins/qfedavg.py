@@ -27,7 +27,8 @@ def qfedavg(task, net=fl.Network(), *, lr=0.1, q=1.0, steps=5, batch=8):
 
     def round(key, env, s):
         got = net.collect(key, env, s.mail, member, s.shared["x"])
-        step = got.mean[:-1] / jnp.where(got.present, got.mean[-1], 1)
+        above, below = got.mean[:-1], got.mean[-1]  # 0 where nobody answers, or a sparse codec leaves it out
+        step = jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 0)
         return fl.State({"x": s.shared["x"] - step}, (), got.mail), got.log
 
     return fl.Algorithm(init, round, read=lambda s: s.shared["x"])

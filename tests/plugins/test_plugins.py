@@ -1,6 +1,7 @@
 """Papers of a user, outside the package: right by their equations, and served by every command."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from qfedavg import qfedavg
 
 import jaxfl as fl
 from jaxfl import plugins, zoo
-from jaxfl.algorithms import dsgd, fedavg
+from jaxfl.algorithms import dsgd, fedavg, fedprox
 from jaxfl.cli import main
 from jaxfl.engine.keys import init_key, round_key, run_key
 from jaxfl.options import config
@@ -23,17 +24,19 @@ HERE = Path(__file__).parent
 N, D, LR, WEIGHT = 6, 3, 0.03, np.array([1.0, 2, 4, 8, 3, 5])
 LOCAL = {"lr": LR, "steps": 2, "batch": None}
 Q, TASK, DATA = quadratics(n=N, d=D)
+SHARE = WEIGHT / WEIGHT.sum()
+LINKS = fl.links.links(N, up=[100, 200, 50, 400, 80, 160], down=320, latency=0.5, step=[1, 2, 3, 4, 5, 6])
 
 
 def world():
-    """Three of six members, unlike weights, the third of the three absent."""
+    """Three of six members, unlike weights and links, one of the three absent, in the third round all of them."""
     who = fl.cohort.uniform(N, 3, weight=WEIGHT)
 
     def step(key, arrays, s, t):
         s, c = who.step(key, arrays, s, t)
-        return s, c._replace(weight=c.weight.at[2].set(0.0))
+        return s, c._replace(weight=jnp.where((jnp.arange(3) == t % 3) | (t == 2), 0, c.weight))
 
-    return fl.scenario(DATA, cohort=who._replace(step=step))
+    return fl.scenario(DATA, cohort=who._replace(step=step), links=LINKS)
 
 
 def cohorts(w, rounds):
@@ -44,7 +47,8 @@ def cohorts(w, rounds):
 
 
 WORLD = world()
-MEMBERS = list(cohorts(WORLD, 3))
+ALL = list(cohorts(WORLD, 4))
+MEMBERS = [members for members in ALL if members]  # a round in which nobody answers changes nothing
 
 
 def grad(i, w):
@@ -61,23 +65,50 @@ def descend(i, w, force=lambda w: 0.0):
     return w
 
 
-def after(system, **options):
-    return fl.run(system(TASK, **LOCAL, **options), WORLD, jnp.ones(D), 3).state
+def after(system, up=D, steps=2, **options):
+    """The state after four rounds, whose bits and seconds are those of `up` numbers a member and its `steps`."""
+    found = fl.run(partial(system, TASK, **LOCAL), WORLD, jnp.ones(D), 4, every=1, hyper=options)
+    table, ids = found.history.iloc[1:], [[i for i, _ in members] for members in ALL]
+    np.testing.assert_array_equal(table["down_bits"], [len(here) * 32 * D for here in ids])
+    np.testing.assert_array_equal(table["up_bits"], [len(here) * 32 * up for here in ids])
+    way = lambda bits, rate: 0.5 + bits / np.asarray(rate, float)
+    each = way(32 * D, LINKS.down) + steps * np.asarray(LINKS.step) + way(32 * up, LINKS.up)
+    np.testing.assert_allclose(table["seconds"], [max(each[here], default=0) for here in ids], rtol=1e-5)
+    return found.state
+
+
+def optimum(share):
+    A = Q.A.astype(float)
+    return np.linalg.solve(np.einsum("n,nij->ij", share, A), np.einsum("n,nij,nj->i", share, A, Q.b))
 
 
 def test_feddyn():
     x, h, dual, alpha = np.ones(D), np.zeros(D), np.zeros((N, D)), 0.3
     for members in MEMBERS:
-        move, total = np.zeros(D), sum(p for _, p in members)
-        for i, p in members:
-            y = descend(i, x, lambda w, i=i, x=x: alpha * (w - x) - dual[i])
-            dual[i] -= alpha * (y - x)
-            move += p / total * (y - x)
-        h -= alpha * len(members) / N * move
-        x = x + move - h / alpha
+        new = []
+        for i, _ in members:
+            a = alpha / (N * SHARE[i])
+            new.append(descend(i, x, lambda w, i=i, x=x, a=a: a * (w - x) - dual[i]))
+            dual[i] -= a * (new[-1] - x)
+        h -= alpha / N * sum(y - x for y in new)
+        x = np.mean(new, 0) - h / alpha
     s = after(feddyn, alpha=alpha)
-    for got, want in ((s.shared["x"], x), (s.shared["h"], h), (s.nodes, dual)):
+    for got, want in ((s.shared["x"], x), (s.shared["h"], h), (s.nodes, dual), (s.shared["h"], SHARE @ dual)):
         np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_feddyn_ends_in_the_weighted_optimum_whoever_took_part():
+    system = feddyn(TASK, lr=0.1, alpha=0.5, steps=30, batch=None)
+    x = fl.run(system, WORLD, jnp.ones(D), 600, seeds=2, every=600).state.shared["x"]
+    np.testing.assert_allclose(x, [optimum(SHARE)] * 2, atol=1e-4)
+
+
+def test_feddyns_first_round_goes_beyond_that_of_fedprox():
+    """With equal weights and duals of 0: x + (1 + |S| / n) times the mean move of FedProx, mu = alpha."""
+    full = fl.scenario(DATA, cohort=fl.cohort.uniform(N, 3, weight=np.ones(N)))
+    a, b = (fl.run(f, full, jnp.ones(D), 1).state.shared["x"] for f in (
+        feddyn(TASK, **LOCAL, alpha=0.3), fedprox(TASK, **LOCAL, mu=0.3)))  # fmt: skip
+    np.testing.assert_allclose(a - 1, (1 + 3 / N) * (b - 1), atol=1e-5)
 
 
 def test_ditto_and_its_global_model_is_that_of_fedavg():
@@ -88,7 +119,7 @@ def test_ditto_and_its_global_model_is_that_of_fedavg():
             new += p / total * descend(i, x)
             v[i] = descend(i, v[i], lambda w, x=x: lam * (w - x))
         x = new
-    s = after(ditto, lam=lam)
+    s = after(ditto, steps=4, lam=lam)
     np.testing.assert_allclose(s.shared["x"], x, atol=1e-5)
     np.testing.assert_allclose(s.nodes, v, atol=1e-5)
     np.testing.assert_allclose(after(fedavg).shared["x"], x, atol=1e-5)
@@ -102,23 +133,39 @@ def test_qfedavg():
             move, f = (x - descend(i, x)) / LR, loss(i, x)
             above, below = above + p * f**q * move, below + p * (q * f ** (q - 1) * move @ move + f**q / LR)
         x = x - above / below
-    np.testing.assert_allclose(after(qfedavg, q=q).shared["x"], x, rtol=1e-4)
-    np.testing.assert_allclose(after(qfedavg, q=0.0).shared["x"], after(fedavg).shared["x"], atol=1e-5)
+    np.testing.assert_allclose(after(qfedavg, up=D + 1, q=q).shared["x"], x, rtol=1e-4)
+    np.testing.assert_allclose(after(qfedavg, up=D + 1, q=0.0).shared["x"], after(fedavg).shared["x"], atol=1e-5)
+    sparse = fl.Network(codec=fl.codecs.random_k(1))  # h_k is left out of three messages in four
+    assert np.isfinite(fl.run(qfedavg(TASK, sparse, **LOCAL), WORLD, jnp.ones(D), 4).state.shared["x"]).all()
 
 
-def test_extra_by_its_matrices_and_at_the_optimum():
-    where = fl.mixing.metropolis(fl.graph.star(N))
-    w, there = fl.mixing.matrix(where), fl.scenario(DATA, topology=where)
-    x, before, g = w @ np.ones((N, D)), np.ones((N, D)), lambda x: np.stack([grad(i, x[i]) for i in range(N)])
-    x -= 0.1 * g(before)
-    for _ in range(2):
-        x, before = x + w @ x - (before + w @ before) / 2 - 0.1 * (g(x) - g(before)), x
-    np.testing.assert_allclose(fl.run(extra(TASK, lr=0.1), there, jnp.ones(D), 3).state.nodes["x"], x, atol=1e-5)
-    best = np.linalg.solve(Q.A.astype(float).sum(0), np.einsum("nij,nj->i", Q.A.astype(float), Q.b))
-    far = lambda rows: np.abs(np.asarray(rows) - best).max()
-    assert far(fl.run(extra(TASK, lr=0.1), there, jnp.ones(D), 600, every=600).state.nodes["x"]) < 1e-4
-    gossip = dsgd(TASK, lr=0.1, steps=1, batch=None)
-    assert far(fl.run(gossip, there, jnp.ones(D), 600, every=600).state.nodes) > 1e-2
+def test_extra_by_its_matrices_where_a_leaf_is_down_in_one_round():
+    """W of the round in which node 3 is down leaves it out, and node 3 remembers what it had."""
+    where, lr = fl.mixing.metropolis(fl.graph.star(N)), 0.1
+    down = fl.churn.events(N, leaves=[(1, [3])], joins=[(2, [3])])
+    there = fl.scenario(DATA, topology=where, churn=down, links=LINKS)
+    x = half = np.ones((N, D))  # half: (x + W x) / 2 of the round before
+    g, last = lambda x: np.stack([grad(i, x[i]) for i in range(N)]), np.zeros((N, D))
+    for t in range(3):
+        w, up = fl.mixing.matrix(where).astype(float), np.arange(N) != (3 if t == 1 else -1)
+        w = np.where(up[:, None] & up, w, 0)
+        w += np.diag(1 - w.sum(1))
+        new = x + w @ x - half - lr * (g(x) - last)
+        x, half, last = (np.where(up[:, None], a, b) for a, b in ((new, x), ((x + w @ x) / 2, half), (g(x), last)))
+    system = extra(TASK, fl.Network(codec=fl.codecs.error_feedback(fl.codecs.plain())), lr=lr)
+    found = fl.run(system, there, jnp.ones(D), 3, every=1)
+    np.testing.assert_allclose(found.state.nodes["x"], x, atol=1e-5)
+    np.testing.assert_array_equal(found.history["up_bits"][1:], [32 * D * edges for edges in (10, 8, 10)])
+    # the middle sends 5 messages, or 4: at 100 bits a second it is the slowest, beside the longest step
+    np.testing.assert_allclose(found.history["seconds"][1:], [6.5 + 32 * D * k / 100 for k in (5, 4, 5)], rtol=1e-5)
+
+
+def test_extra_ends_in_the_optimum_and_gossip_at_its_rate_does_not():
+    there = fl.scenario(DATA, topology=fl.mixing.metropolis(fl.graph.star(N)))
+    away = lambda rows: np.abs(np.asarray(rows) - optimum(np.ones(N))).max()
+    run = lambda system: system.read(fl.run(system, there, jnp.ones(D), 600, every=600).state)
+    assert away(run(extra(TASK, lr=0.1))) < 1e-4
+    assert away(run(dsgd(TASK, lr=0.1, steps=1, batch=None))) > 1e-2
 
 
 SMALL = ["--nodes", "8", "--data", "digits", "--model", "logistic", "--rounds", "2", "--every", "1", "--seeds", "1"]
