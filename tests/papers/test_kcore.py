@@ -15,7 +15,7 @@ from jaxfl.exchange.reducers import h_index
 from jaxfl.programs.kcore import kcore_exact, kcore_incremental, kcore_restart
 from jaxfl.world import graph, mixing
 from jaxfl.world.scenario import scenario
-from jaxfl.world.temporal import Room, chung_lu, churned, room, temporal
+from jaxfl.world.temporal import Room, chung_lu, churned, temporal
 
 SYSTEMS = {
     "kcore_restart": kcore_restart(),
@@ -24,7 +24,7 @@ SYSTEMS = {
     "kcore_exact": kcore_exact(),
 }
 EXACT = ("kcore_restart", "kcore_exact")
-TINY = Room(((4, 10), (7, 10)), 55)  # of 11 nodes: tests that share shapes share compiled programs
+N, ROOM = 80, Room(((8, 79), (24, 50), (48, 30)), 1000)  # tests that share shapes share compiled programs
 
 
 def small():
@@ -71,11 +71,11 @@ def test_messages_by_hand():
     first = np.array([[0, 1], [0, 2], [1, 2], [2, 3]])
     last = np.array([[0, 2], [1, 2], [2, 3], [3, 0]])
     snapshots = [first, np.concatenate([first, [[3, 0]]]), last, last, last, last]
-    want = np.zeros((6, 11), int)
+    want = np.zeros((6, N), int)
     want[:, :4] = [[2, 2, 2, 1], [2, 2, 2, 2]] + 4 * [[2, 1, 2, 2]]
     counts = {}
     for name, algorithm in SYSTEMS.items():
-        got, log = cores(algorithm, 11, snapshots, room=TINY)
+        got, log = cores(algorithm, N, snapshots, room=ROOM)
         np.testing.assert_array_equal(got, want)
         counts[name] = log[["messages", "waves"]].astype(int).values.tolist()
     # restart: all four say their degrees, then who falls: node 2; then 0 and 2; then 2; over and over
@@ -148,18 +148,15 @@ def by_messages(n, snapshots, pausing):
     return np.array(out), counts
 
 
-MIDDLE = Room(((8, 79), (24, 50), (48, 30)), 1000)
-
-
 def changes(churn):
-    return churned(80, chung_lu(80, 7, 0.5, 5), 6, churn, 2)
+    return churned(N, chung_lu(N, 7, 0.5, 5), 6, churn, 2)
 
 
 @pytest.mark.parametrize("pausing", [True, False])
 @pytest.mark.parametrize("churn", [0.01, 0.3])
 def test_the_incremental_program_is_the_card_message_by_message(pausing, churn):
     n, snapshots = 80, changes(churn)
-    got, log = cores(SYSTEMS["kcore_incremental" if pausing else "kcore_hasty"], n, snapshots, room=MIDDLE)
+    got, log = cores(SYSTEMS["kcore_incremental" if pausing else "kcore_hasty"], n, snapshots, room=ROOM)
     want, counts = by_messages(n, snapshots, pausing)
     np.testing.assert_array_equal(got, want)
     assert log[["messages", "waves"]].astype(int).values.tolist() == counts
@@ -167,9 +164,9 @@ def test_the_incremental_program_is_the_card_message_by_message(pausing, churn):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_random_graphs_that_change_at_random(name, seed):
-    """Edges, isolated nodes, full turnover: exact where it should be, never too high elsewhere."""
+    """Edges of eleven nodes, the others alone, full turnover: exact where it should be, never too high elsewhere."""
     rng = np.random.default_rng(seed)
     n = 11
     snapshots = []
@@ -183,8 +180,8 @@ def test_random_graphs_that_change_at_random(name, seed):
                 np.concatenate([snapshots[-1][rng.random(keep.sum()) < 0.9], more[more[:, 0] != more[:, 1]]])
             )
     snapshots = snapshots[:6]
-    got, _ = cores(SYSTEMS[name], n, snapshots, room=TINY)
-    want = truth(n, snapshots)
+    got, _ = cores(SYSTEMS[name], N, snapshots, room=ROOM)
+    want = truth(N, snapshots)
     if name in EXACT:
         np.testing.assert_array_equal(got, want)
     else:
@@ -193,15 +190,12 @@ def test_random_graphs_that_change_at_random(name, seed):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_thousand_nodes_after_every_batch(name):
-    n = 1000
-    base = chung_lu(n, 10, 0.6, 0)
-    runs = [churned(n, base, 6, churn, 1) for churn in (0.002, 0.2)]
-    messages = []
-    for snapshots in runs:
-        got, log = cores(SYSTEMS[name], n, snapshots, room=room(n, *runs))
+def test_the_price_of_few_and_of_many_changes(name):
+    n, messages = 80, []
+    for churn in (0.002, 0.2):
+        snapshots = changes(churn)
+        got, log = cores(SYSTEMS[name], n, snapshots, room=ROOM)
         error = got - truth(n, snapshots)
-        assert error.shape == (6, n)
         if name in EXACT:
             assert not error.any()
         else:
@@ -211,11 +205,11 @@ def test_a_thousand_nodes_after_every_batch(name):
     if name == "kcore_restart":
         assert min(messages) > 2 * n
     else:
-        assert messages[0] < n < 2 * n < messages[1]
+        assert messages[0] < n / 2 < n < messages[1]
 
 
-def test_ten_thousand_nodes_after_every_batch():
-    n = 10_000
+def test_two_thousand_nodes_after_every_batch():
+    n = 2000
     snapshots = churned(n, chung_lu(n, 10, 0.6, 0), 3, 0.01, 1)
     got, _ = cores(SYSTEMS["kcore_restart"], n, snapshots)
     np.testing.assert_array_equal(got, truth(n, snapshots))
@@ -225,8 +219,8 @@ def test_ten_thousand_nodes_after_every_batch():
 def test_names_and_tables_do_not_matter(name):
     n, snapshots = 80, changes(0.1)
     order = np.random.default_rng(0).permutation(n)
-    plain, log = cores(SYSTEMS[name], n, snapshots, room=MIDDLE)
-    moved, again = cores(SYSTEMS[name], n, [order[s] for s in snapshots], room=MIDDLE)
+    plain, log = cores(SYSTEMS[name], n, snapshots, room=ROOM)
+    moved, again = cores(SYSTEMS[name], n, [order[s] for s in snapshots], room=ROOM)
     np.testing.assert_array_equal(moved[:, order], plain)
     assert same(log.to_dict("list"), again.to_dict("list"))
     if name == "kcore_exact":
@@ -237,20 +231,18 @@ def test_names_and_tables_do_not_matter(name):
 
 def test_a_fixed_graph_is_a_temporal_graph_too():
     g = mixing.metropolis(graph.barabasi_albert(40, 3, 0))
-    algorithm = SYSTEMS["kcore_exact"]
+    algorithm = SYSTEMS["kcore_restart"]
     result = run(algorithm, scenario((), nodes=40, topology=g), jnp.zeros(0), 2)
     core = nx.core_number(graph.to_networkx(g))
     np.testing.assert_array_equal(algorithm.read(result.state), [core[i] for i in range(40)])
     assert result.history["messages"].iloc[-1] == 0
 
 
-@pytest.mark.parametrize("make", [kcore_restart, kcore_incremental, kcore_exact])
-def test_most_bounds_the_exchanges_and_what_is_left_shows(make):
-    n = 24
-    snapshots = churned(n, chung_lu(n, 6, 0.6, 0), 4, 0.2, 0)
-    world = scenario((), nodes=n, topology=temporal(n, snapshots, tiers=False))
-    log = run(make(most=2), world, jnp.zeros(0), 4, every=4).history.iloc[1:]
+def test_most_bounds_the_exchanges_and_what_is_left_shows():
+    world = scenario((), nodes=N, topology=temporal(N, changes(0.2), room=ROOM))
+    log = run(kcore_restart(most=2), world, jnp.zeros(0), 6, every=6).history.iloc[1:]
     assert log["waves"].max() == 2
     assert log["unfinished"].iloc[0] > 0
-    with pytest.raises(InputError, match="most is 0"):
-        make(most=0)
+    for make in (kcore_restart, kcore_incremental, kcore_exact):
+        with pytest.raises(InputError, match="most is 0"):
+            make(most=0)
