@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from common import digits_world, quadratics, rounds
-from test_membership import pinged
+from pinging import pinged
 
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.algorithms.server.modest import VIEW_BITS, modest
