@@ -1,12 +1,11 @@
-"""The claims of the momentum methods and of the adaptive servers, at sizes where their parts can be checked."""
+"""The claim of the momentum methods, at sizes where its parts can be checked; their equations: test_scaffold."""
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.momentum_fl import fedavg_m, scaffold_m
-from jaxfl.claims import fedopt, momentum_fl
+from jaxfl.claims import momentum_fl
 from jaxfl.data import synthetic
 from jaxfl.data.partition import by_client
 
@@ -72,72 +71,3 @@ def test_the_momentum_claim_is_judged_by_the_cards_inequalities():
     bad = curves | {("SCAFFOLD-M-VR", 8): flat(2.0)}
     judged = momentum_fl.judge(biased, 1.01 * biased, exact, bad).checks
     assert [c.holds for c in judged] == [False, True, True, True, True, True, False]
-
-
-def test_the_ladder_of_rates():
-    np.testing.assert_allclose([fedopt.rate(k) for k in range(-4, 4)], [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30])
-
-
-def test_a_grid_grows_until_its_best_cell_lies_inside():
-    calls = []
-
-    def loss(i, j):
-        calls.append((i, j))
-        return (i - 4) ** 2 + (j + 2) ** 2
-
-    cell, tried, edge = fedopt.search(loss, range(-1, 2), range(3))
-    assert (cell, edge) == ((4, -2), False)
-    assert len(calls) == len(set(calls)) == len(tried)
-    assert tried[cell] == min(tried.values()) == 0
-    assert {i for i, _ in tried} == set(range(-1, 6))
-    assert {j for _, j in tried} == set(range(-3, 3))
-    assert fedopt.search(loss, range(3, 6), range(-3, 0))[1].keys() == {(i, j) for i in (3, 4, 5) for j in (-3, -2, -1)}
-    cell, tried, edge = fedopt.search(loss, range(-1, 2), range(3), widen=1)
-    assert (cell, edge, len(tried)) == ((2, -1), True, 16)
-
-
-def test_the_round_in_which_a_loss_is_reached():
-    rows = [
-        (0, 0, 1.6),
-        (0, 5, 0.95),
-        (0, 10, 0.89),
-        (0, 15, 0.7),
-        (1, 0, 1.6),
-        (1, 5, 1.2),
-        (1, 10, 0.9),
-        (1, 15, 1.0),
-    ]
-    history = pd.DataFrame(rows, columns=["seed", "round", "train_loss"])
-    np.testing.assert_array_equal(fedopt.reached(history), [10, np.inf])
-
-
-def test_data_without_the_dense_block_keep_its_columns_at_zero():
-    plain = synthetic.sparse_features(100, seed=1, dense=False)
-    wide = fedopt.no_dense(plain)
-    assert wide.x.shape == synthetic.sparse_features(100, seed=1).x.shape
-    assert not wide.x[:, :10].any()
-    np.testing.assert_array_equal(wide.x[:, 10:], plain.x)
-    np.testing.assert_array_equal(wide.test_x[:, 10:], plain.test_x)
-
-
-@pytest.fixture(scope="module")
-def small():
-    first = {"FedAvg": range(1), "FedAdam": range(-2, 0)}
-    methods = {name: (fedopt.METHODS[name][0], rungs) for name, rungs in first.items()}
-    return fedopt.reproduce(2, rounds=10, methods=methods, rows=range(-1, 1))
-
-
-def test_adaptive_claim_has_a_row_a_method_and_the_cards_inequalities(small):
-    assert list(small.table["system"]) == ["FedAvg", "FedAdam"] * 2
-    assert (small.table["cells"] >= 9).all()
-    np.testing.assert_allclose(small.table["loss / FedAvg"][[0, 2]], 1)
-    assert [(c.relation, c.required, len(c.seeds)) for c in small.checks] == [
-        ("<=", 0.6, 2),
-        (">=", 4, 2),
-        (">=", 0.05, 2),
-    ]
-    np.testing.assert_allclose(small.checks[0].measured, small.table["loss / FedAvg"][1])
-    gap = small.table["accuracy"][1] - small.table["accuracy"][0]
-    np.testing.assert_allclose(small.checks[2].measured, gap, atol=1e-6)
-    assert (small.table["loss std"] > 0).all()
-    assert len(small.figure.axes) == 2
