@@ -21,9 +21,11 @@ def pytest_collection_modifyitems(items):
     systems: dict = {}
     for item in items:
         group = str(item.path)
-        if item.path.parent.name == "matrix" and "name" in getattr(getattr(item, "callspec", None), "params", {}):
-            system = systems.setdefault(item.callspec.params["name"], len(systems))
-            group = f"matrix {system // DOZEN}"
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if item.path.parent.name == "matrix" and "name" in params:
+            group = f"matrix {systems.setdefault(params['name'], len(systems)) // DOZEN}"
+        elif item.path.parent.name == "matrix" and "file" in params:
+            group = params["file"]
         item.add_marker(pytest.mark.xdist_group(group))
 
 
