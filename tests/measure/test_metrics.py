@@ -41,11 +41,11 @@ def test_shared_test_set(batch):
     assert got.keys() == want.keys()
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-4, err_msg=name)
-    one = metric.measure(metric.arrays, jnp.float32(mean))
+    one = jax.jit(metric.measure)(metric.arrays, jnp.float32(mean))
     np.testing.assert_allclose(one["worst_decile"], one["accuracy"])
     assert float(one["node_spread"]) == float(one["consensus"]) == 0
     brief = metrics.shared_test(t, jnp.float32(x), jnp.asarray(y), nodes=False)
-    assert brief.measure(brief.arrays, jnp.float32(rows)).keys() == {"accuracy", "test_loss"}
+    assert jax.eval_shape(brief.measure, brief.arrays, jnp.float32(rows)).keys() == {"accuracy", "test_loss"}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_regression_has_losses_in_place_of_accuracies():
     x, y = RNG.normal(size=(30, 3)), RNG.normal(size=30)
     rows = RNG.normal(size=(4, 3))
     metric = metrics.shared_test(task.linear_regression(3), jnp.float32(x), jnp.float32(y))
-    got = metric.measure(metric.arrays, jnp.float32(rows))
+    got = jax.jit(metric.measure)(metric.arrays, jnp.float32(rows))
     each = np.array([np.mean(0.5 * (x @ r - y) ** 2) for r in rows])
     np.testing.assert_allclose(got["node_loss"], each.mean(), rtol=1e-5)
     np.testing.assert_allclose(got["test_loss"], np.mean(0.5 * (x @ rows.mean(0) - y) ** 2), rtol=1e-5)
@@ -121,7 +121,7 @@ def test_a_servers_model_is_every_nodes_model():
     assert got.keys() == want.keys()
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-    tiled = metric.measure(metric.arrays, jnp.tile(jnp.float32(row), (4, 1)))
+    tiled = jax.jit(metric.measure)(metric.arrays, jnp.tile(jnp.float32(row), (4, 1)))
     np.testing.assert_allclose(tiled["private_0"], got["private_0"], rtol=1e-6)
     with pytest.raises(InputError, match=r"has the shapes \[\(5, 650\)\]"):
         metric.measure(metric.arrays, jnp.zeros((5, 650)))
@@ -130,7 +130,7 @@ def test_a_servers_model_is_every_nodes_model():
 def test_training_objective_weighs_nodes_equally():
     t, world = digits_world(n=6)
     metric = metrics.training_objective(t, world.data)
-    got = metric.measure(metric.arrays, jnp.zeros(650))
+    got = jax.jit(metric.measure)(metric.arrays, jnp.zeros(650))
     np.testing.assert_allclose(got["train_loss"], np.log(10), rtol=1e-5)
     data, slopes = world.data, []
     for i in range(6):
