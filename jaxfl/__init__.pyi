@@ -1,49 +1,166 @@
 # What `import jaxfl as fl` offers: each name is loaded from here when it is first used.
-from . import algorithms, data, models, plugins, programs, zoo
-from .core import (
-    Algorithm,
-    Cohort,
-    Env,
-    Graph,
-    Inbox,
-    Links,
-    Log,
-    Mail,
-    Metric,
-    Outbox,
-    Process,
-    Program,
-    Scenario,
-    Shards,
-    State,
-    n_nodes,
-    node_keys,
-    shares,
-    stream,
-    tile,
+from . import (
+    algorithms as algorithms,
 )
-from .data import corrupt, partition, synthetic, text
-from .engine.plan import plan
-from .engine.run import rollout, run
-from .engine.runs import grid
-from .engine.sharding import node_mesh, use_cores
-from .errors import InputError, require
-from .exchange import attacks, codecs, rules, staleness
-from .exchange.network import Network
-from .exchange.program import program
-from .learn import distill, heads, hooks, task
-from .learn.local import local_gradient, local_sgd
-from .learn.task import Task, classification, language_model, logistic_regression
-from .mapping.at import at
-from .measure import curvature, influence, metrics, theory
-from .measure.metrics import shared_test
-from .models import networks
-from .paper import Example, Given, Paper, System
-from .plugins import register
-from .report import plots, sweeps, tables
-from .report.tables import summary, table
-from .world import churn, clock, cohort, durations, graph, links, mixing, temporal, topology, work
-from .world.process import process
-from .world.scenario import scenario
+from . import (
+    data as data,
+)
+from . import (
+    models as models,
+)
+from . import (
+    plugins as plugins,
+)
+from . import (
+    programs as programs,
+)
+from . import (
+    zoo as zoo,
+)
+from .core import (
+    Algorithm as Algorithm,
+)
+from .core import (
+    Cohort as Cohort,
+)
+from .core import (
+    Env as Env,
+)
+from .core import (
+    Graph as Graph,
+)
+from .core import (
+    Inbox as Inbox,
+)
+from .core import (
+    Links as Links,
+)
+from .core import (
+    Log as Log,
+)
+from .core import (
+    Mail as Mail,
+)
+from .core import (
+    Metric as Metric,
+)
+from .core import (
+    Outbox as Outbox,
+)
+from .core import (
+    Process as Process,
+)
+from .core import (
+    Program as Program,
+)
+from .core import (
+    Scenario as Scenario,
+)
+from .core import (
+    Shards as Shards,
+)
+from .core import (
+    State as State,
+)
+from .core import (
+    n_nodes as n_nodes,
+)
+from .core import (
+    node_keys as node_keys,
+)
+from .core import (
+    shares as shares,
+)
+from .core import (
+    stream as stream,
+)
+from .core import (
+    tile as tile,
+)
+from .data import corrupt as corrupt
+from .data import partition as partition
+from .data import synthetic as synthetic
+from .data import text as text
+from .engine.plan import plan as plan
+from .engine.run import rollout as rollout
+from .engine.run import run as run
+from .engine.runs import grid as grid
+from .engine.sharding import node_mesh as node_mesh
+from .engine.sharding import use_cores as use_cores
+from .errors import InputError as InputError
+from .errors import require as require
+from .exchange import attacks as attacks
+from .exchange import codecs as codecs
+from .exchange import rules as rules
+from .exchange import staleness as staleness
+from .exchange.network import Network as Network
+from .exchange.program import program as program
+from .learn import distill as distill
+from .learn import heads as heads
+from .learn import hooks as hooks
+from .learn import task as task
+from .learn.local import local_gradient as local_gradient
+from .learn.local import local_sgd as local_sgd
+from .learn.task import (
+    Task as Task,
+)
+from .learn.task import (
+    classification as classification,
+)
+from .learn.task import (
+    language_model as language_model,
+)
+from .learn.task import (
+    logistic_regression as logistic_regression,
+)
+from .mapping.at import at as at
+from .measure import curvature as curvature
+from .measure import influence as influence
+from .measure import metrics as metrics
+from .measure import theory as theory
+from .measure.metrics import shared_test as shared_test
+from .models import networks as networks
+from .paper import Example as Example
+from .paper import Given as Given
+from .paper import Paper as Paper
+from .paper import System as System
+from .plugins import register as register
+from .report import plots as plots
+from .report import sweeps as sweeps
+from .report import tables as tables
+from .report.tables import summary as summary
+from .report.tables import table as table
+from .world import (
+    churn as churn,
+)
+from .world import (
+    clock as clock,
+)
+from .world import (
+    cohort as cohort,
+)
+from .world import (
+    durations as durations,
+)
+from .world import (
+    graph as graph,
+)
+from .world import (
+    links as links,
+)
+from .world import (
+    mixing as mixing,
+)
+from .world import (
+    temporal as temporal,
+)
+from .world import (
+    topology as topology,
+)
+from .world import (
+    work as work,
+)
+from .world.process import process as process
+from .world.scenario import scenario as scenario
 
 __version__: str

@@ -106,9 +106,12 @@ class Network(NamedTuple):
         """Memory of the network for messages like `message` `[m]`, one a node.
 
         Raises:
-            InputError: a slot that holds something else, or a rule or codec beside a collective, which replaces them.
+            InputError: a message that is no vector, a slot that holds something else, or a rule or codec beside a
+                collective, which replaces them.
         """
         self.check()
+        if jnp.ndim(message) != 1:
+            raise InputError(f"message has shape {jnp.shape(message)}, but must be what ONE node sends, [m].")
         colluders = () if self.attack is None else self.attack.init(message)
         mine, common = ((), ()) if self.collective is None else self.collective.init(message)
         n = n_nodes(env)

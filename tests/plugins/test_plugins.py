@@ -286,3 +286,14 @@ def test_a_name_of_the_zoo_stays_the_zoos(tmp_path):
     (tmp_path / "mine.py").write_text("import jaxfl as fl\nfrom jaxfl.algorithms import fedprox as fedavg\n")
     assert zoo.adopt(f"{tmp_path}/mine.py:fedavg") == "mine_fedavg"
     assert zoo.find("mine_fedavg").make is not zoo.find("fedavg").make
+
+
+def test_the_one_import_has_everything_it_offers():
+    for name in fl.__all__:
+        assert getattr(fl, name) is not None, name
+    assert set(fl.__all__) <= set(dir(fl))
+    with pytest.raises(AttributeError, match="jaxfl has no 'runn'"):
+        _ = fl.runn
+    assert fl.algorithms.fedavg is fedavg
+    with pytest.raises(AttributeError, match="no system 'fedavgg'"):
+        _ = fl.algorithms.fedavgg
