@@ -1,6 +1,5 @@
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,7 @@ def test_rows_of_a_worker(worker, tmp_path):
     worker("""
         import json, sys, time
         print("chatter")
-        print(json.dumps({"seconds": 2.5, "said": sys.argv[1:], "first_round_at": time.time()}))
+        print(json.dumps({"seconds": 2.5, "said": sys.argv[1:], "first_round_at": time.time() + 1e6}))
     """)
     rows = run.measure("torch", "w3", "d.npz", nodes=64, rounds=7, venvs=tmp_path)
     assert [row["variant"] for row in rows] == ["loop", "vmap"]
@@ -72,7 +71,7 @@ def test_rows_of_a_worker(worker, tmp_path):
             "--data": "d.npz",
             "--variant": row["variant"],
         }
-        assert 0 < row["startup_seconds"] < 60
+        assert row["startup_seconds"] == pytest.approx(1e6, rel=0.01)
         assert "first_round_at" not in row
         assert row["seconds"] == 2.5
 
@@ -83,15 +82,13 @@ def test_rows_of_a_worker(worker, tmp_path):
         ("raise SystemExit('first\\nno luck')", "no luck"),
         ("raise ValueError('odd shape')", "ValueError: odd shape"),
         ("raise SystemExit(3)", "exit status 3"),
-        ("import time; time.sleep(60)", "stopped after 0.5 s"),
+        ("import time; time.sleep(3600)", "stopped after 0.5 s"),
         ("pass", "printed no row"),
     ],
 )
 def test_a_worker_that_fails_is_a_row(worker, tmp_path, text, said):
     worker(text)
-    begin = time.perf_counter()
-    (row,) = run.measure("torch", "w2", nodes=500, cohort=50, timeout=0.5 if "sleep" in text else 60, venvs=tmp_path)
-    assert time.perf_counter() - begin < 30
+    (row,) = run.measure("torch", "w2", nodes=500, cohort=50, timeout=0.5 if "sleep" in text else 600, venvs=tmp_path)
     assert row == {"peer": "torch", "variant": "loop", "workload": "W2", "nodes": 500, "cohort": 50, "error": said}
 
 
