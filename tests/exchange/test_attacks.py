@@ -168,7 +168,7 @@ def test_on_a_graph_statistics_are_of_everyone_or_of_the_neighbourhood(local):
     alive = np.arange(12) != 6
     net = Network(rules.mean, attack=attacks.ipm(0.5, local=local))
     env = env_of(g, byz, jnp.asarray(alive))
-    got, _, _ = net.gossip(KEY, env, net.init(env, jnp.zeros(4)), jnp.float32(x))
+    got, _, _ = jax.jit(net.gossip)(KEY, env, net.init(env, jnp.zeros(4)), jnp.float32(x))
     for i in range(12):
         near = (W[i] > 0) & ~byz if local else ~byz & alive  # W[i, i] > 0: a receiver hears itself
         told = x.copy()
@@ -186,10 +186,10 @@ def test_a_liar_that_sends_nothing_finite_is_not_heard_and_a_dead_link_tells_not
     for rule in (rules.median(), rules.krum(1), rules.geometric_median(), rules.centered_clipping(1.0)):
         env = env_of(g, byz)
         net = Network(rule, attack=nothing)
-        got, _, _ = net.gossip(KEY, env, net.init(env, x[0]), x)
+        got, _, _ = jax.jit(net.gossip)(KEY, env, net.init(env, x[0]), x)
         assert np.isfinite(got).all()
     net = Network(rules.mean, attack=nothing)
-    got, _, _ = net.gossip(KEY, env, net.init(env, x[0]), x)
+    got, _, _ = jax.jit(net.gossip)(KEY, env, net.init(env, x[0]), x)
     assert np.isfinite(got).all(1).tolist() == [True, True, True, False, True, True, True, True]
 
 
@@ -198,8 +198,8 @@ def test_the_memory_of_colluders_lives_in_the_mail():
     env = env_of(graph.ring(6), np.arange(6) < 2)
     x = jnp.float32(RNG.normal(size=(6, 3)))
     mail = net.init(env, x[0])
-    _, after, _ = net.aggregate(KEY, env, mail, x)
+    _, after, _ = jax.jit(net.aggregate)(KEY, env, mail, x)
     assert int(after.shared[0][0]) == 1
-    _, last, _ = net.aggregate(KEY, env, after, x)
+    _, last, _ = jax.jit(net.aggregate)(KEY, env, after, x)
     assert int(last.shared[0][0]) == 2
     assert not same(after.shared, mail.shared)

@@ -41,10 +41,10 @@ def test_apart_or_not_the_numbers_are_the_same(width):
     row = jax.tree.map(lambda a: a[2], rows)
     draw, rest = draws_apart(learn, shared, row)
     drawn = jax.jit(draw)(shared, row)
-    same(rest(shared, row, drawn), learn(shared, row))
+    same(jax.jit(rest)(shared, row, drawn), jax.jit(learn)(shared, row))
     with block_of(2):
         blocks = jax.jit(lambda s, r: map_nodes(learn, s, r))(shared, rows)
-    same(blocks, jax.vmap(learn, (None, 0))(shared, rows))
+    same(blocks, jax.jit(jax.vmap(learn, (None, 0)))(shared, rows))
 
 
 def test_what_is_drawn_is_small_depends_on_the_node_and_leaves_no_draw_behind():
@@ -52,7 +52,7 @@ def test_what_is_drawn_is_small_depends_on_the_node_and_leaves_no_draw_behind():
         shared, rows = world(width)
         row = jax.tree.map(lambda a: a[0], rows)
         draw, rest = draws_apart(learn, shared, row)
-        drawn = draw(shared, row)
+        drawn = jax.eval_shape(draw, shared, row)
         shapes = sorted(a.shape for a in drawn if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key))
         assert shapes == ([(3, 4), (4,)] if large else [(3,), (3, 4), (4,)])
         left = str(jax.make_jaxpr(rest)(shared, row, drawn))

@@ -62,7 +62,8 @@ def test_the_gradient_through_what_nodes_keep_does_not_depend_on_blocks():
     found = []
     for block in (5, 1, 2):
         with block_of(block):
-            found.append(jax.grad(loss, (0, 1))(jnp.float32(0.7), jnp.linspace(0, 1, 15).reshape(5, 3)))
+            slope = jax.jit(lambda *a: jax.grad(loss, (0, 1))(*a))
+            found.append(slope(jnp.float32(0.7), jnp.linspace(0, 1, 15).reshape(5, 3)))
     for other in found[1:]:
         chex.assert_trees_all_close(other, found[0], rtol=1e-5)
 
@@ -111,13 +112,18 @@ def test_what_a_network_collects_is_what_it_aggregates(net):
     env = Env(jnp.int32(0), now.seconds, world.data, now.graph, members, world.byz)
     learn = displacement(local_sgd(task, optax.sgd(0.1), steps=2, batch=4))
     mail = net.init(env, x)
-    with block_of(2):
-        got = net.collect(key, env, mail, learn, x)
-        slow = at(members, learn)(key, env, x)
-    want, _, log = net.aggregate(key, env, mail, slow.rows)
-    np.testing.assert_allclose(got.mean, want, rtol=1e-5, atol=1e-7)
-    chex.assert_trees_all_close(got.each, slow.each, rtol=1e-5)
-    whole = dict(slow.log | log)
+
+    @jax.jit
+    def both(env, mail, x):
+        with block_of(2):
+            got = net.collect(key, env, mail, learn, x)
+            slow = at(members, learn)(key, env, x)
+        want, _, log = net.aggregate(key, env, mail, slow.rows)
+        return (got.mean, got.each, dict(got.log)), (want, slow.each, dict(slow.log | log))
+
+    (mean, each, log), (want, slow, whole) = both(env, mail, x)
+    np.testing.assert_allclose(mean, want, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(each, slow, rtol=1e-5)
     assert whole.pop("down_bits") == 0  # `aggregate` and `at` hand nothing down
-    assert float(got.log.pop("down_bits")) == 4 * 32 * 650
-    chex.assert_trees_all_close(dict(got.log), whole, rtol=1e-5)
+    assert float(log.pop("down_bits")) == 4 * 32 * 650
+    chex.assert_trees_all_close(log, whole, rtol=1e-5)

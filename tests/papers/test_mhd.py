@@ -80,19 +80,24 @@ def small():
 
 
 @functools.cache
-def once(f, **kw):
-    """The same system for the same arguments, so that it compiles once."""
-    return f(TWO, **QUICK | kw)
+def local(own_head=False, **kw):
+    """One factory for the same arguments, so that it compiles once; what is traced comes by `hyper`."""
+    return partial(mhd, TWO, own_head=own_head, **QUICK | kw)
 
 
+@functools.cache
 def line():
     """Node 0 hears nobody, every other its predecessor, over slow links."""
     g = graph.from_edges(N, range(1, N), range(N - 1))
     return world(g, links=links(N, up=1000.0, latency=0.5, step=0.1), round_seconds=2.0)
 
 
+def of_rows(groups, rows):
+    return in_node_order(groups, [jnp.pad(r, ((0, 0), (0, 200 - r.shape[1]))) for r in rows])
+
+
 def answers(groups, result):
-    return in_node_order(groups, [jnp.pad(r, ((0, 0), (0, 200 - r.shape[1]))) for r in result.state.nodes["rows"]])
+    return of_rows(groups, result.state.nodes["rows"])
 
 
 def isolated(groups):
@@ -113,27 +118,44 @@ def isolated(groups):
     return Algorithm(init, round, lambda s: s.nodes["rows"])
 
 
+@functools.cache
+def alone(rounds):
+    return run(isolated(TWO), world(), rows_of(TWO), rounds, every=1).state.nodes
+
+
+RANDOM = QUICK | {"teachers": 2, "choose": distill.at_random()}
+
+
+def weighted(groups, nu_aux, nu_emb):
+    hyper = {"nu_aux": nu_aux, "nu_emb": nu_emb}
+    return run(partial(mhd, groups, **RANDOM), world(), rows_of(groups), 2, every=1, hyper=hyper)
+
+
 def test_without_distillation_it_is_isolated_training_bit_for_bit():
-    alone = run(isolated(TWO), world(), rows_of(TWO), 3).state.nodes
-    f = partial(mhd, TWO, **QUICK)
-    off = run(f, world(), rows_of(TWO), 3, hyper={"nu_aux": 0.0, "nu_emb": 0.0})
-    assert same(off.state.nodes["rows"], alone["rows"])
-    assert same(off.state.nodes["opt"], alone["opt"])
+    off = weighted(TWO, 0.0, 0.0)
+    assert same(off.state.nodes["rows"], alone(2)["rows"])
+    assert same(off.state.nodes["opt"], alone(2)["opt"])
     assert off.history["total_up_bits"].iloc[-1] == 0
-    for weights in ({"nu_aux": 1.0, "nu_emb": 0.0}, {"nu_aux": 0.0, "nu_emb": 1.0}):
-        on = run(f, world(), rows_of(TWO), 3, hyper=weights)
-        assert not same(on.state.nodes["rows"][0], alone["rows"][0])
+    for weights in ((1.0, 0.0), (0.0, 1.0)):
+        on = weighted(TWO, *weights)
+        assert not same(on.state.nodes["rows"][0], alone(2)["rows"][0])
         assert on.history["total_up_bits"].iloc[-1] > 0
 
 
 def test_two_groups_of_one_architecture_are_one_group():
-    split = Group(NARROW, (6, 1, 2)), Group(NARROW, (0, 7, 3, 4, 5))
-    kw = QUICK | {"nu_emb": 0.5, "teachers": 2, "choose": distill.at_random()}
-    a = run(mhd(split, **kw), world(), rows_of(split), 3)
-    b = run(mhd(ONE, **kw), world(), rows_of(ONE), 3)
-    np.testing.assert_allclose(answers(split, a), answers(ONE, b), atol=2e-6)
+    split = Group(NARROW, (3, 0)), TWO[1], Group(NARROW, (5, 6))
+    a, b = (weighted(groups, 3.0, 0.5) for groups in (split, TWO))
+    np.testing.assert_allclose(answers(split, a), answers(TWO, b), atol=2e-6)
     for name in ("loss", "aux_loss", "up_bits"):
         np.testing.assert_allclose(a.history[name].dropna(), b.history[name].dropna(), rtol=1e-5)
+
+
+WHOLE = QUICK | {"momentum": 0.0, "steps": 1, "batch": None, "teachers": N - 1, "public_batch": 6, "nu_aux": 2.0}
+
+
+@functools.cache
+def everyone_teaches(rounds, nu_emb):
+    return run(partial(mhd, TWO, **WHOLE), world(), rows_of(TWO), rounds, every=1, hyper={"nu_emb": nu_emb})
 
 
 def test_permuting_the_nodes_permutes_the_result():
@@ -143,18 +165,16 @@ def test_permuting_the_nodes_permutes_the_result():
     owner = np.empty(len(shards.y), int)
     owner[np.asarray(shards.order)] = np.repeat(np.arange(N), shards.size)
     moved_shards = partition.shards(DATA, back[owner], N)
-    kw = QUICK | {"batch": None, "teachers": N - 1, "nu_emb": 0.3}
     moved = tuple(Group(g.task, tuple(int(back[i]) for i in g.ids)) for g in TWO)
-    a = run(mhd(TWO, **kw), world(shards=shards), rows_of(TWO), 3)
-    b = run(mhd(moved, **kw), world(shards=moved_shards), rows_of(TWO), 3)
-    np.testing.assert_allclose(answers(moved, b), answers(TWO, a)[order], atol=2e-5)
+    f = partial(mhd, moved, **WHOLE)
+    b = run(f, world(shards=moved_shards), rows_of(TWO), 2, every=1, hyper={"nu_emb": 0.3})
+    np.testing.assert_allclose(answers(moved, b), answers(TWO, everyone_teaches(2, 0.3))[order], atol=2e-5)
 
 
 def test_one_step_of_every_head_by_hand():
     """The biases of the heads after one step, in float64 from the equations: lr * nu * mean(own - target)."""
-    kw = {"lr": 0.1, "momentum": 0.0, "steps": 1, "batch": None, "public_batch": 6, "teachers": N - 1, "nu_aux": 2.0}
     first = rows_of(TWO)
-    after = run(mhd(TWO, **kw), world(), first, 1).state.nodes["rows"]
+    after = everyone_teaches(1, 0.0).state.nodes["rows"]
     images, index = public_batches(round_key(run_key(0), jnp.int32(0), "algorithm"), jnp.asarray(PUBLIC), 1, 6)
     batch = np.asarray(images[index[0]], np.float64)
     at = {i: (g.task, k, p) for k, g in enumerate(TWO) for p, i in enumerate(g.ids)}
@@ -186,45 +206,39 @@ def test_one_step_of_every_head_by_hand():
 def test_bits_and_seconds_are_those_of_the_predictions_heard():
     """Seven clients hear one teacher in each of three steps, five public examples a step."""
     one = 5 * CLASSES  # numbers in one head's message
-    for f, kw, bits in (
-        (mhd, {"own_head": False}, 32 * one * (HEADS - 1)),
-        (mutual_distillation, {}, 32 * one),
-        (mhd, {"codec": half(), "nu_emb": 1.0, "lessons": distill.same_level, "lr": SCHEDULE}, 16 * one * HEADS),
-    ):
-        result = run(once(f, **kw), line(), rows_of(TWO), 2)
-        last = result.history.iloc[-1]
+    rich = partial(mutual_distillation, TWO, codec=half(), nu_emb=1.0, **QUICK | {"lr": SCHEDULE})
+    for f, bits in ((local(refresh=2), 32 * one * (HEADS - 1)), (rich, 16 * one)):
+        last = run(f, line(), rows_of(TWO), 1, every=1).history.iloc[-1]
         total, most = 3 * (N - 1) * bits, 3 * bits
-        if "nu_emb" in kw:  # embeddings only go from 1 to 2 (width 7) and from 5 to 6 (width 4)
+        if f is rich:  # embeddings only go from 1 to 2 (width 7) and from 5 to 6 (width 4)
             total, most = total + 3 * 16 * 5 * (7 + 4), most + 3 * 16 * 5 * 7
         assert last["up_bits"] == last["down_bits"] == total
         assert last["seconds"] == pytest.approx(2.0 + 3 * 0.1 + 0.5 + most / 1000)
 
 
 def test_who_hears_nobody_trains_alone():
-    got = answers(TWO, run(once(mhd, own_head=False), line(), rows_of(TWO), 2))
-    alone = answers(TWO, run(isolated(TWO), world(), rows_of(TWO), 2))
-    np.testing.assert_array_equal(got[0], alone[0])
-    assert (np.abs(got[1:] - alone[1:]).max(1) > 1e-4).all()
+    got = answers(TWO, run(local(refresh=2), line(), rows_of(TWO), 2, every=1))
+    lone = of_rows(TWO, alone(2)["rows"])
+    np.testing.assert_array_equal(got[0], lone[0])
+    assert (np.abs(got[1:] - lone[1:]).max(1) > 1e-4).all()
 
 
-@pytest.mark.parametrize("refresh", [1, 2])
-def test_knowledge_travels_one_hop_a_refresh(refresh):
-    """Another model at node 0 of the line is felt as many hops away as checkpoints were taken."""
+def test_knowledge_travels_one_hop_a_refresh():
+    """Another model at node 0 of the line is felt as many hops away as checkpoints were taken, every second round."""
     first = rows_of(TWO)
     other = (first[0].at[0].add(1.0), first[1])
+    taken = {}
     for rounds in (1, 2, 3, 4):
-        system = once(mhd, own_head=False) if refresh == 1 else once(mhd, refresh=2)
-        a, b = (run(system, line(), x, rounds) for x in (first, other))
+        a, b = (run(local(refresh=2), line(), x, rounds, every=1) for x in (first, other))
         felt = np.abs(answers(TWO, a) - answers(TWO, b)).max(1) > 0
-        assert felt.tolist() == [i <= -(-rounds // refresh) for i in range(N)]
-        if refresh == 2:
-            taken = run(system, line(), first, 2).state.nodes["rows"] if rounds > 2 else first
-            assert same(a.state.nodes["old"], taken)
+        assert felt.tolist() == [i <= -(-rounds // 2) for i in range(N)]
+        assert same(a.state.nodes["old"], taken[2] if rounds > 2 else first)
+        taken[rounds] = a.state.nodes["rows"]
 
 
 def test_a_client_that_is_down_neither_learns_nor_speaks():
     down = world(churn=availability(N, 0.0, 0.0))  # everybody changes sides each round
-    result = run(mhd(TWO, **QUICK), down, rows_of(TWO), 1)
+    result = run(local(refresh=2), down, rows_of(TWO), 1, every=1)
     first, now = (in_node_order(TWO, [r[:, :40] for r in rows]) for rows in (rows_of(TWO), result.state.nodes["rows"]))
     still = (np.asarray(first) == np.asarray(now)).all(1)
     up = N - still.sum()

@@ -1,3 +1,5 @@
+"""Who takes part: distinct, weighted, as often as said."""
+
 import functools
 import itertools
 
@@ -6,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from common import QUICK, digits_world, quadratics, rounds, same
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from jaxfl.algorithms.server.fedavg import fedavg
@@ -125,7 +125,7 @@ def test_the_key_decides(name):
     assert not np.array_equal(first.ids * (first.weight > 0), other.ids * (other.weight > 0))
 
 
-@pytest.mark.parametrize(("n", "c"), [(5, 2), (6, 3)])
+@pytest.mark.parametrize(("n", "c"), [(6, 3)])
 def test_every_subset_is_equally_likely(n, c):
     drawn = np.asarray(many(C.uniform(n, c), 8000).ids)
     order = {s: i for i, s in enumerate(itertools.combinations(range(n), c))}
@@ -143,10 +143,8 @@ def test_uniform_marginals_of_a_large_world():
     assert 1e-3 < stats.chi2.sf(chi, n - 1) < 1 - 1e-3
 
 
-@settings(max_examples=7, deadline=None, derandomize=True)
-@given(st.integers(1, 60), st.data())
-def test_subset_is_distinct_for_any_size(n, data):
-    c = data.draw(st.integers(1, n))
+@pytest.mark.parametrize(("n", "c"), [(1, 1), (60, 2), (31, 30)])
+def test_subset_is_distinct_for_any_size(n, c):
     draw = jax.jit(jax.vmap(lambda k: C.subset(k, n, c)), compiler_options=QUICK)
     ids = np.asarray(draw(jax.random.split(jax.random.key(n), 20)))
     assert ids.shape == (20, c)
@@ -196,7 +194,7 @@ def mean(drawn, v):
     return (weight * v[np.asarray(drawn.ids)]).sum(1) / total
 
 
-@pytest.mark.parametrize(("n", "c"), [(4, 1), (4, 2), (4, 3), (8, 1), (8, 3), (8, 7)])
+@pytest.mark.parametrize(("n", "c"), [(4, 1), (4, 3), (8, 3)])
 def test_importance_is_unbiased(n, c):
     count, r = 20_000, np.random.default_rng(n)
     p, base, v = np.arange(1.0, n + 1), r.random(n) + 0.5, r.standard_normal(n) + 1
@@ -223,7 +221,7 @@ def with_everyone():
     return one_round(C.everyone(4, weight=SIZE))
 
 
-@pytest.mark.parametrize(("c", "wrap"), [(1, None), (2, None), (3, None), (3, "straggling"), (3, "over_selected")])
+@pytest.mark.parametrize(("c", "wrap"), [(2, None), (3, "straggling"), (3, "over_selected")])
 def test_a_round_of_fedavg_with_importance_is_in_the_mean_that_of_all_clients(c, wrap):
     """Also where chance takes a part of the members' weight away."""
     who, seeds = C.importance(4, c, np.array([4.0, 3.0, 2.0, 1.0]), weight=SIZE), 3000
@@ -271,7 +269,7 @@ def test_preferences_may_be_as_unequal_as_numbers_are():
     np.testing.assert_allclose(edge.weight, 1)
 
 
-@pytest.mark.parametrize("small", [1e-9, 1e-46, 1e-300])
+@pytest.mark.parametrize("small", [1e-9, 1e-300])
 def test_races_are_those_of_float64_whatever_the_preferences(small, monkeypatch):
     """Draws of all scales, among them those with which a node of a tiny preference comes first, and its weight.
 
@@ -282,7 +280,7 @@ def test_races_are_those_of_float64_whatever_the_preferences(small, monkeypatch)
     draw = 10.0 ** r.uniform(-18, 1.5, (300, n)).astype(np.float32)
     arrival = draw.astype(np.float64) / p
     order = np.argsort(arrival, 1)
-    for c in (1, 2, 4, 5):
+    for c in (1, 4, 5):
         process = C.importance(n, c, p)
 
         def step(e, process=process, c=c):
@@ -299,7 +297,7 @@ def test_races_are_those_of_float64_whatever_the_preferences(small, monkeypatch)
         np.testing.assert_allclose(got.weight, want, rtol=2e-4)
 
 
-@pytest.mark.parametrize(("n", "c"), [(12, 4), (10, 4), (7, 5), (5, 5)])
+@pytest.mark.parametrize(("n", "c"), [(12, 4), (7, 5), (5, 5)])
 def test_cyclic_visits_everyone_in_turn(n, c):
     drawn = np.asarray(rounds(C.cyclic(n, c), 3 * n).ids)
     for t in range(3 * n):
@@ -341,8 +339,9 @@ def test_markov_draws_uniformly_among_the_available():
 def test_the_cohort_is_on():
     process = C.markov(12, 5, 0.6, 0.6)
     s = process.init(jax.random.key(0), process.arrays)
+    step = jax.jit(process.step)
     for t in range(10):
-        s, drawn = process.step(jax.random.key(t), process.arrays, s, t)
+        s, drawn = step(jax.random.key(t), process.arrays, s, t)
         np.testing.assert_array_equal(np.asarray(drawn.weight) > 0, np.asarray(s)[np.asarray(drawn.ids)])
         assert int((drawn.weight > 0).sum()) == min(5, int(s.sum()))
 
@@ -357,7 +356,7 @@ def test_a_simulation_through_cohorts_is_differentiable():
 
         return jax.lax.scan(body, x, jax.random.split(jax.random.key(0), 5))[0]
 
-    assert float(jax.grad(end)(2.0)) == pytest.approx(float(end(1.0)), rel=1e-6)
+    assert float(jax.jit(jax.grad(end))(2.0)) == pytest.approx(float(jax.jit(end)(1.0)), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_where_all_are_members_rows_are_neither_gathered_nor_scattered():
 SHARDED = """
 import json, sys, jax
 jax.config.update("jax_num_cpu_devices", 8)
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 import test_stratified
 print(json.dumps(test_stratified.on_eight_devices()))
 """
@@ -135,7 +135,7 @@ print(json.dumps(test_stratified.on_eight_devices()))
 def on_eight_devices():
     """Collective bytes a round by system, number of nodes and strata, and whether rows arrive where they should."""
     moved = {}
-    for n, strata in ((32, None), (32, 4), (32, 8), (64, 16)):
+    for n, strata in ((32, None), (32, 4), (64, 16)):
         task, here = world(n, n // 2, strata)
         moved[f"scaffold {n} {strata}"] = plan(scaffold(task, **KW), here, task.init).collective_bytes
     task, here = world(32, 32, 1)
@@ -166,12 +166,12 @@ def rows_on_a_mesh():
 
 def test_no_row_of_a_node_leaves_its_device():
     quick = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    command = [sys.executable, "-W", "error", "-c", SHARDED, str(Path(__file__).parents[1])]
+    command = [sys.executable, "-W", "error", "-c", SHARDED, *map(str, Path(__file__).parents[:2])]
     got = json.loads(subprocess.run(command, env=quick, capture_output=True, text=True, check=True).stdout)
     assert got["rows"] == {"same": True, "collectives": {}}
     moved, message, row = got["bytes"], 2 * 650 * 4, 650 * 4
-    for case in ("32 8", "64 16"):  # the sum of messages over devices, twice the model, and some scalars
-        assert message <= moved[f"scaffold {case}"] < message + 100
+    # the sum of messages over devices, twice the model, and some scalars
+    assert message <= moved["scaffold 64 16"] < message + 100
     for case in ("32 None", "32 4"):  # besides, every member's row, read and written
         assert moved[f"scaffold {case}"] > message + 2 * 16 * row
     # the sum of messages, and once more where one is not finite, the dearer branch of which a plan counts

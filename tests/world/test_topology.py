@@ -1,10 +1,10 @@
+"""Graphs that change by the round, and the parts of a scenario."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from common import rounds
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jaxfl.core import Graph, Process, Shards, stream
 from jaxfl.errors import InputError
@@ -37,7 +37,7 @@ def test_static_is_the_graph():
     assert T.as_process(process) is process
 
 
-@pytest.mark.parametrize("n", [2, 4, 16, 32])
+@pytest.mark.parametrize("n", [2, 16])
 def test_one_peer_exponential_averages_exactly(n):
     tau = n.bit_length() - 1
     w = matrices(T.one_peer_exponential(n), 2 * tau)
@@ -52,7 +52,7 @@ def test_one_peer_exponential_of_any_size():
         np.testing.assert_array_equal(w[t], (np.eye(6) + np.roll(np.eye(6), shift, 1)) / 2)
 
 
-@pytest.mark.parametrize("n", [2, 6, 7])
+@pytest.mark.parametrize("n", [2, 7])
 def test_random_matching(n):
     process = T.random_matching(n)
     stacked, w = rounds(process, 300), matrices(process, 300)
@@ -67,10 +67,8 @@ def test_random_matching(n):
     assert np.abs(share - expected).max() < 4.5 * np.sqrt(expected * (1 - expected) / 300) + 1e-12
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
-@given(st.integers(2, 12), st.data())
-def test_random_k_out_is_doubly_stochastic_and_regular(n, data):
-    k = data.draw(st.integers(1, n - 1))
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (9, 8), (11, 3)])
+def test_random_k_out_is_doubly_stochastic_and_regular(n, k):
     w = matrices(T.random_k_out(n, k), 5, seed=n)
     np.testing.assert_allclose(w.sum(1), 1, atol=1e-6)
     np.testing.assert_allclose(w.sum(2), 1, atol=1e-6)
