@@ -171,7 +171,7 @@ def test_default_folder_is_named_after_the_run(tmp_path, monkeypatch):
 def test_list_and_cite(capsys):
     assert jaxfl("list") == 0
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert [row[0].strip() for row in rows] == list(zoo.ZOO)
+    assert [row[0].strip() for row in rows] == list(zoo.systems())
     assert [cell.strip() for cell in next(r for r in rows if "dfedsam " in r[0])][3:] == ["004", "yes"]
     assert jaxfl("cite", "dfedsam") == 0
     assert "https://arxiv.org/abs/2302.04083" in capsys.readouterr().out
@@ -187,7 +187,7 @@ def test_reproduce_prints_the_evidence(name, bound, code, tmp_path, monkeypatch,
     monkeypatch.setitem(sys.modules, "jaxfl.claims.fedprox", SimpleNamespace(reproduce=reproduce))
     assert jaxfl("reproduce", name, "--seeds", 2, "--out", tmp_path / "o") == code
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (line["claim"], line["card"], line["holds"]) == ("fedprox", "037", code == 0)
+    assert (line["claim"], line["number"], line["holds"]) == ("fedprox", "037", code == 0)
     assert line["checks"][0] == {
         "what": "accuracy",
         "measured": 0.6,
@@ -205,15 +205,15 @@ def test_reproduce_prints_the_evidence(name, bound, code, tmp_path, monkeypatch,
 
 
 def test_reproduce_all_runs_every_claim_and_fails_if_one_does(tmp_path, monkeypatch, capsys):
-    for module in zoo.claims():
+    for module in zoo.claims_by_name():
         checks = [at_most("x", 1.0, 0.0 if module == "fedopt" else 2.0)]
         evidence = Evidence(pd.DataFrame({"arm": ["a"], "x": [1.0]}), checks)
         fake = SimpleNamespace(reproduce=lambda seeds, evidence=evidence: evidence)
         monkeypatch.setitem(sys.modules, f"jaxfl.claims.{module}", fake)
     assert jaxfl("reproduce", "--all", "--out", tmp_path / "o") == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert {line["claim"]: line["holds"] for line in lines} == {m: m != "fedopt" for m in zoo.claims()}
-    assert {p.name for p in (tmp_path / "o").iterdir()} == set(zoo.claims())
+    assert {line["claim"]: line["holds"] for line in lines} == {m: m != "fedopt" for m in zoo.claims_by_name()}
+    assert {p.name for p in (tmp_path / "o").iterdir()} == set(zoo.claims_by_name())
 
 
 def test_a_sweep_writes_its_table_and_picture_and_its_best_point_runs_again(tmp_path, capsys):

@@ -84,7 +84,6 @@ BAD = {
     "mbit": (["run", "fedavg", "--mbit", 0], "mbit is 0.0"),
     "latency": (["run", "fedavg", "--latency-ms", -1], "latency_ms is -1.0"),
     "concurrency": (["run", "fedbuff", "--concurrency", 8, "--goal", 3], "concurrency \\+ goal - 1 = 10 nodes"),
-    "study": (["run", "mhd"], "jaxfl reproduce mhd"),
     "sweep nothing": (["sweep", "fedprox"], "grid is missing"),
     "sweep whom": (["sweep", "--grid", "lr=1"], "name is missing"),
     "sweep key": (["sweep", "fedprox", "--grid", "mo=1"], "did you mean mu"),

@@ -81,7 +81,7 @@ X, Y = np.ones((6, 2)), np.array([0, 1, 2, 0, 1, 2])
         ({"x": 3.0}, "leading axis"),
         ({"tokens": True}, "tokens=True"),
         ({"x": -X.astype(int), "tokens": True}, "tokens from -1 to -1"),
-        ({"clients": [0, 1]}, r"groups has shape \(2,\)"),
+        ({"clients": [0, 1]}, r"clients has shape \(2,\)"),
         ({"clients": [0, 1, 2, 0, 1, 2], "client_names": ["a", "b"]}, "keys from 0 to 2, allowed are 0 to 1"),
         ({"clients": list("abcabc"), "client_names": ["a", "b", "c"]}, "must hold integers"),
         ({"clients": ["a", None, "b", None, "a", "b"]}, "no key for 2 samples, the first is sample 1"),
