@@ -47,9 +47,14 @@ def register(what: str, name: str, thing: Any) -> None:
         raise InputError(f"what is {what!r}: {nearest(str(what), GROUPS)}")
     if not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"name is {name!r}, but must be made of letters, digits, _ and -.")
-    if not callable(thing) and not callable(getattr(thing, "make", None)):
+    if not _makes(thing):
         raise InputError(f"thing is a {type(thing).__name__}, but must be a {what} that can be made: a function.")
-    _registered[what][name.lower().replace("-", "_")] = thing
+    _registered[what][spelt(name)] = thing
+
+
+def spelt(name: str) -> str:
+    """A name as it is kept: small letters, and `_` for `-`."""
+    return name.lower().replace("-", "_")
 
 
 def known(what: str) -> list[str]:
@@ -70,7 +75,7 @@ def find(what: str, name: str) -> Any:
     """
     if is_place(name):
         return _load(what, name)
-    name = name.lower().replace("-", "_")
+    name = spelt(name)
     if name in _registered[what]:
         return _registered[what][name]
     entry = _entry_points(what).get(name)
@@ -96,7 +101,7 @@ def fingerprint(name: str) -> str | None:
 
 @cache
 def _entry_points(what: str) -> dict[str, Any]:
-    return {e.name.lower().replace("-", "_"): e for e in importlib.metadata.entry_points(group=GROUPS[what])}
+    return {spelt(e.name): e for e in importlib.metadata.entry_points(group=GROUPS[what])}
 
 
 def _load(what: str, place: str) -> Any:
@@ -106,9 +111,14 @@ def _load(what: str, place: str) -> Any:
     if found is None:
         names = [*getattr(module, "SYSTEMS", {}), *(n for n, v in vars(module).items() if callable(v) and n[0] != "_")]
         raise InputError(f"{what} {place!r}: {where} has no {name!r}, {nearest(name, names)}")
-    if not callable(found) and not callable(getattr(found, "make", None)):
+    if not _makes(found):
         raise InputError(f"{what} {place!r} is a {type(found).__name__}, but must be a function that makes a {what}.")
     return found
+
+
+def _makes(thing: Any) -> bool:
+    """Whether it is a constructor, or a `System` of one."""
+    return callable(getattr(thing, "make", thing))
 
 
 def _entry_of(module: Any, name: str) -> Any:

@@ -68,7 +68,7 @@ def find(name: str) -> System:
     Raises:
         InputError: an unknown name (with the nearest ones), or a file that cannot be loaded.
     """
-    known, key = systems(), spelt(name)
+    known, key = systems(), plugins.spelt(name)
     if key in known and not plugins.is_place(name):
         return known[key]
     found = plugins.find("system", name)
@@ -89,16 +89,11 @@ def adopt(name: str) -> str:
         InputError: as `find`.
     """
     if not plugins.is_place(name):
-        return spelt(name)
+        return plugins.spelt(name)
     where, _, short = name.rpartition(":")
-    short = f"{Path(where).stem}_{short}" if spelt(short) in systems() else short
+    short = f"{Path(where).stem}_{short}" if plugins.spelt(short) in systems() else short
     plugins.register("system", short, find(name))
-    return spelt(short)
-
-
-def spelt(name: str) -> str:
-    """A system's name as the zoo spells it."""
-    return name.lower().replace("-", "_")
+    return plugins.spelt(short)
 
 
 def find_claim(name: str) -> Claim:

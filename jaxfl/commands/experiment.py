@@ -26,7 +26,7 @@ def main(command: Run | Compare) -> int:
     """
     setup = command.setup
     word, typed = ("run", [command.name]) if isinstance(command, Run) else ("compare", list(command.names))
-    systems = [name if plugins.is_place(name) else zoo.spelt(name) for name in typed if name]
+    systems = [name if plugins.is_place(name) else plugins.spelt(name) for name in typed if name]
     names = [zoo.adopt(name) for name in systems]
     if not names:
         raise InputError(f"name is missing: {word} needs a system of `jaxfl list`, or a config that names it.")

@@ -27,8 +27,8 @@ def cache_folder() -> Path | None:
     """Where compiled programs are kept; None where the environment says nowhere."""
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in ("0", "false", "off", "no", "n", "f"):
         return None
-    arguments = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return Path(arguments) if arguments else _platform_folder()
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return Path(folder) if folder else _platform_folder()
 
 
 def _platform_folder() -> Path:

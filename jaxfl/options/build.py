@@ -1,6 +1,6 @@
 """From options to what the engine runs: the world that systems share, and every system in it.
 
-All checks come before anything is compiled. What the names of options stand for is in `jaxfl.arguments`.
+All checks come before anything is compiled. What the names of options stand for is in the files beside this one.
 """
 
 import dataclasses
@@ -116,7 +116,7 @@ def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[st
     elif speeds is not None:
         parts |= {"links": speeds, "round_seconds": 0.0}
     if system.kind == "server":
-        parts["cohort"] = _participation(setup, world.data.size)
+        parts["cohort"] = _participation(setup)
     if where is not None:
         parts["topology"] = where
     if not isinstance(data, Shards):
@@ -153,11 +153,11 @@ def _heard(setup: Setup, kind: str, where: Graph | Process | None, chosen: Mappi
     return {"server": of_cohort, "asynchronous": setup.goal}.get(kind, setup.nodes)
 
 
-def _participation(setup: Setup, size: Any) -> Process:
-    """Who takes part in a round."""
+def _participation(setup: Setup) -> Process:
+    """Who takes part in a round; the scenario counts them by their samples."""
     if setup.strata == 1:
-        return uniform(setup.nodes, setup.cohort or 1, size)
-    return stratified(setup.nodes, setup.cohort or 1, setup.strata, size)
+        return uniform(setup.nodes, setup.cohort or 1)
+    return stratified(setup.nodes, setup.cohort or 1, setup.strata)
 
 
 def _links(setup: Setup) -> Links:

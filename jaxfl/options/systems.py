@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Any, NamedTuple
 
-from jaxfl import zoo
+from jaxfl import plugins, zoo
 from jaxfl.core import Algorithm, Array
 from jaxfl.errors import InputError
 from jaxfl.options.config import Setup, unknown
@@ -81,7 +81,7 @@ def own_options(setup: Setup, systems: Sequence[str], earlier: tuple[Sequence[st
 def _heard_by(option: str, systems: Sequence[str]) -> bool:
     """Whether one of the `systems` takes what `--set` says."""
     system, dot, key = option.partition("=")[0].strip().rpartition(".")
-    who = [name for name in systems if not dot or name == zoo.spelt(system)]
+    who = [name for name in systems if not dot or name == plugins.spelt(system)]
     return any(key in takes(zoo.find(name).make) for name in who)
 
 
@@ -96,7 +96,7 @@ def system_options(setup: Setup, systems: Sequence[str]) -> dict[str, dict[str, 
     for option in sorted(setup.options, key=lambda o: "." in o.partition("=")[0]):
         path, _, value = (part.strip() for part in option.partition("="))
         system, dot, key = path.rpartition(".")
-        system = zoo.spelt(system)
+        system = plugins.spelt(system)
         if not (key and value):
             raise InputError(f"set is {option!r}, but must read KEY=VALUE or SYSTEM.KEY=VALUE.")
         if dot and system not in known:

@@ -203,7 +203,7 @@ def churned(n: int, edges: Edges, rounds: int, churn: float, seed: int) -> list[
     found = [_pairs(n, codes)]
     for _ in range(rounds - 1):
         count = max(1, round(churn * codes.size)) if churn > 0 and codes.size else 0
-        memory = np.delete(codes, rng.choice(codes.size, count, replace=False))
+        left = np.delete(codes, rng.choice(codes.size, count, replace=False))
         degree = np.bincount(_pairs(n, codes).reshape(-1), minlength=n) + 1.0
         fresh = np.empty(0, np.int64)
         for _ in range(1000):
@@ -215,6 +215,6 @@ def churned(n: int, edges: Edges, rounds: int, churn: float, seed: int) -> list[
             fresh = np.concatenate([fresh, rng.permutation(drawn)])[:count]
         else:
             raise InputError(f"churn = {churn}: the graph is too dense for {count} new edges.")
-        codes = np.sort(np.concatenate([memory, fresh]))
+        codes = np.sort(np.concatenate([left, fresh]))
         found.append(_pairs(n, codes))
     return found

@@ -235,11 +235,9 @@ def test_compute_and_strata_reach_the_model_and_the_cohort():
     assert 0 < np.abs(a - b).max() < 0.05 * np.abs(a).max()
     with pytest.raises(InputError, match="compute is bfloat16, but model logistic does not read it"):
         world(model="logistic", compute="bfloat16")
-    position = build(world(nodes=8, cohort=4, strata=2), "fedavg", {}).scenario
+    there = build(world(nodes=8, cohort=4, strata=2), "fedavg", {}).scenario
     key = jax.random.key(1)
-    ids = np.asarray(
-        position.step(key, position.arrays, position.init(key, position.arrays), jnp.int32(0))[1].cohort.ids
-    )
+    ids = np.asarray(there.step(key, there.arrays, there.init(key, there.arrays), jnp.int32(0))[1].cohort.ids)
     assert (ids[:2] < 4).all()
     assert (ids[2:] >= 4).all()
     with pytest.raises(InputError, match="strata = 3"):

@@ -21,6 +21,15 @@ from jaxfl.engine.keys import init_key, round_key, run_key
 from jaxfl.options import config
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    for what in plugins.GROUPS:
+        monkeypatch.setitem(plugins._registered, what, {})
+
+
 N, D, LR, WEIGHT = 6, 3, 0.03, np.array([1.0, 2, 4, 8, 3, 5])
 LOCAL = {"lr": LR, "steps": 2, "batch": None}
 Q, TASK, DATA = quadratics(n=N, d=D)
@@ -267,9 +276,7 @@ def test_what_cannot_be_loaded_gets_one_sentence(place, says, tmp_path, capsys, 
     assert error.count("\n") == 1
 
 
-def test_registered_names_are_known_everywhere(monkeypatch, capsys):
-    for what in plugins.GROUPS:
-        monkeypatch.setitem(plugins._registered, what, {})
+def test_registered_names_are_known_everywhere(capsys):
     fl.register("system", "Feddyn-Mine", feddyn)
     fl.register("system", "extra", fl.System(extra, kind="gossip"))
     assert zoo.find("feddyn_mine").make is feddyn

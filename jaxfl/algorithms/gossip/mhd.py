@@ -16,7 +16,7 @@ paper's period S_P is `steps * refresh`. Between two refreshes clients do not in
 predicts the round's public examples once and trains through the whole round alone.
 
 Bits: one message is what one teacher says of one public batch, 32 b C m for the m heads that somebody learns from (the
-last head is nobody's teacher; not counted), and 32 b E where the embedding is compared. Keeping a teacher's
+last head is nobody's teacher), and 32 b E where the embedding is compared. Keeping a teacher's
 checkpoint instead would cost its parameters once a refresh, and not work for a secret architecture.
 
 Deviations: the pool holds one generation of checkpoints of all in-neighbours instead of a few of several ages; the rate
