@@ -96,7 +96,7 @@ def map_groups(
 def at_groups(groups: Groups, make: Callable[[Task], Callable]) -> Callable:
     """`mapping.at` over groups: `make(task)` is the `learn` of ONE node with that architecture.
 
-    The lifted function is `(key, env, rows, shared=None, kept=None, **own) -> Trained`. `rows`, each of `own` and of
+    The lifted function is `(key, env, rows, shared=None, memory=None, **own) -> Trained`. `rows`, each of `own` and of
     `memory` are tuples with one array or tree a group, leaves `[n_g, ...]`; `shared` is seen alike by all nodes of all
     groups. Of the result, `rows` and `memory` are such tuples too; what each node logged is in the order of the nodes.
     """

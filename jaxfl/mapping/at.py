@@ -30,8 +30,8 @@ class Trained(NamedTuple):
 def at(who: Who, learn: Callable, weight: Array | None = None) -> Callable:
     """Lift `learn(key, data, i, x, *, steps, t, **named) -> (row, log)` of ONE node to a cohort or ids `[c]`.
 
-    The lifted function is `(key, env, x, shared=None, kept=None, **own) -> Trained`. `x` is one row for all (`[d]`) or
-    one row a node (`[c, d]`). The dict `shared` holds named arguments that all nodes see alike, `own` those with a
+    The lifted function is `(key, env, x, shared=None, memory=None, **own) -> Trained`. `x` is one row for all (`[d]`)
+    or one row a node (`[c, d]`). The dict `shared` holds named arguments that all nodes see alike, `own` those with a
     leading axis `[c]`, each an array or a tree; what is None is left out. With a `weight` `[c]` only the nodes' sum by
     weight is made, `[d]` (`mapping.map_nodes`).
 

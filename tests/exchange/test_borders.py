@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxfl.engine.hlo import counts
-from jaxfl.engine.sharding import node_mesh, place
+from jaxfl.engine.sharding import node_mesh, put
 from jaxfl.exchange.mix import mix
 from jaxfl.mapping.nodes import AXIS
 from jaxfl.world import graph, mixing
@@ -46,10 +46,10 @@ for name, g in [*graphs.items(), ("regular, in pieces", graphs["regular"]), ("st
     hears = matrix[:, 21] != 0
     np.fill_diagonal(matrix, matrix.diagonal() + 1 - np.asarray(g.weight, np.float64).sum(1))
     with jax.set_mesh(mesh):
-        rows = place(mesh, jnp.asarray(x), P(AXIS))
-        mixed = jax.jit(lambda g, x: mix(g, x, x)).lower(place(mesh, g), rows).compile()
-        error = np.abs(np.asarray(mixed(place(mesh, g), rows)) - matrix @ x).max()
-        spoilt = np.isnan(np.asarray(mixed(place(mesh, g), place(mesh, jnp.asarray(bad), P(AXIS))))).any(1)
+        rows = put(mesh, jnp.asarray(x), P(AXIS))
+        mixed = jax.jit(lambda g, x: mix(g, x, x)).lower(put(mesh, g), rows).compile()
+        error = np.abs(np.asarray(mixed(put(mesh, g), rows)) - matrix @ x).max()
+        spoilt = np.isnan(np.asarray(mixed(put(mesh, g), put(mesh, jnp.asarray(bad), P(AXIS))))).any(1)
     hears[21] = True
     moved, memory = counts(mixed.as_text()).collective_bytes / (4 * m), mixed.memory_analysis().temp_size_in_bytes
     out[name] = [float(error), bool((spoilt == hears).all()), moved, memory]

@@ -66,7 +66,7 @@ def test_the_claim_measures_what_it_says():
     truth = np.array([[[1.0, -3.0], [2.0, -2.0]]])  # one seed, two rates, two nodes
     off = np.array([[[1.2, -3.2], [2.1, -2.1]]])
     np.testing.assert_allclose(claim.relative(off, truth), [[0.1, 0.05]])
-    said = claim.told(off, truth, (0.02, 0.01))
+    said = claim.judged(off, truth, (0.02, 0.01))
     assert (said["error"][0], said["slope"][0], said["correlation"][0]) == pytest.approx((0.05, 1, 1))
     late = np.full((9, 1, 4, 8), -1.0)
     late[:, :, :2] = 50  # rounds that are left out
