@@ -44,9 +44,6 @@ def same(a, b):
     return all(np.array_equal(np.asarray(u), np.asarray(v), equal_nan=True) for u, v in pairs)
 
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs compile for seconds and run for milliseconds
-
-
 @functools.cache
 def compiled(init, step, count):
     """The first `count` values of a process, as one program."""
@@ -57,7 +54,7 @@ def compiled(init, step, count):
 
         return jax.lax.scan(body, init(key, arrays), jnp.arange(count))[1]
 
-    return jax.jit(run, compiler_options=QUICK)
+    return jax.jit(run)
 
 
 def rounds(process, count, seed=0):

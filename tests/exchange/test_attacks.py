@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import QUICK, same
+from common import same
 from scipy.stats import norm
 
 from jaxfl.core import Cohort, Env
@@ -30,7 +30,7 @@ ATTACKS = {
 each_attack = pytest.mark.parametrize("name", ATTACKS)
 
 
-@functools.partial(jax.jit, static_argnames="attack", compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames="attack")
 def _heard(attack, key, memory, sent, weight, bad):
     memory, known = attack.plan(key, memory, sent, weight, bad)
     return attack.lie(key, known, jnp.zeros(sent.shape[1]), sent, weight, bad), memory
@@ -142,7 +142,7 @@ def test_one_of_several_attacks_by_a_traced_number_keeps_its_own_memory_only():
     several = (attacks.mimic(2), attacks.honesty(), attacks.alie(1.2), attacks.sign_flip(3.0))
     sent, bad = RNG.normal(size=(C, M)), np.arange(C) >= 7
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def both(i, sent):
         attack = attacks.one_of(i, *several)
         memory, known = attack.plan(KEY, attack.init(sent[0]), sent, jnp.ones(C), jnp.asarray(bad))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from common import QUICK, one_sample_each, quadratics, same
+from common import one_sample_each, quadratics, same
 
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.fedopt import fedopt
@@ -32,7 +32,7 @@ def flat(n):
     return task.linear_regression(D), one_sample_each(np.zeros((n, D), np.float32), np.zeros(n, np.float32))
 
 
-quick = partial(jax.jit, compiler_options=QUICK)
+
 
 
 def plain(tree):
@@ -57,7 +57,7 @@ def by_hand(q, i, y, rates):
 @pytest.mark.parametrize("schedule", [HALVES, WARM])
 def test_every_step_of_a_round_has_the_rate_of_the_round(schedule):
     q, t, data = quadratics(n=3, d=4)
-    learn = quick(local_sgd(t, optax.sgd(schedule), steps=3, batch=1))
+    learn = jax.jit(local_sgd(t, optax.sgd(schedule), steps=3, batch=1))
     for round in (0, 2, 9):
         y, _ = learn(KEY, data, 1, jnp.ones(4), t=jnp.int32(round))
         np.testing.assert_allclose(y, by_hand(q, 1, np.ones(4), [float(schedule(round))] * 3), rtol=1e-5)
@@ -80,7 +80,7 @@ def test_a_kept_state_counts_the_nodes_own_steps():
     tx = optax.sgd(optax.exponential_decay(0.1, 2, 0.5))
     learn, env = local_sgd(t, tx, steps=3, batch=1, keep_state=True), Env(0, 0.0, data, None, None, jnp.zeros(3, bool))
     x, state, bound = jnp.ones((3, 4)), optimizer_state(t, tx, jnp.ones(4), 3, KEY), jnp.array([3, 2, 0])
-    train = quick(lambda r, x, memory: at(jnp.arange(3), learn)(KEY, env._replace(t=r), x, memory=memory, steps=bound))
+    train = jax.jit(lambda r, x, memory: at(jnp.arange(3), learn)(KEY, env._replace(t=r), x, memory=memory, steps=bound))
     for r in range(2):
         out = train(r + 5, x, {"state": state})
         x, state = out.rows, out.memory["state"]
@@ -121,7 +121,7 @@ def test_a_schedule_is_its_value_in_the_round():
     def all_of_them(r):
         return {name: (moved(make(f), r), moved(make(f(5)), r)) for name, (make, f) in SCHEDULED.items()}
 
-    for name, (got, want) in quick(all_of_them)(jnp.int32(5)).items():
+    for name, (got, want) in jax.jit(all_of_them)(jnp.int32(5)).items():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6, err_msg=name)
         assert np.abs(want).max() > 1e-3, name
 
@@ -131,7 +131,7 @@ def test_conditions_and_the_annealing_of_noise_count_rounds():
     gate = optax.conditionally_transform(optax.scale(0.0), lambda step: step < 3)
     cooled = optax.chain(optax.add_noise(4.0, 1.0, key=3), optax.sgd(0.5))
     chains = NOISY, optax.chain(NOISY, gate), cooled
-    moves = quick(lambda r: [local_sgd(t, tx, steps=2, batch=1)(KEY, data, 0, jnp.zeros(D), t=r)[0] for tx in chains])
+    moves = jax.jit(lambda r: [local_sgd(t, tx, steps=2, batch=1)(KEY, data, 0, jnp.zeros(D), t=r)[0] for tx in chains])
     plain, gated, _ = moves(2)
     assert np.any(plain)
     assert not np.any(gated)
@@ -171,7 +171,7 @@ def test_noise_differs_by_seed_node_and_round_and_repeats():
     env = Env(jnp.int32(0), 0.0, data, None, None, jnp.zeros(4, bool))
     learn = local_sgd(t, NOISY, steps=2, batch=1)
 
-    @quick
+    @jax.jit
     def trained(key, ids):
         return at(ids, learn)(key, env, jnp.zeros(D)).rows
 
@@ -189,7 +189,7 @@ def test_kept_noise_differs_by_seed_and_node_and_goes_on():
     t, data = flat(3)
     learn = local_sgd(t, NOISY, steps=2, batch=1, keep_state=True)
     first, other = (optimizer_state(t, NOISY, jnp.zeros(D), 3, jax.random.key(seed)) for seed in (0, 1))
-    step = quick(jax.vmap(lambda state, k: learn(KEY, data, 0, jnp.zeros(D), state=state, steps=k)))
+    step = jax.jit(jax.vmap(lambda state, k: learn(KEY, data, 0, jnp.zeros(D), state=state, steps=k)))
     all_of, none = jnp.full(3, 2), jnp.zeros(3, int)
     y, log = step(first, all_of)
     again, _ = step(log["state"], all_of)
@@ -239,7 +239,7 @@ def test_seeds_of_a_run_draw_noise_of_their_own(where):
 def test_a_server_stays_where_nobody_is_present():
     tx = optax.chain(optax.add_noise(1.0, 0.5, key=0), optax.sgd(HALVES, momentum=0.9))
     x = jnp.ones(3)
-    step = quick(partial(server.step, tx))
+    step = jax.jit(partial(server.step, tx))
     moved, opt = step(jnp.ones(3), server.first(tx, x, KEY), x, True)
     assert np.all(moved != x)
     for update in (jnp.zeros(3), jnp.full(3, jnp.nan)):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import QUICK
 from jax.sharding import PartitionSpec as P
 from lapack import stacks
 
@@ -36,7 +35,6 @@ def test_results_against_float64():
     x, s = np.float64(TALL), np.float64(SQUARE)
     solution, (w, v), (q, r), wide, values = jax.jit(
         lambda x, s: (SOLVE(s, RIGHT), linalg.eigh(s), linalg.qr(x), linalg.qr(x.mT), linalg.eigvalsh(s)),
-        compiler_options=QUICK,
     )(TALL, SQUARE)
     np.testing.assert_allclose(w, np.linalg.eigvalsh(s), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(values, w, rtol=1e-5, atol=1e-6)
@@ -62,10 +60,10 @@ def test_one_matrix_a_call_under_every_transformation(name):
         blocks = lambda x: jax.lax.map(f, x, batch_size=2)
         return lambda x: [f(x), jax.vmap(jax.vmap(f))(x), scanned(x), spread(x), blocks(x)]
 
-    lowered = jax.jit(everywhere(block), compiler_options=QUICK).lower(x)
+    lowered = jax.jit(everywhere(block)).lower(x)
     assert stacks(lowered) == {1}
     assert max(stacks(jax.jit(everywhere(plain)).lower(x))) > 1
-    want = jax.jit(plain, compiler_options=QUICK)(x)
+    want = jax.jit(plain)(x)
     for got in lowered.compile()(x):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
 
@@ -83,16 +81,16 @@ def test_derivatives_are_those_of_the_namesakes(name):
             jax.jvp(jax.grad(h), (x[0, 0],), (way[0, 0],))[1],
         )
 
-    lowered = jax.jit(both(block), compiler_options=QUICK).lower(x)
+    lowered = jax.jit(both(block)).lower(x)
     assert stacks(lowered) == {1}
-    for got, want in zip(lowered.compile()(x), jax.jit(both(plain), compiler_options=QUICK)(x), strict=True):
+    for got, want in zip(lowered.compile()(x), jax.jit(both(plain))(x), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
 
 
 def test_a_function_alone_differentiates_forward():
     block, plain, x = BLOCKS["alone"]
     both = lambda x: [jax.jvp(scalar(f), (x,), (x,))[1] for f in (block, plain)]
-    np.testing.assert_allclose(*jax.jit(both, compiler_options=QUICK)(x), rtol=1e-3)
+    np.testing.assert_allclose(*jax.jit(both)(x), rtol=1e-3)
 
 
 def test_a_wide_qr_has_no_derivative():

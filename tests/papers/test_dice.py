@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import QUICK, digits_world, quadratics
+from common import digits_world, quadratics
 
 from jaxfl.algorithms.gossip.dice import Cascade, dice, retrained
 from jaxfl.algorithms.gossip.dsgd import dsgd
@@ -44,7 +44,7 @@ def test_the_cascade_of_quadratics_is_the_truth_up_to_the_square_of_the_step():
         ask = system, world, (t, rest), loss, hops
         return dice(*ask, weight=jnp.asarray(weight)), retrained(*ask, weight=jnp.asarray(weight), nodes=jnp.arange(n))
 
-    guess, truth = jax.device_get(jax.jit(both, compiler_options=QUICK)(rest))
+    guess, truth = jax.device_get(jax.jit(both)(rest))
     x, A, b = np.asarray(rest[1].nodes, float), q.A.astype(float), q.b.astype(float)
     curve = lambda rows: np.einsum("jki,il,jkl->jk", rows, A[0], rows)
     push = np.zeros((n, n, 3))

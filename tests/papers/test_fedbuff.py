@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from common import QUICK, one_sample_each, quadratics, rounds
+from common import one_sample_each, quadratics, rounds
 
 from jaxfl.algorithms.asynchronous.fedasync import fedasync
 from jaxfl.algorithms.asynchronous.fedbuff import fedbuff, papaya
@@ -51,7 +51,7 @@ def small():
 
 
 def quickly(f, *args):
-    return jax.jit(f, compiler_options=QUICK)(*args)
+    return jax.jit(f)(*args)
 
 
 def simulate(system, world, x, count):
@@ -69,7 +69,7 @@ def _schedule(init, step, count):
 
         return jax.lax.scan(body, init(init_key(run_key(0), "world"), arrays), jnp.arange(count))[1]
 
-    return jax.jit(cohorts, compiler_options=QUICK)
+    return jax.jit(cohorts)
 
 
 def schedule(world, count):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import QUICK, one_sample_each, rounds
+from common import one_sample_each, rounds
 from scipy import special, stats
 
 from jaxfl.algorithms.server.fedavg import fedavg
@@ -43,7 +43,7 @@ def draws(n, C, K, law, count, seed=0):
         keys = jax.vmap(lambda t: jax.random.fold_in(base, t))(jnp.arange(count))
         return jax.random.permutation(stream(base, "jobs"), n), lasting(base, C), jax.lax.map(of_round, keys)
 
-    return jax.device_get(jax.jit(everything, compiler_options=QUICK)(jax.random.key(seed)))
+    return jax.device_get(jax.jit(everything)(jax.random.key(seed)))
 
 
 def heap_simulation(n, C, K, law, count, seed=0):
@@ -175,7 +175,7 @@ def test_over_selected_rounds_last_as_long_as_the_last_that_counts():
         key = stream(jax.random.fold_in(jax.random.key(0), t), "job seconds")
         return jax.vmap(lambda i: law.draw(jax.random.fold_in(key, i), law.arrays, i))(ids)
 
-    spent = np.asarray(jax.jit(jax.vmap(lasting), compiler_options=QUICK)(jnp.arange(200), c.ids))
+    spent = np.asarray(jax.jit(jax.vmap(lasting))(jnp.arange(200), c.ids))
     limit = np.sort(spent, 1)[:, keep - 1]
     np.testing.assert_allclose(took, limit, rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(c.weight) > 0, spent <= limit[:, None])

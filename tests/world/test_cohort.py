@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import QUICK, digits_world, quadratics, rounds, same
+from common import digits_world, quadratics, rounds, same
 from scipy import stats
 
 from jaxfl.algorithms.server.fedavg import fedavg
@@ -29,7 +29,7 @@ def many(process, count, seed=0):
     def one(key):
         return process.step(key, process.arrays, process.init(key, process.arrays), 0)[1]
 
-    return jax.jit(jax.vmap(one), compiler_options=QUICK)(keys)
+    return jax.jit(jax.vmap(one))(keys)
 
 
 def counts(cohorts, n):
@@ -145,7 +145,7 @@ def test_uniform_marginals_of_a_large_world():
 
 @pytest.mark.parametrize(("n", "c"), [(1, 1), (60, 2), (31, 30)])
 def test_subset_is_distinct_for_any_size(n, c):
-    draw = jax.jit(jax.vmap(lambda k: C.subset(k, n, c)), compiler_options=QUICK)
+    draw = jax.jit(jax.vmap(lambda k: C.subset(k, n, c)))
     ids = np.asarray(draw(jax.random.split(jax.random.key(n), 20)))
     assert ids.shape == (20, c)
     assert (np.diff(ids, axis=1) > 0).all()
@@ -287,7 +287,7 @@ def test_races_are_those_of_float64_whatever_the_preferences(small, monkeypatch)
             monkeypatch.setattr(C, "exponential", lambda key, shape: e)
             return process.step(jax.random.key(0), process.arrays, (), 0)[1]
 
-        got = jax.jit(jax.vmap(step), compiler_options=QUICK)(draw)
+        got = jax.jit(jax.vmap(step))(draw)
         ids = np.sort(order[:, :c], 1)
         np.testing.assert_array_equal(got.ids, ids)
         tau = np.inf if c == n else np.take_along_axis(arrival, order[:, c:], 1)[:, :1]
