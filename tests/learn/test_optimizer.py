@@ -80,7 +80,8 @@ def test_a_kept_state_counts_the_nodes_own_steps():
     tx = optax.sgd(optax.exponential_decay(0.1, 2, 0.5))
     learn, env = local_sgd(t, tx, steps=3, batch=1, keep_state=True), Env(0, 0.0, data, None, None, jnp.zeros(3, bool))
     x, state, bound = jnp.ones((3, 4)), optimizer_state(t, tx, jnp.ones(4), 3, KEY), jnp.array([3, 2, 0])
-    train = jax.jit(lambda r, x, memory: at(jnp.arange(3), learn)(KEY, env._replace(t=r), x, memory=memory, steps=bound))
+    here = at(jnp.arange(3), learn)
+    train = jax.jit(lambda r, x, memory: here(KEY, env._replace(t=r), x, memory=memory, steps=bound))
     for r in range(2):
         out = train(r + 5, x, {"state": state})
         x, state = out.rows, out.memory["state"]
