@@ -32,9 +32,6 @@ def flat(n):
     return task.linear_regression(D), one_sample_each(np.zeros((n, D), np.float32), np.zeros(n, np.float32))
 
 
-
-
-
 def plain(tree):
     """A tree with the words of its keys."""
     typed = lambda a: jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
