@@ -14,6 +14,8 @@ import jax
 import pytest
 from hypothesis import settings
 
+from jaxfl import zoo
+
 settings.register_profile("jaxfl", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("jaxfl")
 
@@ -23,12 +25,12 @@ DOZEN = 12  # systems of the matrix that one worker takes together
 
 def pytest_collection_modifyitems(items):
     """A file stays on one worker, where its tests share what is compiled; of the matrix, a dozen systems do."""
-    systems: dict = {}
+    place = {name: i for i, name in enumerate(zoo.systems())}
     for item in items:
         group = str(item.path)
         params = getattr(getattr(item, "callspec", None), "params", {})
-        if item.path.parent.name == "matrix" and "name" in params:
-            group = f"matrix {systems.setdefault(params['name'], len(systems)) // DOZEN}"
+        if item.path.parent.name == "matrix" and params.get("name") in place:
+            group = f"matrix {place[params['name']] // DOZEN}"
         elif item.path.parent.name == "matrix" and "file" in params:
             group = params["file"]
         item.add_marker(pytest.mark.xdist_group(group))
