@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+from pathlib import Path
 
 # Programs of tests are small: to compile them takes longer than to run them. Half as long at level 0 and without the
 # emitters that fuse; XLA refuses to start with a flag it does not know, and newer ones may drop the second.
@@ -21,8 +22,11 @@ settings.load_profile("jaxfl")
 
 
 DOZEN = 12  # systems of the matrix that one worker takes together
+FILES = sorted(str(p) for p in Path(__file__).parent.glob("*/test_*.py") if "\ndef small():" in p.read_text())
+BATCHED = 2  # parts of these files, of which a worker takes one
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """A file stays on one worker, where its tests share what is compiled; of the matrix, a dozen systems do."""
     place = {name: i for i, name in enumerate(zoo.systems())}
@@ -32,7 +36,7 @@ def pytest_collection_modifyitems(items):
         if item.path.parent.name == "matrix" and params.get("name") in place:
             group = f"matrix {place[params['name']] // DOZEN}"
         elif item.path.parent.name == "matrix" and "file" in params:
-            group = params["file"]
+            group = f"files {FILES.index(params['file']) % BATCHED}"
         item.add_marker(pytest.mark.xdist_group(group))
 
 

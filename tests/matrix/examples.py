@@ -86,7 +86,7 @@ def of_a_file(path):
     """The same of the worlds that `small()` of a test file holds, by name: `(algorithm, scenario, model, rounds)`."""
     sys.path[:0] = [str(path.parents[1]), str(path.parent)]
     for name, (algorithm, world, model, rounds) in importlib.import_module(path.stem).small().items():
-        yield {"name": name} | look(algorithm, world, model, rounds, rounds // 2)[0]
+        yield {"name": f"{path}: {name}"} | look(algorithm, world, model, rounds, rounds // 2)[0]
         jax.clear_caches()
 
 
