@@ -26,18 +26,25 @@ FILES = sorted(str(p) for p in Path(__file__).parent.glob("*/test_*.py") if "\nd
 BATCHED = 2  # parts of these files, of which a worker takes one
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """A file stays on one worker, where its tests share what is compiled; of the matrix, a dozen systems do."""
+def together(test):
+    """What one worker takes whole: a file, whose tests share what is compiled; of the matrix, what shares a process."""
+    file, _, call = test.partition("::")
+    case = call.partition("[")[2].removesuffix("]")
     place = {name: i for i, name in enumerate(zoo.systems())}
-    for item in items:
-        group = str(item.path)
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if item.path.parent.name == "matrix" and params.get("name") in place:
-            group = f"matrix {place[params['name']] // DOZEN}"
-        elif item.path.parent.name == "matrix" and "file" in params:
-            group = f"files {FILES.index(params['file']) % BATCHED}"
-        item.add_marker(pytest.mark.xdist_group(group))
+    if file.startswith("tests/matrix/") and case in place:
+        return f"systems {place[case] // DOZEN}"
+    if file.startswith("tests/matrix/") and case in FILES:
+        return f"files {FILES.index(case) % BATCHED}"
+    return file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling  # where there are workers, it is there
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = together
+    return scheduler
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -44,8 +44,6 @@ def test_a_system(name, record_property):
     assert costs == messages | {"seconds"} | (set() if kind == "protocol" else {"gradients"})
 
 
-
-
 BATCHES = {file: tuple(FILES[i % BATCHED :: BATCHED]) for i, file in enumerate(FILES)}
 
 
