@@ -6,10 +6,11 @@ its `PAPER` is the file of the same name in `claims`. Systems of users come in b
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from jaxfl import algorithms, claims, plugins, programs
 from jaxfl.errors import InputError, nearest
@@ -26,9 +27,20 @@ class Claim(NamedTuple):
     paper: Paper
 
     @property
-    def reproduce(self) -> Callable:
-        """`reproduce(seeds=3) -> Evidence`."""
-        return importlib.import_module(f"{claims.__name__}.{self.name}").reproduce
+    def module(self) -> ModuleType:
+        """The file that tests it."""
+        return importlib.import_module(f"{claims.__name__}.{self.name}")
+
+    @property
+    def headline(self) -> str:
+        """What the paper says, in a line: the first of the file."""
+        return " ".join((self.module.__doc__ or "").split("\n\n")[0].split())
+
+    def reproduce(self, seeds: int = 3, *, small: bool = False) -> Any:
+        """The `Evidence`, of so many seeds; `small` only shows that it runs."""
+        from jaxfl.claims import study
+
+        return study.reproduce(self.module, seeds, small=small)
 
 
 def _files() -> Iterator[tuple[str, str]]:

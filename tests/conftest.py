@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import gc
 import importlib.metadata
 import os
 from pathlib import Path
@@ -10,6 +11,8 @@ FLAGS = ["--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # no places of source code in programs: quicker to trace
+gc.set_threshold(200_000)  # tracing makes many small objects that live: to look for dead ones takes a tenth of the time
 
 import jax
 import pytest
@@ -21,6 +24,7 @@ settings.register_profile("jaxfl", deadline=None, max_examples=20, derandomize=T
 settings.load_profile("jaxfl")
 
 
+IN_MATRIX, IN_FILE = 6, 10  # CPU seconds that a system may take in the matrix, and a paper's file of tests
 DOZEN = 12  # systems of the matrix that one worker takes together
 FILES = sorted(str(p) for p in Path(__file__).parent.glob("*/test_*.py") if "\ndef small():" in p.read_text())
 BATCHED = 2  # parts of these files, of which a worker takes one
@@ -45,6 +49,21 @@ def pytest_xdist_make_scheduler(config, log):
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = together
     return scheduler
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name the papers that take more than their share; a busy machine takes longer, so nothing fails."""
+    spent: dict = {}
+    for report in (r for reports in terminalreporter.stats.values() for r in reports if hasattr(r, "duration")):
+        file, _, call = report.nodeid.partition("::")
+        for name, value in report.user_properties * (report.when == "call"):
+            if name == "cpu_seconds":
+                spent[call] = value, IN_MATRIX
+        if file.startswith("tests/papers/"):
+            spent[file] = spent.get(file, (0, 0))[0] + report.duration, IN_FILE
+    for what, (took, share) in spent.items():
+        if took > share:
+            terminalreporter.line(f"{what} takes {took:.1f} s of the {share} it should")
 
 
 @pytest.fixture(autouse=True, scope="module")

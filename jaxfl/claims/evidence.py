@@ -1,52 +1,80 @@
-"""What a claim file returns: a table of what was measured, and the checks of the paper's inequalities."""
+"""What a claim returns: a table of what was measured, the checks of the paper's inequalities, a verdict, pictures."""
 
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+HOLDS, IN_PART, FAILS = VERDICTS = ("holds", "in part", "does not hold here")
+
 
 class Check(NamedTuple):
-    """One inequality: `measured relation required`. `seeds` are the values of single seeds behind `measured`."""
+    """One inequality: `measured relation required`.
+
+    `seeds` are the values of single seeds behind `measured`. `role` is "headline" (what the paper is about),
+    "consequence" (what it says beside), or "condition" (without it the comparison says nothing). `source` is where the
+    bound is from: "paper", "derived", "plan" (ours, before the first run), or "ours, after a first look".
+    """
 
     what: str
     measured: float
-    relation: str  # "<=" or ">="
+    relation: str
     required: float
     seeds: tuple[float, ...] = ()
+    role: str = "consequence"
+    source: str = "plan"
 
     @property
     def holds(self) -> bool:
         """Whether the inequality is true; a NaN never is."""
-        return self.measured <= self.required if self.relation == "<=" else self.measured >= self.required
+        return bool(RELATIONS[self.relation](self.measured, self.required))
 
 
 class Evidence(NamedTuple):
-    """Everything a claim measured. `table` is a pandas frame, one row an arm; `figure` draws a picture of it."""
+    """Everything a claim measured.
+
+    `table` is a pandas frame, one row an arm; `figures` are pictures of it, `notes` what a reader of the checks must
+    know: which comparisons were left out, and why.
+    """
 
     table: Any
     checks: list[Check]
-    figure: Any = None  # matplotlib Figure
+    figures: tuple = ()  # of matplotlib's Figure
+    notes: tuple[str, ...] = ()
 
     @property
-    def holds(self) -> bool:
-        """Whether every check holds."""
-        return all(c.holds for c in self.checks)
+    def verdict(self) -> str:
+        """Of the headline alone: "holds", "in part" (some of it, or a condition fails), "does not hold here"."""
+        headline = [c.holds for c in self.checks if c.role == "headline"]
+        if not any(headline):
+            return FAILS
+        return HOLDS if all(headline) and all(c.holds for c in self.checks if c.role == "condition") else IN_PART
+
+    @property
+    def missing(self) -> list[str]:
+        """What of the headline, or of its conditions, is not true here."""
+        return [c.what for c in self.checks if c.role != "consequence" and not c.holds]
+
+
+def check(
+    what: str, values: ArrayLike, relation: str, bound: float, role: str = "consequence", source: str = "plan"
+) -> Check:
+    """The mean over seeds of `values` `[s]` must stand in `relation` to `bound`."""
+    seeds = np.atleast_1d(np.asarray(values, np.float64))
+    each = tuple(map(float, seeds)) if seeds.size > 1 else ()
+    return Check(what, float(seeds.mean()), relation, float(bound), each, role, source)
 
 
 def at_most(what: str, values: ArrayLike, bound: float) -> Check:
     """The mean over seeds of `values` must not exceed `bound`."""
-    return _check(what, values, "<=", bound)
+    return check(what, values, "<=", bound)
 
 
 def at_least(what: str, values: ArrayLike, bound: float) -> Check:
     """The mean over seeds of `values` must reach `bound`."""
-    return _check(what, values, ">=", bound)
-
-
-def _check(what, values, relation, bound):
-    seeds = np.atleast_1d(np.asarray(values, np.float64))
-    return Check(what, float(seeds.mean()), relation, float(bound), tuple(map(float, seeds)) if seeds.size > 1 else ())
+    return check(what, values, ">=", bound)
 
 
 def tail(history: Any, column: str, rounds: int) -> np.ndarray:
@@ -59,3 +87,15 @@ def tail(history: Any, column: str, rounds: int) -> np.ndarray:
     if "diverged" in last and last[column].isna().any():
         last = last[last["diverged"].notna()]
     return last.groupby("seed")[column].agg(lambda v: v.mean(skipna=False)).to_numpy()
+
+
+def first_at(history: Any, column: str, target: float, cost: str = "round", *, least: bool = False) -> np.ndarray:
+    """What a run had spent when `column` first was at most `target` (at least, if `least`), one value a seed `[s]`.
+
+    `cost` is a column: "round", "time" (simulated seconds), "total_up_bits", "total_gradients" and so on. A run that
+    never gets there gives infinity.
+    """
+    values = history[column]
+    there = history[values >= target if least else values <= target]
+    spent = there.groupby("seed")[cost].min().reindex(sorted(history["seed"].unique()))
+    return spent.fillna(np.inf).to_numpy(float)

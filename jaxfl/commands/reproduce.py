@@ -1,4 +1,4 @@
-"""`jaxfl reproduce`: a paper's claim, its evidence, whether it holds."""
+"""`jaxfl reproduce`: a paper's claim, its evidence, the verdict."""
 
 import json
 import time
@@ -9,16 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxfl import zoo
-from jaxfl.claims.evidence import Evidence
+from jaxfl.claims import record
+from jaxfl.claims.evidence import HOLDS, Evidence
 from jaxfl.commands.results import new_folder, write
 from jaxfl.commands.show import console
 from jaxfl.errors import InputError
 from jaxfl.options.commands import Reproduce
-from jaxfl.report import plots, tables
+from jaxfl.report import plots
 
 
 def main(command: Reproduce) -> int:
-    """Test the claims; exit code 1 if one does not hold.
+    """Test the claims; exit code 1 unless the headlines of all hold.
 
     Raises:
         InputError: a bad option.
@@ -30,41 +31,37 @@ def main(command: Reproduce) -> int:
     if command.seeds < 1:
         raise InputError(f"seeds is {command.seeds}, but must be a whole number of at least 1.")
     found = list(zoo.claims_by_name().values()) if command.all else [zoo.find_claim(str(command.name))]
-    folder, held = new_folder(command.out, f"reproduce-{'all' if command.all else found[0].name}"), []
+    folder, verdicts = new_folder(command.out, f"reproduce-{'all' if command.all else found[0].name}"), []
     for claim in found:
         began = time.perf_counter()
         evidence = claim.reproduce(seeds=command.seeds)
-        here = folder / claim.name if command.all else folder
-        held.append(_testify(claim, evidence, time.perf_counter() - began, here))
-    return 0 if all(held) else 1
+        row = record.row_of(claim, evidence, command.seeds, time.perf_counter() - began)
+        _testify(claim, evidence, row, folder / claim.name if command.all else folder)
+        if command.keep:
+            record.keep(row, evidence.figures)
+        verdicts.append(evidence.verdict)
+    return 0 if all(verdict == HOLDS for verdict in verdicts) else 1
 
 
-def _testify(claim: zoo.Claim, evidence: Evidence, seconds: float, folder: Path) -> bool:
-    """Print and keep what a claim measured; whether it holds."""
+def _testify(claim: zoo.Claim, evidence: Evidence, row: dict[str, Any], folder: Path) -> None:
+    """Print and write what a claim measured."""
     terminal, paper = console(), claim.paper
     _show_frame(terminal, evidence.table, f"{paper.title} ({paper.venue})")
-    checks = Table("check", "measured", "", "required", "holds", title=f"claim {claim.name}", title_justify="left")
+    checks = Table("check", "role", "measured", "", "bound", "holds", title=claim.headline, title_justify="left")
     for c in evidence.checks:
         holds = "[green]yes[/]" if c.holds else "[red]no[/]"
-        checks.add_row(c.what, f"{c.measured:.4g}", c.relation, f"{c.required:.4g}", holds)
+        checks.add_row(c.what, c.role, f"{c.measured:.4g}", c.relation, f"{c.required:.4g}", holds)
     terminal.print(checks)
-    row = {
-        "number": paper.number,
-        "paper": f"{paper.authors}. {paper.title}. {paper.venue}",
-        "holds": bool(evidence.holds),
-        "checks": [c._asdict() | {"holds": bool(c.holds)} for c in evidence.checks],
-        "seconds": seconds,
-        "machine": tables.machine(),
-    }
-    read = json.loads(tables.json_line(claim.name, row))
-    line = json.dumps({"claim": read.pop("name")} | read)
+    for note in evidence.notes:
+        terminal.print(Text(note))
+    terminal.print(Text(f"{claim.name}: {evidence.verdict}"))
+    line = json.dumps(row)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "table.csv", evidence.table.to_csv())
     write(folder / "evidence.json", line + "\n")
-    if evidence.figure is not None:
-        plots.save(evidence.figure, folder / "figure.png")
+    for i, figure in enumerate(evidence.figures):
+        plots.save(figure, folder / f"figure{'' if i == 0 else f'_{i + 1}'}.png")
     print(line, flush=True)
-    return bool(evidence.holds)
 
 
 def _show_frame(terminal: Any, frame: Any, title: str) -> None:

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxfl import plugins, zoo
+from jaxfl.claims import record
 from jaxfl.errors import InputError
 from jaxfl.options.commands import Cite, List
 
@@ -20,13 +21,14 @@ def main(command: List | Cite) -> int:
             raise InputError(f"system {command.name!r} has no paper: it is a line to compare with.")
         print(paper.bibtex)
         return 0
-    claims = {claim.paper for claim in zoo.claims_by_name().values()}
+    kept = record.kept()
+    claims = {c.paper: kept[name]["verdict"] if name in kept else "not run" for name, c in zoo.claims_by_name().items()}
     out = Table("system", "kind", "paper", "number", "claim")
     for name in (*zoo.systems(), *plugins.known("system")):
         system = zoo.find(name)
         paper = system.paper
         title = "–" if paper is None else f"{paper.title} ({paper.venue})"
-        out.add_row(name, system.kind, title, (paper and paper.number) or "–", "yes" if paper in claims else "–")
+        out.add_row(name, system.kind, title, (paper and paper.number) or "–", claims.get(paper, "–"))
     console().print(out)
     return 0
 

@@ -84,12 +84,12 @@ class Plan(One):
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """Show every system with its paper, the paper's number and whether its claim is reproduced here."""
+    """Show every system with its paper, the paper's number and the verdict on the paper's headline."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reproduce:
-    """Test a paper's claim against its baselines in one run; exit code 1 if it does not hold."""
+    """Test a paper's headline against its baselines in one run; exit code 1 unless all of it holds."""
 
     name: Positional[System] = None
     """A system, or the three-digit number of a paper."""
@@ -97,6 +97,8 @@ class Reproduce:
     """Every claim, one after the other."""
     seeds: int = 3
     """Seeds of every arm."""
+    keep: bool = False
+    """Keep table, checks, verdict and picture beside the claims too (`jaxfl/claims/results`), and renew their page."""
     out: Out = None
     """Folder for results; must be new or empty."""
 

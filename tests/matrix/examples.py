@@ -6,6 +6,7 @@ prints one JSON line a system. Those of the zoo are built as the command line bu
 file brings worlds by `small()`.
 """
 
+import gc
 import importlib
 import json
 import sys
@@ -92,6 +93,7 @@ def of_a_file(path):
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
+    gc.set_threshold(200_000)  # as in `conftest.py`
     for word in sys.argv[1:]:
         for row in of_a_file(Path(word)) if word.endswith(".py") else [of_the_zoo(word)]:
             print(json.dumps(row), flush=True)
