@@ -27,9 +27,17 @@ class Check(NamedTuple):
     source: str = "plan"
 
     @property
+    def noise(self) -> float:
+        """The standard error of the mean over seeds; 0 where there are no two, or not all are finite."""
+        if len(self.seeds) < 2 or not np.isfinite(self.seeds).all():
+            return 0.0
+        return float(np.std(self.seeds, ddof=1) / np.sqrt(len(self.seeds)))
+
+    @property
     def holds(self) -> bool:
-        """Whether the inequality is true; a NaN never is."""
-        return bool(RELATIONS[self.relation](self.measured, self.required))
+        """Whether the inequality is true, of a headline by more than its `noise`; a NaN never is."""
+        far = abs(self.measured - self.required) > self.noise if self.role == "headline" and self.noise else True
+        return far and bool(RELATIONS[self.relation](self.measured, self.required))
 
 
 class Evidence(NamedTuple):

@@ -21,7 +21,7 @@ def row_of(claim: zoo.Claim, evidence: Evidence, seeds: int, seconds: float) -> 
         "headline": claim.headline,
         "verdict": evidence.verdict,
         "missing": evidence.missing,
-        "checks": [c._asdict() | {"holds": c.holds} for c in evidence.checks],
+        "checks": [c._asdict() | {"noise": c.noise, "holds": c.holds} for c in evidence.checks],
         "notes": evidence.notes,
         "table": evidence.table.reset_index().to_dict("records"),
         "pictures": len(evidence.figures),
@@ -78,8 +78,9 @@ def page(folder: Path = FOLDER) -> str:
         "",
         "Written by `jaxfl reproduce --all --keep`; do not edit. Every system of a claim meets the same data,",
         "cohorts and grid. A headline is asked at the paper's point and at the best point of each system, against",
-        "baselines and against the method without its own idea, at no more gradients or bits. **holds**: all of it;",
-        "**in part**: some, what is missing is named; **does not hold here**: nothing of it, the file says why.",
+        "baselines and against the method without its own idea, at no more gradients or bits, and must be true by more",
+        "than the standard error over seeds (±). **holds**: all of it; **in part**: some, what is missing is named;",
+        "**does not hold here**: nothing of it, the file says why.",
         "",
         counts(folder),
         "",
@@ -106,7 +107,8 @@ def _section(name: str, row: Mapping[str, Any]) -> list[str]:
     lines += ["| check | role | measured | bound | bound from | holds |", "| --- | --- | --- | --- | --- | --- |"]
     for c in row["checks"]:
         bound, holds = f"{c['relation']} {_number(c['required'])}", "yes" if c["holds"] else "no"
-        lines.append(f"| {c['what']} | {c['role']} | {_number(c['measured'])} | {bound} | {c['source']} | {holds} |")
+        measured = _number(c["measured"]) + (f" ± {c['noise']:.2g}" if c["noise"] else "")
+        lines.append(f"| {c['what']} | {c['role']} | {measured} | {bound} | {c['source']} | {holds} |")
     columns = list(row["table"][0])
     lines += ["", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     lines += [f"| {' | '.join(_number(r.get(c)) for c in columns)} |" for r in row["table"]]

@@ -2,7 +2,7 @@
 
 A claim's file says what its `Study` is; everything that could flatter is done here. All systems meet the same data,
 cohorts and grid. Each inequality is asked twice, at the paper's point and at the best point of each system. What is
-not finite counts as the worst. A headline must be strict, must be asked against the ablation that switches the paper's
+not finite counts as the worst. A headline must be strict and by more than the standard error over seeds, must be asked against the ablation that switches the paper's
 own idea off, and fails if the system that is praised spends more gradients or bits than the other. Best points lie
 inside their grids. Exceptions need a reason in words, which goes into the results.
 """
@@ -89,6 +89,9 @@ class Study(NamedTuple):
     every: int = 5
     ends: Mapping[str, str] = {}  # of the grid: why a best point may lie at its end
     picture: Mapping[str, Any] = {}  # arguments of `plots.learning_curves`
+    beside: Callable[[Mapping], list[Check]] = (
+        lambda scores: []
+    )  # what compares settings; (point, setting, arm) -> scores
 
 
 Cells = Mapping[tuple, Any]  # (setting, arm, point) -> history of all seeds
