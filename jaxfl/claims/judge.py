@@ -59,10 +59,11 @@ def judge(study: Study, cells: Cells) -> Evidence:
 
 
 def best_point(study: Study, scores: Mapping[tuple, Mapping[str, np.ndarray]]) -> tuple:
-    """The point whose first score is best in the mean over seeds."""
+    """The point whose first score is best in the mean over seeds; of equal ones, one inside the grid."""
     name, first = next(iter(study.scores.items()))
-    pick = min if first.better == "low" else max
-    return pick(scores, key=lambda point: float(scores[point][name].mean()))
+    pick, tried = min if first.better == "low" else max, np.array(list(scores))
+    ends = lambda point: int(((point == tried.min(0)) | (point == tried.max(0))).sum())
+    return pick(sorted(scores, key=ends), key=lambda point: float(scores[point][name].mean()))
 
 
 def _scored(study: Study, history: Any) -> dict[str, np.ndarray]:

@@ -2,9 +2,10 @@
 
 A claim's file says what its `Study` is; everything that could flatter is done here. All systems meet the same data,
 cohorts and grid. Each inequality is asked twice, at the paper's point and at the best point of each system. What is
-not finite counts as the worst. A headline must be strict and by more than the standard error over seeds, must be asked against the ablation that switches the paper's
-own idea off, and fails if the system that is praised spends more gradients or bits than the other. Best points lie
-inside their grids. Exceptions need a reason in words, which goes into the results.
+not finite counts as the worst. A headline must be strict, and true by more than the standard error over seeds; must be
+asked against the ablation that switches the paper's own idea off; and fails if the system that is praised spends more
+gradients or bits than the other. Best points lie inside their grids. Exceptions need a reason in words, which goes into
+the results.
 """
 
 import dataclasses

@@ -50,14 +50,8 @@ def _testify(claim: zoo.Claim, evidence: Evidence, row: dict[str, Any], folder: 
     checks = Table("check", "role", "measured", "", "bound", "holds", title=claim.headline, title_justify="left")
     for c in evidence.checks:
         holds = "[green]yes[/]" if c.holds else "[red]no[/]"
-        checks.add_row(
-            c.what,
-            c.role,
-            f"{c.measured:.4g}" + (f" ± {c.noise:.2g}" if c.noise else ""),
-            c.relation,
-            f"{c.required:.4g}",
-            holds,
-        )
+        measured = f"{c.measured:.4g}" + (f" ± {c.noise:.2g}" if c.noise else "")
+        checks.add_row(c.what, c.role, measured, c.relation, f"{c.required:.4g}", holds)
     terminal.print(checks)
     for note in evidence.notes:
         terminal.print(Text(note))
