@@ -1,4 +1,4 @@
-"""FedProx against its equations in float64, and its claim at tiny size."""
+"""FedProx against its equations in float64, and the worlds of its claim."""
 
 from functools import partial
 
@@ -34,26 +34,15 @@ def test_three_rounds_from_the_papers_equations_in_float64():
     assert np.abs(x - plain).max() > 0.01
 
 
-def test_the_claim_s_systems_meet_the_same_devices_and_stragglers():
-    task, world = claim.setting(devices=8, members=5, epochs=4, seed=1)
-    kept = drawn(claim.with_stragglers(world, 0.6, drop=False), 5)
-    dropped = drawn(claim.with_stragglers(world, 0.6, drop=True), 5)
-    whole = drawn(claim.with_stragglers(world, 0.0, drop=True), 5)
-    full = 4 * -(-world.data.longest // claim.BATCH)
+def test_the_claim_s_arms_meet_the_same_devices_and_stragglers():
+    """Dropping takes away the weight of those who run less than all epochs, and nothing else."""
+    settings, (found,) = claim.settings(1), claim.studies()
+    (slow, metric), even = settings[claim.SLOW], settings["no stragglers"].world
+    kept, dropped = (drawn(found.arms[name].world(slow), 5) for name in ("FedProx, mu = 0", "FedAvg, drops"))
+    full = claim.EPOCHS * -(-slow.data.longest // claim.BATCH)
     np.testing.assert_array_equal(kept.ids, dropped.ids)
     np.testing.assert_array_equal(kept.steps, dropped.steps)
-    assert (dropped.weight > 0).sum(1).tolist() == (kept.steps == full).sum(1).tolist() == [2] * 5
-    np.testing.assert_array_equal(kept.weight, whole.weight)
-    assert (whole.steps == full).all()
-    metric = claim.on_training_data(task, world)
-    got = metric.measure(metric.arrays, jnp.zeros(task.dim))
+    assert (dropped.weight > 0).sum(1).tolist() == (kept.steps == full).sum(1).tolist() == [1] * 5
+    assert (drawn(even, 5).steps == full).all()
+    got = metric.measure(metric.arrays, jnp.zeros(claim.TASK.dim))
     assert got["train_loss"] == pytest.approx(np.log(10), rel=1e-5)
-    assert metric.arrays[1].shape == world.data.order.shape
-
-
-def test_a_tiny_reproduction_gives_a_whole_table_every_check_and_a_picture():
-    found = claim.reproduce(1, rates=(0.01,), rounds=4, epochs=2, data_seed=1)
-    assert len(found.table) == 8
-    assert not found.table[["rate", "loss", "accuracy"]].isna().any(axis=None)
-    assert len(found.checks) == len({c.what for c in found.checks}) == 11
-    assert len(found.figure.axes) == 3
