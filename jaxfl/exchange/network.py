@@ -224,7 +224,7 @@ class Network(NamedTuple):
             x: what a member starts from, `[d]` or one a member `[c, d]`.
             shared: further named arguments that all members are handed by the server. They travel: their bits count.
             known: named arguments that all members see alike and that do not travel.
-            kept: what nodes keep, as in `at`.
+            memory: what nodes keep, as in `at`.
             reference: as in `combine`.
             cost: `(env, steps [c], bits handed to a member, bits sent [c]) -> Log`, `timing.through_server` or
                 `timing.all_reduce(...)`.

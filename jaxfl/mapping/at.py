@@ -55,7 +55,7 @@ def at(who: Who, learn: Callable, weight: Array | None = None) -> Callable:
 
 
 def lift(who: Who, learn: Callable, weight: Array | None = None) -> Callable:
-    """`at` without the log: `(rows, kept, each)`, for verbs that count time themselves."""
+    """`at` without the log: `(rows, memory, each)`, for verbs that count time themselves."""
     c, ids = (who, who.ids) if isinstance(who, Cohort) else (None, who)
     takes = _takes(learn)
 

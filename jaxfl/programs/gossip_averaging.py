@@ -1,6 +1,6 @@
 """Gossip averaging.
 
-Fast linear iterations for distributed averaging; Xiao, Boyd; Systems & Control Letters 2004. Node i holds a value and
+Node i holds a value and
 
     x_i <- w_ii x_i + sum_j w_ij x_j.
 

@@ -1,8 +1,6 @@
 """Coreness in a changing graph: restarted, incremental, and incremental without error.
 
-Decentralized and Self-adaptive Core Maintenance on Temporal Graphs; Rucci, Carlini, Dazzi, Kavalionak, Mordacchini;
-2025; https://arxiv.org/abs/2510.00758. Distributed k-Core Decomposition; Montresor, De Pellegrini,
-Miorandi; IEEE TPDS 2013; https://arxiv.org/abs/1103.5320.
+Distributed k-Core Decomposition; Montresor, De Pellegrini, Miorandi; IEEE TPDS 2013; https://arxiv.org/abs/1103.5320.
 
 The coreness of a node is the largest k such that it lies in a subgraph of minimum degree k; it is the h-index of its
 neighbours' corenesses. A round is one batch of edge changes (`world.temporal`), run until nobody speaks. A node knows

@@ -1,7 +1,7 @@
 """Push-sum.
 
-Gossip-Based Computation of Aggregate Information; Kempe, Dobra, Gehrke; FOCS 2003. On a directed graph each node
-splits its sum s_i and weight w_i over itself and those who hear it, and estimates the average by their ratio:
+On a directed graph each node splits its sum s_i and weight w_i over itself and those who hear it, and estimates the
+average by their ratio:
 
     s_i <- sum_j a_ij s_j,   w_i <- sum_j a_ij w_j,   estimate s_i / w_i,     columns of A sum to one.
 

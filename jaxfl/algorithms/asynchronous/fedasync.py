@@ -1,7 +1,7 @@
 """FedAsync: every arrival at once, mixed into the server's model.
 
-Asynchronous Federated Optimization; Xie, Koyejo, Gupta; 2019; https://arxiv.org/abs/1903.03934. A member that read
-version t - a approximately minimises F_i(y) + rho / 2 |y - x_{t - a}|^2 from there, and the server mixes
+A member that read version t - a approximately minimises F_i(y) + rho / 2 |y - x_{t - a}|^2 from there, and the server
+mixes
 
     x <- (1 - alpha s(a)) x + alpha s(a) y_i.
 

@@ -1,8 +1,7 @@
 """FedBuff and Papaya: buffered asynchronous federated learning.
 
-Federated Learning with Buffered Asynchronous Aggregation; Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba;
-AISTATS 2022; https://arxiv.org/abs/2106.06639. Papaya: Practical, Private, and Scalable Federated Learning; Huba et
-al.; MLSys 2022; https://arxiv.org/abs/2111.04877. A member i that read version t - a_i trains from it,
+Federated Learning with Buffered Asynchronous Aggregation; Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba; AISTATS
+2022; https://arxiv.org/abs/2106.06639. A member i that read version t - a_i trains from it,
 
     y_i <- local training from x_{t - a_i} on the data of node i
 

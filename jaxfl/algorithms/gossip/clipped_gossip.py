@@ -1,7 +1,6 @@
 """ClippedGossip: Byzantine-robust decentralized SGD, in which every node clips its neighbours around itself.
 
-Byzantine-Robust Decentralized Learning via ClippedGossip; He, Karimireddy, Jaggi; 2022;
-https://arxiv.org/abs/2202.01545. Of every node i, with the mini-batch gradient g_i(x_i) and mixing weights w_ij,
+Of every node i, with the mini-batch gradient g_i(x_i) and mixing weights w_ij,
 
     m_i <- beta m_i + (1 - beta) g_i(x_i),   m_i = g_i at the first step
     y_i <- x_i - lr m_i

@@ -1,7 +1,6 @@
 """DFedSAM and DFedSAM-MGS.
 
-Improving the Model Consistency of Decentralized Federated Learning; Shi, Shen, Wei, Sun, Yuan, Wang, Tao; ICML 2023;
-https://arxiv.org/abs/2302.04083. Local sharpness-aware steps, then gossip, Q times for MGS:
+Local sharpness-aware steps, then gossip, Q times for MGS:
 
     y <- y - lr * grad F_i(y + rho g / |g|; xi),  g = grad F_i(y; xi),      x_i <- sum_j (W^Q)_ij y_j.
 

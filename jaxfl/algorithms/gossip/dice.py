@@ -1,8 +1,7 @@
 """DICE: how the influence of one mini-batch cascades through a decentralized system.
 
-DICE: Data Influence Cascade in Decentralized Learning; Zhu, Li, Wang, He; ICLR 2025; https://arxiv.org/abs/2507.06931.
-In round t node j moves its model by Delta_j = y_j - x_j on the batch z_j; every node then mixes,
-x_k <- sum_j W_kj y_j. With q_k the weight of node k and z' the evaluation examples, r hops away that changed
+In round t node j moves its model by Delta_j = y_j - x_j on the batch z_j; every node then mixes, x_k <- sum_j W_kj y_j.
+With q_k the weight of node k and z' the evaluation examples, r hops away that changed
 
     truth:     q_j [L(y_j; z') - L(x_j; z')] + sum_{s=1..r} sum_k q_k [L(x_k^{t+s}; z') - L(x_k^{t+s} without z_j; z')]
     estimate:  q_j grad L(x_j; z')' Delta_j  + sum_{s=1..r} sum_k q_k grad L(x_k^{t+s}; z')' D_k^s

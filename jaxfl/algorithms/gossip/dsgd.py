@@ -4,9 +4,8 @@ Every node trains on its own data, then averages with its neighbours (adapt, the
 
     y_i <- local training from x_i on the data of node i,      x_i <- sum_j w_ij y_j.
 
-One step a round is D-SGD (Lian et al., NeurIPS 2017, https://arxiv.org/abs/1705.09056, in its adapt-then-combine
-order), several are DFedAvg, with local heavy-ball momentum DFedAvgM (Sun, Li, Wang; IEEE TPAMI 2023;
-https://arxiv.org/abs/2104.11375). Momentum starts anew every round, as in the paper.
+One step a round is D-SGD (in its adapt-then-combine order), several are DFedAvg, with local heavy-ball momentum
+DFedAvgM. Momentum starts anew every round, as in the paper.
 """
 
 import jax.numpy as jnp

@@ -1,7 +1,6 @@
 """Gradient tracking (DIGing in its adapt-then-combine form).
 
-Achieving Geometric Convergence for Distributed Optimization over Time-Varying Graphs; Nedic, Olshevsky, Shi; SIAM J.
-Optim. 2017; https://arxiv.org/abs/1607.03218. Each node tracks the average gradient beside its model:
+Each node tracks the average gradient beside its model:
 
     x_i <- sum_j w_ij (x_j - lr v_j),      v_i <- sum_j w_ij v_j + grad F_i(x_i new) - grad F_i(x_i old).
 

@@ -1,8 +1,7 @@
 """MHD: clients distil each other's predictions on public data into a chain of heads; no parameter is ever sent.
 
-Decentralized Learning with Multi-Headed Distillation; Zhmoginov, Sandler, Miller, Kristiansen, Vladymyrov; CVPR 2023;
-https://arxiv.org/abs/2211.15774. Client i has a backbone with embedding e_i, a main head h_i^0 and auxiliary
-heads h_i^1 .. h_i^m. In every step, on a private batch (x, y) and a public batch u that all clients share,
+Client i has a backbone with embedding e_i, a main head h_i^0 and auxiliary heads h_i^1 .. h_i^m. In every step, on a
+private batch (x, y) and a public batch u that all clients share,
 
     L_i = CE(h_i^0(x), y) + nu_aux sum_k mean_u CE(softmax(target_k(u)), h_i^k(u))
           + nu_emb mean_u |unit(e_i(u)) - unit(e_j(u))|^2   (teachers j whose embedding has the same size)

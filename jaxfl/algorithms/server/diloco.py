@@ -1,7 +1,6 @@
 """DiLoCo: local AdamW for many steps, then one Nesterov step along the mean of what the workers moved.
 
-DiLoCo: Distributed Low-Communication Training of Language Models; Douillard, Feng, Rusu, Chhaparia, Donchev, Kuncoro,
-Ranzato, Szlam, Shen; 2023; https://arxiv.org/abs/2311.08105. With the workers' AdamW states kept,
+With the workers' AdamW states kept,
 
     y_i <- H steps of AdamW from x on the data of worker i,     Delta <- mean_i (x - y_i)
     m <- beta m + Delta,     x <- x - eta (Delta + beta m),

@@ -1,7 +1,6 @@
 """DiLoCoX: DiLoCo with the all-reduce hidden behind the next local phase, in low rank and few bits.
 
-DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster; Qi et al.; 2025;
-https://arxiv.org/abs/2506.21263. On top of DiLoCo (`algorithms.diloco`), with workers `i`,
+On top of DiLoCo (`algorithms.diloco`), with workers `i`,
 
     one-step delay     x_{t+1} <- OuterOpt(x_t, Delta_{t-1}), while Delta_t is on its way
     compression        Delta_t = low rank r, integers of `bits` bits, of delta_i + e_i   (`exchange.low_rank`)

@@ -1,7 +1,6 @@
 """FedAvg and FedSGD.
 
-Communication-Efficient Learning of Deep Networks from Decentralized Data; McMahan, Moore, Ramage, Hampson, Aguera y
-Arcas; AISTATS 2017; https://arxiv.org/abs/1602.05629. Each round a cohort S trains from x and
+Each round a cohort S trains from x and
 
     x <- sum_S n_k y_k / sum_S n_k.
 

@@ -1,7 +1,6 @@
 """FedOpt, the workhorse of federated learning, and its adaptive servers FedAdagrad, FedAdam, FedYogi.
 
-Adaptive Federated Optimization; Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan; ICLR 2021;
-https://arxiv.org/abs/2003.00295. With the cohort `S` of a round,
+With the cohort `S` of a round,
 
     y_i <- local training from x on the data of node i,  i in S
     Delta <- sum_S p_i (y_i - x) / sum_S p_i,      x <- ServerOpt(x, -Delta)
@@ -10,7 +9,7 @@ and for the adaptive servers, elementwise,
 
     m <- b1 m + (1 - b1) Delta,   v <- (Adagrad | Adam | Yogi)(v, Delta^2),   x <- x + lr_s m / (sqrt(v) + tau).
 
-As in Algorithm 2 of the paper, moments are not bias-corrected and v starts at tau^2 (the authors' TensorFlow code,
+As in the paper's Algorithm 2, moments are not bias-corrected and v starts at tau^2 (the authors' TensorFlow code,
 on Keras optimizers, corrects and starts at 0). `p_i` is the cohort's weight.
 
 Where a clock lets members answer late (`world.clock`, `Cohort.age`), a `Staleness` says from how many earlier versions

@@ -1,7 +1,6 @@
 """FedProx.
 
-Federated Optimization in Heterogeneous Networks; Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith; MLSys 2020;
-https://arxiv.org/abs/1812.06127. Client k approximately minimises
+Client k approximately minimises
 
     h_k(w; x) = F_k(w) + mu / 2 |w - x|^2
 

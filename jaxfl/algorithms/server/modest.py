@@ -1,8 +1,6 @@
 """MoDeST: every node derives the same small sample of nodes from a public hash; no server, in spite of churn.
 
-MoDeST: Bridging the Gap between Federated and Decentralized Learning with Decentralized Sampling; De Vos, Dhasade,
-Kermarrec, Lavoie, Pouwelse, Sharma; 2023; https://arxiv.org/abs/2302.13837, and the authors' code. With
-`order(t)` the members of a node's view by hash(node, t), in round t
+As in the paper and the authors' code, with `order(t)` the members of a node's view by hash(node, t), in round t
 
     S = the first s of order(t) that answer a ping, found by each aggregator that holds the model x
     y_i <- local training from x on the data of node i,  i in S

@@ -1,8 +1,7 @@
 """FedAvg-M, SCAFFOLD-M and their variance-reduced versions.
 
-Momentum Benefits Non-IID Federated Learning Simply and Provably; Cheng, Huang, Wu, Yuan; ICLR 2024;
-https://arxiv.org/abs/2306.16504. The last global direction g enters every local step
-y <- y - lr * d, with G the mini-batch gradient at y (G' the same mini-batch at the previous global model x'):
+The last global direction g enters every local step y <- y - lr * d, with G the mini-batch gradient at y (G' the same
+mini-batch at the previous global model x'):
 
     FedAvg-M       d = b G + (1 - b) g
     SCAFFOLD-M     d = b (G - c_i + c) + (1 - b) g

@@ -1,8 +1,7 @@
 """Byzantine-robust SGD at a server with momentum at the workers, and its rule, centered clipping.
 
-Learning from History for Byzantine Robust Optimization; Karimireddy, He, Jaggi; ICML 2021;
-https://arxiv.org/abs/2012.10333. With the workers `i` of a round, their mini-batch gradients g_i(x), and
-the rule CC of radius tau, repeated L times from what it gave in the round before (0 at the start),
+With the workers `i` of a round, their mini-batch gradients g_i(x), and the rule CC of radius tau, repeated L times from
+what it gave in the round before (0 at the start),
 
     m_i <- beta m_i + (1 - beta) g_i(x),   m_i = g_i(x) at its first step
     v <- v + mean_i (m_i - v) min(1, tau / |m_i - v|)

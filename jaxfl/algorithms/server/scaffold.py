@@ -1,8 +1,7 @@
 """SCAFFOLD: control variates take the drift of unlike clients out of local steps.
 
-SCAFFOLD: Stochastic Controlled Averaging for Federated Learning; Karimireddy, Kale, Mohri, Reddi, Stich, Suresh; ICML
-2020; https://arxiv.org/abs/1910.06378. With option II of the paper for the clients' controls, and client i counting
-p_i among all (sum 1; the paper has 1 / n) and w_i among the members S of a round (sum 1),
+With option II of the paper for the clients' controls, and client i counting p_i among all (sum 1; the paper has 1 / n)
+and w_i among the members S of a round (sum 1),
 
     y <- y - lr (G - c_i + c),  K times from x,      c_i' <- mean over the K steps of G
     x <- x + server_rate sum_S w_i (y_i - x),        c <- c + sum_S p_i (c_i' - c_i),        c_i <- c_i',
