@@ -25,7 +25,7 @@ from jaxfl.options.learning import dataset_of, metric_of, shards_of, task_of
 from jaxfl.options.network import network_of
 from jaxfl.options.systems import accepted
 from jaxfl.options.topology import in_degree, topology_of
-from jaxfl.paper import Example, Given, System
+from jaxfl.paper import Example, Given
 from jaxfl.world import churn
 from jaxfl.world.cohort import stratified, uniform
 from jaxfl.world.links import links
@@ -83,16 +83,22 @@ def prepare(setup: Setup, systems: Sequence[str]) -> World:
     return World(setup, dataset, shards, task, metric_of(setup, task, dataset), where, timed)
 
 
-def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str, Sequence[float]] = {}) -> Arm:
+def build(
+    world: World,
+    name: str,
+    options: Mapping[str, Any],
+    swept: Mapping[str, Sequence[float]] = {},
+    own: Example | None = None,
+) -> Arm:
     """One system in its world. It gets the setup's lr, steps and batch as far as it takes them; `options` outweigh.
 
-    With `swept` options its algorithm is a factory that takes them.
+    With `swept` options its algorithm is a factory that takes them. `own` is `example_of(world, name)`, if known.
 
     Raises:
         InputError: an option the system refuses.
     """
     system, setup = zoo.find(name), world.setup
-    own = _example(system, world)
+    own = example_of(world, name) if own is None else own
     task, data = world.task, world.data if own.data is None else own.data
     where = own.topology or (world.topology if system.kind in ("gossip", "protocol") else None)
     takes = accepted(system.make)
@@ -125,8 +131,9 @@ def build(world: World, name: str, options: Mapping[str, Any], swept: Mapping[st
     return Arm(algorithm, scenario(data, **parts), model, own.metric or world.metric, where)
 
 
-def _example(system: System, world: World) -> Example:
-    """What the system brings of its own world."""
+def example_of(world: World, name: str) -> Example:
+    """What a system brings of its own world; of the setup only nodes, rounds, seed and topology are asked."""
+    system = zoo.find(name)
     if system.example is None:
         return Example()
     setup = world.setup

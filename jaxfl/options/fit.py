@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxfl import zoo
 from jaxfl.engine import law
 from jaxfl.errors import InputError
-from jaxfl.options.build import Arm, World, build, changed
+from jaxfl.options.build import Arm, World, build, changed, example_of
 from jaxfl.options.config import KINDS, SLOTS, Setup, spoken, usual
 from jaxfl.options.systems import accepted, system_options
 
@@ -44,7 +44,9 @@ def fit(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str,
     }
     judged = [n for n in SLOTS if n in given and n not in unheard]
     heard = {n: Setup.__dict__[n] for n in SLOTS}
-    arm = build(changed(world, **heard) if judged or unheard else world, name, options, swept)
+    plain = changed(world, **heard) if judged or unheard else world
+    own = example_of(plain, name)
+    arm = build(plain, name, options, swept, own)
     if not judged:
         return Fit(arm, unheard)
     hyper, known = {key: values[0] for key, values in swept.items()}, law.Known({}, {})
@@ -59,7 +61,9 @@ def fit(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str,
             unheard["attack"] = unheard["byzantine"]
             continue
         try:
-            new = build(changed(world, **heard | tried), name, options, swept)
+            there = changed(world, **heard | tried)
+            mine = example_of(there, name) if tried is graph else own
+            new = build(there, name, options, swept, mine)
             said = word_of(new)
             if "byzantine" in tried:  # an attack is computed, but does it matter who lies?
                 others = new.scenario._replace(byz=~new.scenario.byz)
@@ -70,7 +74,7 @@ def fit(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str,
         if said == word:
             unheard |= {n: _silence(n, v, name, takes, options, swept) for n, v in tried.items()}
         else:
-            heard, arm, word = heard | tried, new, said
+            heard, arm, word, own = heard | tried, new, said, mine
     return Fit(arm, unheard)
 
 
