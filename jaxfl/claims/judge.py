@@ -48,7 +48,8 @@ def judge(study: Study, cells: Cells) -> Evidence:
                 checks.append(Check(what, _dearer(*at), "<=", ROUNDING, role="condition", source="derived"))
         notes += [f"{named(s, s.setting)}: not asked at the best points, because {s.untuned}"] * bool(s.untuned)
         notes += [f"{named(s, s.setting)}: ours may cost more, because {s.costlier}"] * bool(s.costlier)
-    checks += study.beside({key: score[(*key[1:], chosen[key[0]][key[1:]])] for key in rows})
+    if study.beside is not None:
+        checks += study.beside({key: score[(*key[1:], chosen[key[0]][key[1:]])] for key in rows})
     edge = _on_an_edge(study, arms, chosen["best"], cells)
     notes += [f"a best point at the end of its grid counts, of {axis}: {why}" for axis, why in study.ends.items()]
     notes += [f"best points at the end of their grid: {', '.join(edge)}"] * bool(edge)

@@ -90,9 +90,7 @@ class Study(NamedTuple):
     every: int = 5
     ends: Mapping[str, str] = {}  # of the grid: why a best point may lie at its end
     picture: Mapping[str, Any] = {}  # arguments of `plots.learning_curves`
-    beside: Callable[[Mapping], list[Check]] = (
-        lambda scores: []
-    )  # what compares settings; (point, setting, arm) -> scores
+    beside: Callable[[Mapping], list[Check]] | None = None  # of scores by (point, setting, arm): what compares settings
 
 
 Cells = Mapping[tuple, Any]  # (setting, arm, point) -> history of all seeds

@@ -28,7 +28,9 @@ def main(command: List | Cite) -> int:
         system = zoo.find(name)
         paper = system.paper
         title = "–" if paper is None else f"{paper.title} ({paper.venue})"
-        out.add_row(name, system.kind, title, (paper and paper.number) or "–", claims.get(paper, "–"))
+        out.add_row(
+            name, system.kind, title, (paper and paper.number) or "–", "–" if paper is None else claims.get(paper, "–")
+        )
     console().print(out)
     return 0
 
