@@ -123,7 +123,7 @@ def studies() -> list[Study]:
             model=task.init,
             rounds=60,
             every=1,
-            grid={"lr": (0.03, 0.1, 0.15, 0.22, 0.32, 0.46, 0.68, 1.0, 2.0)},
+            grid={"lr": (0.1, 0.22, 0.32, 0.46, 0.68, 1.0, 2.0)},
             paper={"lr": 0.32},
             scores={"rounds": Score(needed), "speed": Score(lambda h: 1 / needed(h), "high")},
             says=(

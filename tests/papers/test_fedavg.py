@@ -1,14 +1,20 @@
 """FedAvg and FedSGD against their equations in float64, and the claim's two splits and averages."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from members import cohorts, drawn, idle, slope, world
 
 from jaxfl.algorithms.server.fedavg import fedavg, fedsgd
 from jaxfl.claims import fedavg as claim
 from jaxfl.data.partition import label_histogram
+from jaxfl.data.sets import digits
 from jaxfl.engine.run import run
+from jaxfl.learn.task import classification
+from jaxfl.models.networks import MLP
 
 
 @pytest.mark.parametrize("momentum", [None, 0.5])
@@ -43,34 +49,35 @@ def test_fedsgd_is_one_full_gradient_step():
     np.testing.assert_allclose(got, x, atol=1e-5)
 
 
-def test_the_claim_compares_on_the_same_cohorts_of_two_splits():
-    _, data, worlds = claim.setting(nodes=20, members=5)
-    iid, skewed = worlds["IID"], worlds["pathological"]
-    assert iid.step is skewed.step
-    assert iid.data.longest == skewed.data.longest >= int(skewed.data.size.max())
-    a, b = drawn(iid, 5), drawn(skewed, 5)
-    np.testing.assert_array_equal(a.ids, b.ids)
-    np.testing.assert_array_equal(b.weight, np.asarray(skewed.data.size)[b.ids])
-    labels = (label_histogram(skewed.data, 10) > 0).sum(1)
-    assert labels.max() <= 4  # two slices, each over one border at most
-    assert (label_histogram(iid.data, 10) > 0).sum(1).min() > 4
-    assert iid.data.size.sum() == skewed.data.size.sum() == len(data.y)
+def test_the_claim_s_arms_meet_the_same_cohorts_of_three_splits():
+    """The splits differ in labels and sizes; one epoch is that of the longest shard; another seed deals anew."""
+    (found,) = claim.studies()
+    worlds = {name: setting.world for name, setting in found.settings(1).items()}
+    iid, skewed, unbalanced = (worlds[name] for name in (claim.IID, claim.SKEWED, claim.UNBALANCED))
+    assert iid.step is skewed.step is unbalanced.step
+    cohorts = {name: drawn(w, 5) for name, w in worlds.items()}
+    for name, c in cohorts.items():
+        np.testing.assert_array_equal(c.ids, cohorts[claim.IID].ids)
+        np.testing.assert_array_equal(c.weight, np.asarray(worlds[name].data.size)[c.ids])
+    labels = {name: (label_histogram(w.data, 10) > 0).sum(1) for name, w in worlds.items()}
+    assert labels[claim.SKEWED].max() <= 4  # two slices, each over one border at most
+    assert labels[claim.IID].min() > 4
+    assert iid.data.size.max() <= iid.data.size.min() + 1
+    assert unbalanced.data.size.max() > 5 * unbalanced.data.size.min()
+    assert (np.asarray(found.settings(2)[claim.IID].world.data.order) != np.asarray(iid.data.order)).any()
+    short = drawn(found.arms["FedAvg, E = 1"].world(unbalanced), 1).steps
+    assert (short == -(-unbalanced.data.longest // claim.BATCH)).all()
+    rows = [(seed, t, a, 0.5) for seed, a in ((0, 0.25), (1, 0.1)) for t, a in ((0, 0.0), (2, a), (4, 3 * a))]
+    history = pd.DataFrame(rows, columns=["seed", "round", "accuracy", "target"])
+    np.testing.assert_allclose(claim.needed(history), [3.0, np.inf])  # interpolated, and never
 
 
 def test_the_claim_s_interpolation_ends_at_the_two_models():
-    task, data, _ = claim.setting()
-    mixed = claim.interpolate(task, data, 2, np.array([0.0, 0.5, 1.0]))
-    assert mixed["loss"].shape == mixed["accuracy"].shape == (2, 2, 3)
-    assert (mixed["accuracy"][:, :, [0, 2]] > 0.8).all()
+    data = digits()
+    task = classification(partial(MLP, (64, 8, 10)), data.x)
+    mixed = claim.interpolate(task, data, 1, np.array([0.0, 0.5, 1.0]), steps=60)
+    assert mixed["loss"].shape == mixed["accuracy"].shape == (2, 1, 3)
+    assert (mixed["loss"][:, :, [0, 2]] < 2.2).all()
     assert (mixed["loss"][0, :, 1] > mixed["loss"][1, :, 1]).all()
     np.testing.assert_allclose(mixed["loss"][0, :, 2], mixed["loss"][1, :, 2], rtol=1e-5)  # theta = 1 is w in both
     assert (mixed["loss"][0, :, 0] != mixed["loss"][1, :, 0]).all()  # theta = 0 is another w'
-
-
-@pytest.mark.long
-def test_a_tiny_reproduction_gives_a_whole_table_every_check_and_a_picture():
-    found = claim.reproduce(1, rates=(0.3,), rounds=4)
-    assert len(found.table) == 8
-    assert not found.table["rate"].isna().any()
-    assert len(found.checks) == len({c.what for c in found.checks}) == 9
-    assert len(found.figure.axes) == 3
