@@ -144,14 +144,18 @@ def draw(studies: Sequence[Study], cells: Sequence[Cells], verdict: str) -> Any:
     axes = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
     for ax in axes[len(panels) :]:
         ax.remove()
-    for ax, (study, found, where) in zip(axes, panels, strict=False):
+    for i, (study, found, where) in enumerate(panels):
         curves = {}
         for name in study.arms:
             mine = {point: h for (place, arm, point), h in found.items() if (place, arm) == (where, name)}
             if mine:
                 curves[name] = mine[best_point(study, {point: _scored(study, h) for point, h in mine.items()})]
-        learning_curves(curves, **{"y": _column(curves), "ax": ax} | dict(study.picture))
-        ax.set_title(f"{where}, best point of each" if where else "best point of each")
+        picture = {"y": _column(curves), "ax": axes[i], "styles": tuple(study.arms)} | dict(study.picture)
+        learning_curves(curves, **picture)
+        axes[i].set_title(f"{where}, best point of each" if where else "best point of each")
+        last = axes[i - 1].get_legend() if i % columns else None
+        if last is not None and [t.get_text() for t in last.get_texts()] == list(curves):
+            last.remove()  # the same as here
     figure.suptitle(f"the headline {verdict if verdict != 'in part' else 'holds in part'}")
     return figure
 

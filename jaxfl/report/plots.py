@@ -100,6 +100,7 @@ def learning_curves(
     *,
     nodes: int | None = None,
     log: bool = False,
+    styles: Sequence[str] = (),
 ) -> Any:
     """One line a system: `y` against `x`, at the evaluated rounds.
 
@@ -111,14 +112,19 @@ def learning_curves(
         ax: axes to draw on (None: a new figure).
         nodes: nodes of the world, needed for megabytes.
         log: logarithmic y axis; values of 0 are left out.
+        styles: names in the order in which they take colours and dashes, so that a system looks the same in all
+            pictures of a figure (empty: the order of `histories`).
 
     Raises:
-        InputError: no histories, a column that a history lacks, or a bad `x` or `nodes`.
+        InputError: no histories, a column that a history lacks, a system that `styles` lacks, or a bad `x` or `nodes`.
     """
     systems, own = _systems(histories, x, nodes), ax is None
+    order = list(styles or systems)
+    if missing := [name for name in systems if name not in order]:
+        raise InputError(f"styles has no {missing[0]!r}, only {', '.join(order)}.")
     ax = axes_or_new(ax)
-    for i, (name, history) in enumerate(systems.items()):
-        _line(ax, i, name, _curve(name, history, x, y, nodes))
+    for name, history in systems.items():
+        _line(ax, order.index(name), name, _curve(name, history, x, y, nodes))
     _dress(ax, AXES[x][1], NAMES.get(y, y.replace("_", " ")), log)
     legend_of(ax, own, ax.get_lines())
     return ax.figure

@@ -88,6 +88,14 @@ def test_learning_curves_draw_mean_and_range_of_the_seeds(runs):
     assert len(looks) == 3
 
 
+def test_a_system_looks_the_same_in_all_pictures_of_a_figure(runs):
+    looks = lambda fig: [(to_hex(line.get_color()), line.get_linestyle()) for line in fig.axes[0].lines]
+    torus = {"torus": runs["torus"]}
+    assert looks(plots.learning_curves(torus, styles=list(runs))) == looks(plots.learning_curves(runs))[2:]
+    with pytest.raises(InputError, match="styles has no 'torus', only ring"):
+        plots.learning_curves(torus, styles=["ring"])
+
+
 def test_each_x_axis(runs):
     run = {"torus": runs["torus"]}
     want = {
