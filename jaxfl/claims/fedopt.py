@@ -10,7 +10,8 @@ a round, one epoch of batch 10, 150 rounds, tau = 1e-3, another draw each seed. 
 points, client rates times server rates half a decade apart around what it needs. The paper's point has its server
 rates for tag prediction, and a client rate of this scale, 0.3 (its own, 100, belongs to its bags of words). Without
 dense features their columns are zero, which changes no number and compiles nothing anew. A FedAvg that never reaches
-the target loss counts as if it did in the last round.
+the target loss counts as if it did in the last round. Where all features are rare, clients bear a large rate, with which tuned FedAvgM
+comes close in accuracy, though not in loss.
 """
 
 from functools import partial
@@ -58,7 +59,10 @@ def measure(arrays, row):
 
 def settings(seed: int) -> dict[str, Setting]:
     """A draw with and without the dense features."""
-    drawn = {BOTH: sparse_features(CLIENTS, seed=seed), SPARSE: no_dense(sparse_features(CLIENTS, seed=seed, dense=False))}
+    drawn = {
+        BOTH: sparse_features(CLIENTS, seed=seed),
+        SPARSE: no_dense(sparse_features(CLIENTS, seed=seed, dense=False)),
+    }
     who = cohort.uniform(CLIENTS, SAMPLED)
     return {
         name: Setting(

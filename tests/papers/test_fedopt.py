@@ -9,6 +9,7 @@ from members import cohorts, slope, world
 
 from jaxfl.algorithms.server.fedopt import fedadagrad, fedadam, fedopt, fedyogi
 from jaxfl.claims import fedopt as claim
+from jaxfl.claims.study import points
 from jaxfl.data import synthetic
 from jaxfl.engine.run import run
 
@@ -62,41 +63,11 @@ def test_a_kept_optimizer_goes_on_where_the_client_was():
     np.testing.assert_allclose(state.nodes[0].trace, v, atol=1e-5)
 
 
-def test_the_ladder_of_rates():
-    np.testing.assert_allclose([claim.rate(k) for k in range(-4, 4)], [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30])
-
-
-def test_a_grid_grows_until_its_best_cell_lies_inside():
-    calls = []
-
-    def loss(i, j):
-        calls.append((i, j))
-        return (i - 4) ** 2 + (j + 2) ** 2
-
-    cell, tried, edge = claim.search(loss, range(-1, 2), range(3))
-    assert (cell, edge) == ((4, -2), False)
-    assert len(calls) == len(set(calls)) == len(tried)
-    assert tried[cell] == min(tried.values()) == 0
-    assert {i for i, _ in tried} == set(range(-1, 6))
-    assert {j for _, j in tried} == set(range(-3, 3))
-    assert claim.search(loss, range(3, 6), range(-3, 0))[1].keys() == {(i, j) for i in (3, 4, 5) for j in (-3, -2, -1)}
-    cell, tried, edge = claim.search(loss, range(-1, 2), range(3), widen=1)
-    assert (cell, edge, len(tried)) == ((2, -1), True, 16)
-
-
-def test_the_round_in_which_a_loss_is_reached():
-    rows = [
-        (0, 0, 1.6),
-        (0, 5, 0.95),
-        (0, 10, 0.89),
-        (0, 15, 0.7),
-        (1, 0, 1.6),
-        (1, 5, 1.2),
-        (1, 10, 0.9),
-        (1, 15, 1.0),
-    ]
-    history = pd.DataFrame(rows, columns=["seed", "round", "train_loss"])
-    np.testing.assert_array_equal(claim.reached(history), [10, np.inf])
+def test_the_claim_s_methods_are_tuned_with_the_same_effort():
+    (found,) = claim.studies()
+    assert {len(points(found, arm)) for arm in found.arms.values()} == {30}
+    for arm in found.arms.values():
+        np.testing.assert_allclose(np.diff(np.log10(arm.grid["server_lr"])), 0.5, atol=0.03)
 
 
 def test_data_without_the_dense_block_keep_its_columns_at_zero():
@@ -108,24 +79,15 @@ def test_data_without_the_dense_block_keep_its_columns_at_zero():
     np.testing.assert_array_equal(wide.test_x[:, 10:], plain.test_x)
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    first = {"FedAvg": range(1), "FedAdam": range(-2, 0)}
-    methods = {name: (claim.METHODS[name][0], rungs) for name, rungs in first.items()}
-    return claim.reproduce(2, rounds=4, methods=methods, rows=range(-1, 1))
+def test_the_round_in_which_the_claim_s_loss_is_reached():
+    losses = {0: (1.6, 0.95, 0.89, 0.7), 1: (1.6, 1.2, 0.95, 1.0)}
+    rows = [(seed, 5 * i, v) for seed, values in losses.items() for i, v in enumerate(values)]
+    history = pd.DataFrame(rows, columns=["seed", "round", "train_loss"])
+    np.testing.assert_array_equal(claim.arrives(history), [10, 15])  # never counts as the last round
 
 
-def test_adaptive_claim_has_a_row_a_method_and_the_cards_inequalities(tiny):
-    assert list(tiny.table["system"]) == ["FedAvg", "FedAdam"] * 2
-    assert (tiny.table["cells"] >= 9).all()
-    np.testing.assert_allclose(tiny.table["loss / FedAvg"][[0, 2]], 1)
-    assert [(c.relation, c.required, len(c.seeds)) for c in tiny.checks] == [
-        ("<=", 0.6, 2),
-        (">=", 4, 2),
-        (">=", 0.05, 2),
-    ]
-    np.testing.assert_allclose(tiny.checks[0].measured, tiny.table["loss / FedAvg"][1])
-    gap = tiny.table["accuracy"][1] - tiny.table["accuracy"][0]
-    np.testing.assert_allclose(tiny.checks[2].measured, gap, atol=1e-6)
-    assert (tiny.table["loss std"] > 0).all()
-    assert len(tiny.figure.axes) == 2
+def test_the_claim_s_fedavg_is_fedopt_without_a_server_optimizer():
+    _, task, w = world()
+    plain = run(fedopt(task, local=optax.sgd(0.03), **KW), w, jnp.ones(3), 2).state.shared["x"]
+    served = claim.sgd_server(task, lr=0.03, server_lr=1.0, momentum=0.0, **KW)
+    np.testing.assert_allclose(run(served, w, jnp.ones(3), 2).state.shared["x"], plain, atol=1e-7)
