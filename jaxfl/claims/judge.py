@@ -44,10 +44,11 @@ def judge(study: Study, cells: Cells) -> Evidence:
                 checks += _checks(study, s, setting, point, score[one][s.score], score[two][s.score])
             at = [cells[setting, arm, chosen["paper"][setting, arm]] for arm in (s.ours, s.theirs)]
             if s.headline and not s.costlier:
-                what = f"{named(s, setting)}: what ours spends in gradients or bits over what theirs does, at most"
+                what = f"{_in(setting)}gradients or bits of {s.ours} over those of {s.theirs}, the larger"
                 checks.append(Check(what, _dearer(*at), "<=", ROUNDING, role="condition", source="derived"))
         notes += [f"{named(s, s.setting)}: not asked at the best points, because {s.untuned}"] * bool(s.untuned)
-        notes += [f"{named(s, s.setting)}: ours may cost more, because {s.costlier}"] * bool(s.costlier)
+        more = f"{_in(s.setting)}{s.ours} may cost more than {s.theirs}, because {s.costlier}"
+        notes += [more] * bool(s.costlier and more not in notes)
     if study.beside is not None:
         checks += study.beside({key: score[(*key[1:], chosen[key[0]][key[1:]])] for key in rows})
     edge = _on_an_edge(study, arms, chosen["best"], cells)
@@ -85,12 +86,17 @@ def _checks(study, s: Inequality, setting: str, point: str, one: np.ndarray, two
         values = one / two if s.op == "/" else one - two
     relation, role = relation_of(study, s), "headline" if s.headline else "consequence"
     what = f"{named(s, setting)}, {'paper' if point == 'paper' else 'best'} points"
-    source = s.source if point == "paper" else "derived"
+    given = s.bound if point == "paper" else s.tuned
+    source = "derived" if given is None else s.source
     out = [check(what, values, relation, bound_of(s, point), role, source)]
     if s.every_seed:
         far = values.max() if relation == "<" else values.min()
         out.append(Check(f"{what}, worst seed", float(far), relation, float(s.op == "/"), (), role, "derived"))
     return out
+
+
+def _in(setting: str) -> str:
+    return f"{setting}: " if setting else ""
 
 
 def _once(checks: list[Check]) -> list[Check]:
