@@ -141,8 +141,8 @@ def _on_an_edge(study: Study, arms: Sequence[tuple], best: Mapping[tuple, tuple]
 
 
 @styled
-def draw(studies: Sequence[Study], cells: Sequence[Cells], verdict: str) -> Any:
-    """Every setting's curves, each system at its best point; the title says the verdict."""
+def draw(studies: Sequence[Study], cells: Sequence[Cells]) -> Any:
+    """Every setting's curves, each system at its best point."""
     panels = [(study, c, where) for study, c in zip(studies, cells, strict=True) for where in {k[0]: 0 for k in c}]
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
@@ -162,7 +162,6 @@ def draw(studies: Sequence[Study], cells: Sequence[Cells], verdict: str) -> Any:
         last = axes[i - 1].get_legend() if i % columns else None
         if last is not None and [t.get_text() for t in last.get_texts()] == list(curves):
             last.remove()  # the same as here
-    figure.suptitle(f"the headline {verdict if verdict != 'in part' else 'holds in part'}")
     return figure
 
 

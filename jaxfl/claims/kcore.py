@@ -10,7 +10,7 @@ run on the same graphs until all are silent; a broadcast is one message; who is 
 snapshot, where everybody starts from nothing, counts nowhere. `exact` is ours. The bounds on messages, active nodes and
 wrong nodes are the plan's; beyond 5 % the paper promises nothing.
 
-Why. The algorithm, not code or setting (the program is the card's, message by message, in its tests): a node whose
+Why. The algorithm, not code or setting (the program is the paper's, message by message, in its tests): a node whose
 coreness fell waits one exchange before it speaks, so that from 1 % churn on it takes no fewer exchanges than a restart;
 without the pause it is quicker everywhere, at twice the wrong nodes. Three things do not decide. Without the pause
 there are fewer messages, not more as the plan has it. In bits over links the saving is smaller and a loss at 5 %, as a

@@ -9,14 +9,14 @@ the results.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import product
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfl.claims.evidence import RELATIONS, Check, Evidence
+from jaxfl.claims.evidence import IN_PART, RELATIONS, Check, Evidence
 from jaxfl.core import Metric, Scenario, Shards
 from jaxfl.engine.run import run
 from jaxfl.errors import InputError, require
@@ -237,5 +237,7 @@ def reproduce(claim: ModuleType, seeds: int = 3, *, small: bool = False) -> Evid
     tables = [part.table for part in parts if part.table is not None]
     table = tables[0] if len(tables) == 1 else pd.concat([t.reset_index() for t in tables], ignore_index=True)
     evidence = Evidence(table, checks, (), tuple(note for part in parts for note in part.notes))
-    pictures: Sequence = [draw(found, cells, evidence.verdict)] if found else []
-    return evidence._replace(figures=(*pictures, *(f for part in parts for f in part.figures)))
+    figures = (*([draw(found, cells)] if found else []), *(f for part in parts for f in part.figures))
+    for figure in figures:
+        figure.suptitle(f"the headline {'holds in part' if evidence.verdict == IN_PART else evidence.verdict}")
+    return evidence._replace(figures=figures)
