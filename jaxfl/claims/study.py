@@ -239,5 +239,6 @@ def reproduce(claim: ModuleType, seeds: int = 3, *, small: bool = False) -> Evid
     evidence = Evidence(table, checks, (), tuple(note for part in parts for note in part.notes))
     figures = (*([draw(found, cells)] if found else []), *(f for part in parts for f in part.figures))
     for figure in figures:
-        figure.suptitle(f"the headline {'holds in part' if evidence.verdict == IN_PART else evidence.verdict}")
+        says = f"The headline {'holds in part' if evidence.verdict == IN_PART else evidence.verdict}."
+        figure.supxlabel(says, fontsize=10, fontweight="bold")
     return evidence._replace(figures=figures)
