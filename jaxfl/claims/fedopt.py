@@ -10,8 +10,8 @@ a round, one epoch of batch 10, 150 rounds, tau = 1e-3, another draw each seed. 
 points, client rates times server rates half a decade apart around what it needs. The paper's point has its server
 rates for tag prediction, and a client rate of this scale, 0.3 (its own, 100, belongs to its bags of words). Without
 dense features their columns are zero, which changes no number and compiles nothing anew. A FedAvg that never reaches
-the target loss counts as if it did in the last round. Where all features are rare, clients bear a large rate, with which tuned FedAvgM
-comes close in accuracy, though not in loss.
+the target loss counts as if it did in the last round. Where all features are rare, clients bear a large rate, with
+which tuned FedAvgM comes close in accuracy, though not in loss.
 """
 
 from functools import partial
