@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from common import one_sample_each, quadratics
+from members import WEIGHT, N, absent, changed, cohorts
 
 from jaxfl.algorithms.server.diloco import all_reduce, diloco
 from jaxfl.algorithms.server.dilocox import adaptive, cocktail_sgd, dilocox, gentle
@@ -30,6 +31,55 @@ def matrices(n=8, side=SIDE):
     t = tasks.from_functions(lambda key: jnp.ones((side, side)), loss)
     centres = np.random.default_rng(0).normal(size=(n, side, side)).astype(np.float32)
     return t, one_sample_each(np.zeros((n, 1), np.float32), centres)
+
+
+def integers(x):
+    """Four bits and a scale."""
+    scale = np.abs(x).max() / 7
+    return np.round(x / scale) * scale
+
+
+def test_rounds_from_the_papers_equations_in_float64():
+    """Unequal weights, four of six, one of them absent: rank 1 in four bits, memories, a delay of one, Nesterov."""
+    a, b, count = 5, 4, 4
+    centres = np.random.default_rng(0).normal(size=(N, a, b))
+    t = tasks.from_functions(lambda key: jnp.ones((a, b)), lambda p, x, y: 0.5 * ((p - y) ** 2).sum((1, 2)))
+    data = one_sample_each(np.zeros((N, 1), np.float32), centres.astype(np.float32))
+    w = scenario(data, cohort=changed(cohort.uniform(N, 4, weight=WEIGHT), absent))
+    system = dilocox(t, rank=1, window=None, local=optax.sgd(0.2), steps=2, batch=1)
+    state = run(system, w, t.init, count, every=1).state
+    basis = np.asarray(jax.random.normal(jax.random.split(jax.random.key(0), 1)[0], (1, b, 1)), float)[0, :, 0]
+    x, e, m, line = np.ones((a, b)), np.zeros((N, a, b)), np.zeros((a, b)), [np.zeros((a, b))]
+    for members in cohorts(w, count):
+        total = sum(p for _, p, _ in members)
+        whole = {i: (x - centres[i]) * (1 - 0.8**2) + e[i] for i, _, _ in members}
+        left = sum(p / total * integers(whole[i] @ (basis / np.linalg.norm(basis))) for i, p, _ in members)
+        left /= np.linalg.norm(left)
+        right = {i: integers(d.T @ left) for i, d in whole.items()}
+        basis = sum(p / total * right[i] for i, p, _ in members)
+        for i, d in whole.items():
+            e[i] = d - np.outer(left, right[i])
+        late = line[-1]
+        line.append(np.outer(left, basis))
+        if len(line) > 2:
+            m = 0.6 * m + late
+            x = x - 0.3 * (late + 0.6 * m)
+    np.testing.assert_allclose(state.shared["x"], x.ravel(), atol=1e-5)
+    np.testing.assert_allclose(state.shared["outer"][0].trace, m.ravel(), atol=1e-5)
+    np.testing.assert_allclose(state.shared["flying"].delta[0], line[-1].ravel(), atol=1e-5)
+    memory = [leaf for leaf in jax.tree.leaves(state.mail) if leaf.shape == (N, x.size)]
+    np.testing.assert_allclose(memory[0], e.reshape(N, -1), atol=1e-5)
+
+
+def test_a_delay_needs_a_gentler_outer_step():
+    """With DiLoCo's own rate 0.7 and momentum 0.9 the delayed system diverges, DiLoCo does not."""
+    _, t, data = quadratics(n=4, d=3)
+    go = lambda delay: run(
+        diloco(t, local=optax.sgd(0.2), steps=20, batch=1, delay=delay), scenario(data), jnp.ones(3), 40
+    )
+    now, late = (float(jnp.abs(go(delay).state.shared["x"]).max()) for delay in (0, 1))
+    assert now < 10
+    assert not late < 100
 
 
 def traced(algorithm, data, d):

@@ -2,19 +2,21 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from common import digits_world, quadratics, rounds
 from pinging import pinged
+from scipy.stats import chi2
 
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.algorithms.server.modest import VIEW_BITS, modest
 from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.exchange import codecs
-from jaxfl.exchange.membership import public_hash
+from jaxfl.exchange.membership import first_alive, public_hash
 from jaxfl.exchange.network import Network
 from jaxfl.learn.task import logistic_regression
 from jaxfl.world import churn
@@ -186,6 +188,16 @@ def test_bytes_by_node_sum_to_the_total_and_what_is_sent_is_received(private):
     assert column(result, "participants").max() == (2 if private else 3)
     if private:
         assert (column(result, "overflow") >= 0).all()
+
+
+def test_all_are_sampled_equally_often():
+    """Chi-square of 1,000 rounds of draws without replacement."""
+    n, s, count = 100, 10, 1000
+    everyone = jnp.ones(n, bool)
+    draw = jax.vmap(lambda t: first_alive(public_hash(jnp.uint32(0), t, n), everyone, everyone, s).ids)
+    often, expected = np.bincount(np.asarray(jax.jit(draw)(jnp.arange(count))).ravel(), minlength=n), count * s / n
+    statistic = ((often - expected) ** 2 / expected).sum() * (n - 1) / (n - s)
+    assert chi2.sf(statistic, n - 1) > 0.01
 
 
 N, S, AT = 40, 4, 10
