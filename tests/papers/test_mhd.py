@@ -11,6 +11,7 @@ import pytest
 from common import same
 
 from jaxfl.algorithms.gossip.mhd import mhd, mutual_distillation
+from jaxfl.claims import mhd as claim
 from jaxfl.core import Algorithm, State
 from jaxfl.data import partition
 from jaxfl.data.sets import from_arrays
@@ -275,6 +276,24 @@ def test_accuracy_by_head_and_node_against_loops():
     for bad in ((x, y, counts[:3]), (x[y > 0], y[y > 0], counts), (x, y, counts * 0)):
         with pytest.raises(InputError):
             personal_accuracy(TWO, *bad)
+
+
+def test_the_claim_s_worlds_differ_in_what_they_say():
+    """On a cycle a client hears the next one alone; pooled, each has all private samples; shapes and types stay."""
+    world, metric = claim.settings(1, groups := claim.crowd())[""]
+    cycle, whole = claim.on_a_cycle(world), claim.everything(world)
+    heard = np.asarray(cycle.arrays["topology"].weight) > 0
+    np.testing.assert_array_equal(
+        np.asarray(cycle.arrays["topology"].nbr)[heard], (np.arange(claim.CLIENTS) + 1) % claim.CLIENTS
+    )
+    own, shared = world.data.private, whole.data.private
+    assert int(own.size.sum()) == int(shared.size.max()) == int(shared.size.min()) == len(own.y)
+    for other in (cycle, whole):
+        like = [jax.tree.map(lambda a: (jnp.shape(a), a.dtype, a.weak_type), w[2:4]) for w in (world, other)]
+        assert like[0] == like[1]
+    rows = (jnp.zeros((claim.CLIENTS, groups[0].task.dim)),)
+    assert float(metric.measure(metric.arrays, rows)["shared"]) == pytest.approx(0.1)
+    assert claim.first_lesson(4) == distill.chain(2)
 
 
 @pytest.mark.parametrize(
