@@ -1,4 +1,4 @@
-"""MoDeST learns as fast as FedAvg, at a fraction of the traffic of gossip, even when 80 % of the nodes crash.
+"""MoDeST learns as fast as FedAvg, with a fraction of the traffic of gossip, even when 80 % of the nodes crash.
 
 Claim. The paper's abstract: as fast as federated learning (the plan: rounds within 4/3), 3 to 14 times less traffic
 than decentralized learning, in less time; quick to adapt to crashes, of 80 % of the nodes, too.
@@ -6,14 +6,23 @@ than decentralized learning, in less time; quick to adapt to crashes, of 80 % of
 Setting. Digits, another draw each seed, 100 nodes of 60 samples each with label shares Dirichlet(0.5), perceptron
 64-32-10, 5 local steps of batch 10, s = 10; D-SGD on the exponential graph with one peer a round, the mean accuracy of
 its nodes. A local step takes 0.2 s and a model 0.1 s over a link of the median node, log-normal(0.5) each, 20 ms of
-latency; FedAvg's server is as fast as it likes, as in the paper. Costs count up to 85 % test accuracy: `traffic` in
-models over all nodes, `mean_node` and `busiest` in models in and out of one machine, FedAvg's server among them. In the
-crashes, from round 60 on, 80 nodes go in silence, at once or 5 a round; accuracy and its standard deviation over rounds
-(`wobble`) are those of the last 20 rounds, on the test set. A run in which nobody trains any more is the worst there
-is, not left out.
+latency; FedAvg's server is as fast as it likes, as in the paper. Costs count up to 85 % test accuracy; models are those
+in and out of the mean node, and of the busiest machine, FedAvg's server among them. In the crashes, from round 60 on,
+80 nodes go in silence, at once or 5 a round; accuracy and its standard deviation over rounds (`wobble`) are those of
+the last 20 rounds. A run in which nobody trains any more is the worst there is, and 40 more runs count how often that
+happens.
+
+Why. What is missing is the protocol's: when 80 nodes crash at once the model is in the hands of the aggregator and the
+10 participants alone, and all of them are among the dead in about one run of twelve, with three aggregators in one of
+twenty; no ping can help. (Here participants resend when the aggregator crashes; in the authors' code they do so only if
+it leaves, so that one aggregator's crash is the end.) Two things do not decide but are not true either. In simulated
+seconds MoDeST takes twice as long as FedAvg, whose server has no link to wait for, as one node's link carries ten
+models; in rounds it is as fast. And at equal gradients, in 1.6 times as many rounds, sampling without pings is as
+accurate: by then the window of activity has forgotten the dead. Pings buy a quick adaptation.
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +30,12 @@ import numpy as np
 from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.modest import modest
-from jaxfl.claims.evidence import first_at, tail
+from jaxfl.claims.evidence import Evidence, check, first_at
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Algorithm, Metric, Process, Scenario
 from jaxfl.data import partition
 from jaxfl.data.sets import digits
+from jaxfl.engine.run import run
 from jaxfl.exchange.ledger import by_member
 from jaxfl.learn.task import classification, scores
 from jaxfl.mapping.nodes import map_nodes
@@ -36,6 +46,7 @@ from jaxfl.world.scenario import scenario
 
 NODES, SAMPLE, SIZE, TARGET, CRASH, LAST = 100, 10, 60, 0.85, 60, 20
 CALM, SLOWLY, ONCE = "nobody leaves", "5 crash a round", "80 crash at once"
+LATER = "ours, after a first look"
 TASK = classification(partial(MLP, (64, 32, 10)), np.zeros((1, 64), np.float32))
 MODEL = 32.0 * TASK.dim  # bits
 
@@ -109,11 +120,37 @@ def late(history, of) -> np.ndarray:
     return np.where(dead, np.nan, value)
 
 
+@cache
+def systems() -> dict[str, Callable]:
+    """MoDeST with one aggregator and with three."""
+    ours = partial(weighed, modest, sample=SAMPLE, steps=5, batch=10)
+    return {"a = 1": ours, "a = 3": partial(ours, aggregators=3)}
+
+
+def extra(seeds: int, small: bool) -> Evidence:
+    """In how many runs training ends when 80 of 100 crash at once: nobody who has the model is left."""
+    import pandas as pd
+
+    runs, rounds = (2, 3) if small else (40, CRASH + 3)
+    rows, checks = {}, []
+    for name, make in systems().items():
+        ends = []
+        for seed in range(runs):
+            gone = np.random.default_rng(seed).permutation(NODES)[:80]
+            place = world(0, [(rounds - 3, gone)], np.arange(1))
+            kw = {"seed": seed, "hyper": {"lr": [0.1], "announced": 0.0}, "every": 1, "progress": False}
+            history = run(make, place.world, TASK.init, rounds, evaluate=place.evaluate, **kw).history
+            ends.append(not history["gradients"].iloc[-2:].sum())
+        rows["extra", ONCE, f"MoDeST, {name}"] = {"runs": runs, "ended": np.mean(ends)}
+        checks.append(check(f"{ONCE}: share of runs that it ends, {name}", np.mean(ends), "<", 0.01, "headline", LATER))
+    return Evidence(pd.DataFrame.from_dict(rows, orient="index").rename_axis(["point", "setting", "system"]), checks)
+
+
 def studies() -> list[Study]:
     """What it costs to learn while nobody leaves, and what is left after the crashes."""
     kw, silent = {"steps": 5, "batch": 10}, {"announced": 0.0}
-    ours = partial(weighed, modest, sample=SAMPLE, **kw)
-    three, blind = partial(ours, aggregators=3), partial(ours, liveness=False)
+    ours, three = systems().values()
+    blind = partial(ours, liveness=False)
     server = partial(weighed, lambda task, **kw: by_member(fedavg(task, **kw)), server=True, **kw)
     spent = lambda cost: Score(lambda h: first_at(h, "accuracy", TARGET, cost, least=True))
     sides = "a message between nodes is counted at both, one to or from the server once"
@@ -130,41 +167,41 @@ def studies() -> list[Study]:
         model=TASK.init,
         rounds=100,
         every=1,
-        grid={"lr": (0.1, 0.2, 0.4, 0.8)},
+        grid={"lr": (0.1, 0.2, 0.4, 0.8, 1.6)},
         paper={"lr": 0.1},
         scores={
-            "rounds": spent("round"),
-            "seconds": spent("time"),
-            "gradients": spent("total_gradients"),
-            "mean_node": spent("mean_node"),
-            "busiest": spent("busiest"),
+            "rounds to the target": spent("round"),
+            "seconds to the target": spent("time"),
+            "gradients to the target": spent("total_gradients"),
+            "models by node": spent("mean_node"),
+            "models of the busiest": spent("busiest"),
         },
         says=(
-            than("mean_node", "MoDeST", "/", "D-SGD", 1 / 3),
-            than("mean_node", "MoDeST, a = 3", "/", "D-SGD"),
-            than("seconds", "MoDeST", "/", "D-SGD"),
-            than("gradients", "MoDeST", "/", "D-SGD"),
-            than("busiest", "MoDeST", "/", "FedAvg", 0.25, costlier=sides),
-            than("rounds", "MoDeST", "/", "FedAvg", 4 / 3, headline=False, tuned=4 / 3),
-            than("seconds", "MoDeST", "/", "FedAvg", 4 / 3, headline=False, tuned=4 / 3, source="ours, after a first look"),
+            than("models by node", "MoDeST", "/", "D-SGD", 1 / 3),
+            than("models by node", "MoDeST, a = 3", "/", "D-SGD"),
+            than("seconds to the target", "MoDeST", "/", "D-SGD"),
+            than("gradients to the target", "MoDeST", "/", "D-SGD"),
+            than("models of the busiest", "MoDeST", "/", "FedAvg", 0.25, costlier=sides),
+            than("rounds to the target", "MoDeST", "/", "FedAvg", 4 / 3, headline=False, tuned=4 / 3),
+            than("seconds to the target", "MoDeST", "/", "FedAvg", 4 / 3, headline=False, tuned=4 / 3, source=LATER),
         ),
         picture={"x": "time"},
     )
-    keeps = "to keep s participants is what is asked; at equal gradients it is asked beside"
+    keeps = "to keep s participants is what is asked; beside, it is asked at equal gradients, 1.6 times as many rounds"
     crash = Study(
         settings=crashes,
         arms={
             "MoDeST": Arm(ours, silent),
             "MoDeST, a = 3": Arm(three, silent),
             "without pings": Arm(blind, silent),
-            "without pings, longer": Arm(blind, silent, rounds=3.6),
+            "without pings, longer": Arm(blind, silent, rounds=1.6),
             "FedAvg": Arm(server),
         },
         ablations=("without pings", "without pings, longer"),
         model=TASK.init,
         rounds=150,
         every=1,
-        grid={"lr": (0.1, 0.2, 0.4, 0.8)},
+        grid={"lr": (0.1, 0.2, 0.4, 0.8, 1.6)},
         paper={"lr": 0.1},
         scores={"accuracy": Score(lambda h: late(h, "mean"), "high"), "wobble": Score(lambda h: late(h, "std"))},
         says=(
