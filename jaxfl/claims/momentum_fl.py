@@ -8,7 +8,15 @@ splits.
 Setting. Least squares of 40 clients with 60 samples each and models `w + 1.5 N(0, I)` of their own, 10 local steps of
 batch 5, 400 rounds; the plan's rates. Digits with a perceptron of 32 units, Dirichlet 0.1 over 10 or 50 clients of
 equal weight, 10 a round, 10 steps of batch 16, 100 rounds. A seed is another draw of data, cohorts and batches. Local
-and server rate are on one grid for all; `server_lr` of FedAvg and SCAFFOLD, too, is that of the mean direction.
+and server rate are on one grid for all; `server_lr` of FedAvg and SCAFFOLD, too, is that of the mean direction. A
+perceptron whose units have died has no gradient either, so the mean counts only where the target is reached.
+
+Why. The setting, and the claim's reach; the code agrees with the equations in float64. On digits with tuned rates
+momentum wins in the paper's measure and in rounds, because it stands larger rates. On least squares all curvatures are
+about 1, so that a larger server rate is all the acceleration there is, and the rest is noise of batches and cohorts,
+which a moving average at the same server rate hardly lowers: SCAFFOLD-M is sooner at the target, its mean is no lower,
+and in a trial it rose as beta fell (0.5, 0.2, 0.1, 0.05). At the paper's rates the direction, which starts at 0, needs
+1 / beta rounds to reach its size. Per bit, the third vector that SCAFFOLD-M sends down costs what it gains on digits.
 """
 
 from functools import partial
@@ -63,8 +71,8 @@ def digits(task: Task, seed: int) -> dict[str, Setting]:
     return found
 
 
-def arms(task: Task, batch: int, betas: tuple[float, ...]) -> dict[str, Arm]:
-    """Both systems without momentum and with it; `server_lr` is always that of the mean direction."""
+def arms(task: Task, batch: int, betas: tuple[float, ...], few: str, whole: str) -> dict[str, Arm]:
+    """Both systems without momentum and with it, FedAvg where all take part, SCAFFOLD where few do."""
     kw = {"steps": STEPS, "batch": batch}
 
     def fedavg(lr, server_lr):
@@ -73,18 +81,20 @@ def arms(task: Task, batch: int, betas: tuple[float, ...]) -> dict[str, Arm]:
     def plain(lr, server_lr):
         return scaffold(task, lr=lr, server_rate=server_lr / (lr * STEPS), **kw)
 
-    momentum = lambda make: Arm(partial(make, task, **kw), grid={"beta": betas}, paper={"beta": BETA})
+    momentum = lambda make: partial(make, task, **kw)
+    beta = {"grid": {"beta": betas}, "paper": {"beta": BETA}}
     return {
-        "FedAvg": Arm(fedavg),
-        "FedAvg-M": momentum(fedavg_m),
-        "SCAFFOLD": Arm(plain),
-        "SCAFFOLD-M": momentum(scaffold_m),
+        "FedAvg": Arm(fedavg, settings=(whole,)),
+        "FedAvg-M": Arm(momentum(fedavg_m), settings=(whole,), **beta),
+        "SCAFFOLD": Arm(plain, settings=(few,)),
+        "SCAFFOLD-M": Arm(momentum(scaffold_m), settings=(few,), **beta),
     }
 
 
-def mean_over_rounds(history):
-    """Mean of `|grad f|^2` over all rounds that were evaluated, by seed."""
-    return history.dropna(subset="diverged").groupby("seed")["squared_gradient"].agg(lambda v: v.mean(skipna=False))
+def mean_over_rounds(history, column: str, target: float):
+    """Mean of `|grad f|^2` over all rounds, by seed; infinite if `column` never reaches the target."""
+    found = tail(history, "squared_gradient", history["round"].max() + 1)
+    return np.where(np.isfinite(first_at(history, column, target)), found, np.inf)
 
 
 def bits_to(history, column: str, target: float):
@@ -106,7 +116,7 @@ def says(few: str, whole: str) -> tuple[Inequality, ...]:
 def scores_at(column: str, target: float) -> dict[str, Score]:
     """The paper's measure, and what it takes to bring `column` to `target`."""
     return {
-        "mean |grad f|^2": Score(mean_over_rounds),
+        "mean |grad f|^2": Score(lambda h: mean_over_rounds(h, column, target)),
         "rounds to target": Score(lambda h: first_at(h, column, target)),
         "bits to target": Score(lambda h: bits_to(h, column, target)),
     }
@@ -116,18 +126,21 @@ def studies() -> list[Study]:
     """Least squares with the plan's rates, digits with the paper's model."""
     linear, image = linear_regression(10), sets.digits()
     net = classification(lambda rngs: MLP((64, 32, 10), rngs=rngs), image.x[:1])
-    reduced = lambda make: Arm(partial(make, linear, steps=STEPS, batch=5), {"beta": BETA})
+    reduced = lambda make, where: Arm(partial(make, linear, steps=STEPS, batch=5), {"beta": BETA}, settings=(where,))
+    both = arms(linear, 5, (BETA, 0.5), FEW, ALL)
+    both["FedAvg-M"] = both["FedAvg-M"]._replace(settings=(FEW, ALL))
+    few, whole = reversed(SPLIT)
     lower = partial(Inequality, "plateau", op="/", bound=0.5, headline=False)
     ends = {"beta": "its upper end, 1, is no momentum, an arm of its own"}
     return [
         Study(
             settings=partial(least_squares, linear),
-            arms=arms(linear, 5, (BETA, 0.2, 0.5))
-            | {"FedAvg-M-VR": reduced(fedavg_m_vr), "SCAFFOLD-M-VR": reduced(scaffold_m_vr)},
+            arms=both | {"FedAvg-M-VR": reduced(fedavg_m_vr, ALL), "SCAFFOLD-M-VR": reduced(scaffold_m_vr, FEW)},
             ablations=("FedAvg", "SCAFFOLD"),
             model=linear.init,
             rounds=400,
-            grid={"lr": (0.0001, 0.001, 0.01, 0.03), "server_lr": (0.03, 0.1, 0.3, 1.0)},
+            every=2,
+            grid={"lr": (0.001, 0.01, 0.1, 0.3, 1.0), "server_lr": (0.03, 0.1, 0.3, 1.0, 3.0)},
             paper={"lr": 0.001, "server_lr": 0.3},
             scores=scores_at("squared_gradient", 0.3) | {"plateau": Score(lambda h: tail(h, "squared_gradient", 100))},
             says=(
@@ -141,15 +154,15 @@ def studies() -> list[Study]:
         ),
         Study(
             settings=partial(digits, net),
-            arms=arms(net, 16, (BETA, 0.3)),
+            arms=arms(net, 16, (BETA, 0.3), few, whole),
             ablations=("FedAvg", "SCAFFOLD"),
             model=net.init,
             rounds=100,
             every=2,
-            grid={"lr": (0.03, 0.1, 0.3, 1.0), "server_lr": (0.3, 1.0, 3.0, 10.0)},
+            grid={"lr": (0.1, 0.3, 1.0, 3.0, 10.0), "server_lr": (1.0, 3.0, 10.0, 30.0, 100.0)},
             paper={"lr": 0.1, "server_lr": 1.0},
             scores=scores_at("train_loss", 0.5),
-            says=says("digits, 10 of 50", "digits, 10 of 10"),
+            says=says(few, whole),
             ends=ends,
             picture={"y": "squared_gradient", "log": True},
         ),

@@ -1,73 +1,97 @@
-"""The claim of the momentum methods, at sizes where its parts can be checked; their equations: test_scaffold."""
+"""The momentum methods against their equations in float64; where FedAvg-M stops; with controls: test_scaffold."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-import pandas as pd
+import pytest
+from common import one_sample_each
+from members import SHARE, N, cohorts, idle, slope, world
 
 from jaxfl.algorithms.server.fedavg import fedavg
-from jaxfl.algorithms.server.momentum_fl import fedavg_m, scaffold_m
-from jaxfl.claims import momentum_fl
-from jaxfl.data import synthetic
-from jaxfl.data.partition import by_client
+from jaxfl.algorithms.server.momentum_fl import fedavg_m, fedavg_m_vr, scaffold_m_vr
+from jaxfl.claims import momentum_fl as claim
+from jaxfl.data import partition, synthetic
+from jaxfl.engine.run import rollout, run
+from jaxfl.learn import task as tasks
+from jaxfl.world import cohort
+from jaxfl.world.scenario import scenario
+
+KW, BETA = {"lr": 0.03, "server_lr": 0.05, "steps": 2, "batch": None}, 0.3
 
 
-def test_distances_are_those_of_the_closed_form():
-    """FedAvg stops where `mean_i (I - (I - lr A_i)^K) (x - b_i) = 0`, and FedAvg-M where FedAvg(lr * beta) does."""
-    rates = [0.02, 0.01]
-    got = momentum_fl.distances(fedavg, 2, 300, momentum_fl.NODES, {"lr": rates})
-    for s in range(2):
-        q = synthetic.gaussian_quadratics(20, 10, seed=s)
-        A, b = q.A.astype(np.float64), q.b.astype(np.float64)
-        for k, lr in enumerate(rates):
-            pull = np.stack([np.eye(10) - np.linalg.matrix_power(np.eye(10) - lr * a, 10) for a in A])
-            fixed = np.linalg.solve(pull.sum(0), np.einsum("nij,nj->i", pull, b))
-            np.testing.assert_allclose(got[s, k], np.linalg.norm(fixed - q.optimum), rtol=1e-9)
-    momentum = momentum_fl.distances(fedavg_m, 2, 300, momentum_fl.NODES, {"beta": [0.5]}, lr=0.02)
-    np.testing.assert_allclose(momentum[:, 0], got[:, 1], rtol=1e-9)
+def equations(q, rounds, reduced, controls):
+    """The paper's loop over lists of members: x, g, c and all `c_i`."""
+    x, past, g, c, ci = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3), np.zeros((N, 3))
+    for members in rounds:
+        total, change, weight = np.zeros(3), np.zeros(3), sum(p for _, p, _ in members)
+        for i, p, steps in members:
+            y, seen = x.copy(), []
+            for _ in range(steps):
+                G = slope(q, i, y)
+                seen.append(G)
+                if reduced:
+                    d = G + (1 - BETA) * (g - slope(q, i, past)) - controls * BETA * (ci[i] - c)
+                else:
+                    d = BETA * G + (1 - BETA) * g
+                y = y - KW["lr"] * d
+            total += p * (x - y) / (KW["lr"] * max(steps, 1))
+            if seen:
+                change += SHARE[i] * (np.mean(seen, 0) - ci[i])
+                ci[i] = np.mean(seen, 0)
+        past, g, c = x, total / weight, c + change
+        x = x - KW["server_lr"] * g
+    return x, g, c, ci
 
 
-def test_controls_reach_the_optimum_with_few_clients():
-    few = momentum_fl.distances(scaffold_m, 1, 600, momentum_fl.FEW, {"beta": [0.1]}, lr=0.02)
-    assert few.shape == (1, 1)
-    assert few[0, 0] < 1e-8
+@pytest.mark.parametrize(
+    ("make", "reduced", "controls"), [(fedavg_m, False, 0), (fedavg_m_vr, True, 0), (scaffold_m_vr, True, 1)]
+)
+def test_four_rounds_from_the_equations_in_float64(make, reduced, controls):
+    """Unequal weights, a partial cohort, members of none, one and two steps, one absent."""
+    q, task, w = world(idle)
+    state = run(make(task, beta=BETA, **KW), w, jnp.ones(3), 4, every=1).state
+    x, g, c, ci = equations(q, cohorts(w, 4), reduced, controls)
+    np.testing.assert_allclose(state.shared["x"], x, atol=1e-5)
+    np.testing.assert_allclose(state.shared["g"], g, atol=1e-5)
+    if controls:
+        np.testing.assert_allclose(state.shared["c"], c, atol=1e-5)
+        np.testing.assert_allclose(state.nodes, ci, atol=1e-5)
 
 
-def test_descents_start_at_the_gradient_of_their_own_data():
-    arms = [arm for arm in momentum_fl.ARMS if arm[1] is fedavg_m and arm[2] == momentum_fl.SAMPLED]
-    curves = momentum_fl.descents(2, 3, arms)
-    assert list(curves) == [("FedAvg", 8), ("FedAvg-M", 8)]
-    for history in curves.values():
-        assert len(history) == 2 * 4
-        for s in range(2):
-            data = by_client(synthetic.linear_regression_clients(seed=s))
-            x, y = np.asarray(data.x, np.float64), np.asarray(data.y, np.float64)
-            first = history[(history["seed"] == s) & (history["round"] == 0)]["squared_gradient"].item()
-            np.testing.assert_allclose(first, np.sum((x.T @ y / len(y)) ** 2), rtol=1e-4)
-    final = [h[h["round"] == 3]["squared_gradient"].to_numpy() for h in curves.values()]
-    assert not np.allclose(*final)
+def test_fedavg_m_stops_where_fedavg_does_with_a_smaller_local_rate():
+    """Both at `mean_i (I - (I - lr beta A_i)^K) (x - b_i) = 0`: the bias shrinks with beta at the same server rate."""
+    n, d, lr, beta, steps = 20, 10, 0.02, 0.1, 10
+    q = synthetic.gaussian_quadratics(n, d, seed=0)
+    A, b = q.A.astype(np.float64), q.b.astype(np.float64)
+    bias = {}
+    for rate in (lr, lr * beta):
+        pull = np.stack([np.eye(d) - np.linalg.matrix_power(np.eye(d) - rate * a, steps) for a in A])
+        bias[rate] = np.linalg.solve(pull.sum(0), np.einsum("nij,nj->i", pull, b)) - q.optimum
+    with jax.enable_x64(True):  # float32 stops some 1e-6 away from a fixed point
+        data = one_sample_each(jnp.asarray(A), jnp.asarray(b))
+        w = scenario(data, cohort=cohort.everyone(n))
+        for make, fixed in ((partial(fedavg_m, beta=beta), bias[lr * beta]), (fedavg, bias[lr])):
+            f = make(tasks.quadratic(d), lr=lr, steps=steps, batch=None)
+            state, _ = jax.jit(lambda x, f=f: rollout(f, w, x, 600))(jnp.zeros(d, jnp.float64))
+            np.testing.assert_allclose(state.shared["x"] - q.optimum, fixed, atol=1e-8)
+    assert np.linalg.norm(bias[lr * beta]) < 0.15 * np.linalg.norm(bias[lr])
 
 
-def flat(level):
-    """Histories of two seeds that stay at `level` and `3 * level`."""
-    rows = [(s, t, (1 + 2 * s) * level) for s in range(2) for t in range(5)]
-    return pd.DataFrame(rows, columns=["seed", "round", "squared_gradient"])
-
-
-def test_the_momentum_claim_is_judged_by_the_cards_inequalities():
-    biased = np.array([[1.0, 0.5, 0.2, 0.1, 0.05], [2.0, 1.0, 0.4, 0.2, 0.1]])
-    exact = {momentum_fl.NODES: np.array([1e-9, 2e-9]), momentum_fl.FEW: np.array([1e-9, 2e-9])}
-    levels = {"FedAvg": 9.0, "FedAvg-M": 8.0, "FedAvg-M-VR": 2.0, "SCAFFOLD": 4.0, "SCAFFOLD-M": 3.0}
-    curves = {(name, c): flat(levels.get(name, 1.0)) for name, _, c, _ in momentum_fl.ARMS}
-    good = momentum_fl.judge(biased, biased, exact, curves)
-    assert good.holds
-    np.testing.assert_allclose(
-        [c.measured for c in good.checks], [0, 0.1, 1.5e-9, 1.5e-9, 0.25, 0.375, 1 / 3], atol=1e-12
-    )
-    row = good.table[(good.table["system"] == "SCAFFOLD-M") & (good.table["clients a round"] == 8)].iloc[0]
-    assert (row["mean"], row["beta"]) == (6.0, 0.1)
-    np.testing.assert_allclose(row["std"], np.std([3.0, 9.0], ddof=1))
-    assert len(good.table) == 12 + len(momentum_fl.ARMS)
-    assert len(good.figure.axes) == 3
-
-    bad = curves | {("SCAFFOLD-M-VR", 8): flat(2.0)}
-    judged = momentum_fl.judge(biased, 1.01 * biased, exact, bad).checks
-    assert [c.holds for c in judged] == [False, True, True, True, True, True, False]
+def test_the_objective_weighs_clients_alike():
+    """`f = 1/N sum_i F_i` of unequal shards, its value and gradient in float64."""
+    task = tasks.linear_regression(10)
+    whole = synthetic.linear_regression_clients(5, samples=8, seed=2)
+    data = partition.quantity_skew(whole, 5)
+    metric, w = claim.objective(task, data), np.random.default_rng(0).normal(size=10)
+    got = metric.measure(metric.arrays, jnp.asarray(w, jnp.float32))
+    x, y, order = (np.asarray(v) for v in (data.x, data.y, data.order))
+    value, gradient = 0.0, np.zeros(10)
+    for start, size in zip(np.asarray(data.start), np.asarray(data.size), strict=True):
+        own = order[start : start + size]
+        gap = x[own].astype(np.float64) @ w - y[own]
+        value += (gap**2).mean() / 2 / 5
+        gradient += x[own].T @ gap / size / 5
+    assert len(set(np.asarray(data.size).tolist())) > 1
+    np.testing.assert_allclose([got["train_loss"], got["squared_gradient"]], [value, gradient @ gradient], rtol=1e-5)
