@@ -230,7 +230,9 @@ def reproduce(claim: ModuleType, seeds: int = 3, *, small: bool = False) -> Evid
     parts = [judge(study, c) for study, c in zip(found, cells, strict=True)]
     if hasattr(claim, "extra"):
         parts.append(claim.extra(seeds, small))
-    checks: list[Check] = [c for part in parts for c in part.checks]
+    seen = [c.what for part in parts for c in part.checks if c.role == "condition"]  # studies of the same arms
+    own = lambda c, i: f"{c.what}, study {i}" if c.role == "condition" and seen.count(c.what) > 1 else c.what
+    checks: list[Check] = [c._replace(what=own(c, i)) for i, part in enumerate(parts, 1) for c in part.checks]
     twice = sorted({c.what for c in checks if sum(c.what == other.what for other in checks) > 1})
     if twice:
         raise InputError(f"claim: two checks are called {twice[0]!r}.")
