@@ -113,7 +113,7 @@ def extra(seeds: int, small: bool) -> Evidence:
     (found,) = studies()
 
     def of(name: str, seed: int) -> float:
-        world, _ = found.settings(seed)["ring"]
+        world, _ = settings(seed, task)["ring"]
         make, rounds = found.arms[name].make, 1 if small else found.rounds
         result = run(make, world, task.init, rounds, seed=seed, seeds=1, hyper={"lr": RATE}, progress=False)
         return float(top(result.state.nodes[0]))
