@@ -1,6 +1,7 @@
 """MoDeST: its special cases, the views, crashes, joins and leaves, bytes by node and seconds, checked by hand."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,8 +154,8 @@ def test_training_stops_while_nobody_who_is_up_has_the_model():
     assert column(on, "participants")[-1:].tolist() == [4]
 
 
-SHARED = {"sample": 3, "aggregators": 2, "window": 99}
-PRIVATE = {**SHARED, "private": True, "room": 1}
+SHARED: dict[str, Any] = {"sample": 3, "aggregators": 2, "window": 99}
+PRIVATE: dict[str, Any] = {**SHARED, "private": True, "room": 1}
 
 
 def test_private_views_that_agree_are_the_shared_view_bit_for_bit():
