@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 from common import one_sample_each, quadratics, rounds
 
@@ -14,6 +15,7 @@ from jaxfl.algorithms.asynchronous.fedbuff import fedbuff, papaya
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.algorithms.server.fedprox import fedprox
+from jaxfl.claims.fedbuff import arrives
 from jaxfl.core import Cohort, Metric
 from jaxfl.engine.keys import init_key, round_key, run_key
 from jaxfl.engine.run import rollout, run
@@ -229,3 +231,12 @@ def test_a_system_that_remembers_nothing_drops_what_is_stale():
 def test_bad_numbers_are_refused(make, said):
     with pytest.raises(InputError, match=said):
         make(task.quadratic(2))
+
+
+def test_a_claim_s_run_arrives_when_it_stays():
+    """A model that flies past the target has not arrived; one that never stays gives infinity."""
+    error = [9, 0.1, 9, 0.1, 0.1, 0.1], [9, 9, 0.1, 9, 9, 9]
+    rows = [(s, t, 2.0 * t, 10.0 * t, e) for s, each in enumerate(error) for t, e in enumerate(each)]
+    history = pd.DataFrame(rows, columns=["seed", "round", "time", "total_up_bits", "error"])
+    assert arrives(history, "error", 0.5, "time").tolist() == [6.0, np.inf]
+    assert arrives(history, "error", 0.5, "total_up_bits").tolist() == [30.0, np.inf]
