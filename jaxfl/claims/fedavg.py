@@ -10,9 +10,9 @@ Setting. Digits of scikit-learn, perceptron 64-50-10, 50 clients, 10 a round, B 
 accuracy so far, interpolated, reaches 0.90 (pathological: 0.80); `speed` is 1 / rounds, 0 where that is never, so that
 a ratio of speeds is the paper's ratio of rounds, FedSGD over FedAvg. E = 1 looks at each sample as often as FedSGD
 does, only in small batches. As the paper tunes each cell, the bounds are asked at the best rates too; its point is
-here 0.32, at which FedAvg was best in a first look. They are of the size that a perceptron on 1,437 images allows. Arms
-of more epochs run for fewer rounds: who needs more never arrives.
-"Far below" in figure 1 is read as 0.05 of accuracy and twice the training loss.
+here 0.32, at which FedAvg was best in a first look. The bounds are of the size that a perceptron on 1,437 images
+allows. Arms of more epochs run for fewer rounds: who needs more never arrives. "Far below" in figure 1 is read as 0.05
+of accuracy and twice the training loss.
 """
 
 from collections.abc import Mapping
