@@ -75,7 +75,7 @@ def arrives(history: Any, column: str, target: float, cost: str) -> np.ndarray:
 
 def arms(task: Task, concurrency: tuple[int, ...], goal: int, batch: int, alone: int = 0) -> dict[str, Arm]:
     """Papaya and over-selected rounds at every C; with `alone` rounds that wait for all, and K = 1 at C = `alone`."""
-    kw = {"steps": 5, "batch": batch}
+    kw: dict[str, Any] = {"steps": 5, "batch": batch}
 
     def sync(lr, server_lr):
         return fedopt(task, local=optax.sgd(lr), server=optax.sgd(server_lr), **kw)

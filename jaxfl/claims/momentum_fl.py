@@ -20,6 +20,7 @@ and in a trial it rose as beta fell (0.5, 0.2, 0.1, 0.05). At the paper's rates 
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def digits(task: Task, seed: int) -> dict[str, Setting]:
 
 def arms(task: Task, batch: int, betas: tuple[float, ...], few: str, whole: str) -> dict[str, Arm]:
     """Both systems without momentum and with it, FedAvg where all take part, SCAFFOLD where few do."""
-    kw = {"steps": STEPS, "batch": batch}
+    kw: dict[str, Any] = {"steps": STEPS, "batch": batch}
 
     def fedavg(lr, server_lr):
         return fedopt(task, local=optax.sgd(lr), server=optax.sgd(server_lr / (lr * STEPS)), **kw)
