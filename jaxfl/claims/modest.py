@@ -21,7 +21,7 @@ models; in rounds it is as fast. And at equal gradients, in 1.6 times as many ro
 accurate: by then the window of activity has forgotten the dead. Pings buy a quick adaptation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ import numpy as np
 from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.modest import modest
-from jaxfl.claims.evidence import Evidence, check, first_at
-from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
+from jaxfl.claims.evidence import Check, Evidence, check, first_at
+from jaxfl.claims.study import POINTS, Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Algorithm, Metric, Process, Scenario
 from jaxfl.data import partition
 from jaxfl.data.sets import digits
@@ -146,6 +146,17 @@ def extra(seeds: int, small: bool) -> Evidence:
     return Evidence(pd.DataFrame.from_dict(rows, orient="index").rename_axis(["point", "setting", "system"]), checks)
 
 
+def as_fast(scores: Mapping) -> list[Check]:
+    """MoDeST takes as many rounds as FedAvg: without that its savings say nothing."""
+    out = []
+    for point in POINTS:
+        ours, theirs = (scores[point, CALM, name]["rounds to the target"] for name in ("MoDeST", "FedAvg"))
+        what = f"{CALM}: rounds to the target of MoDeST over that of FedAvg, {point} points"
+        with np.errstate(invalid="ignore"):
+            out.append(check(what, ours / theirs, "<=", 4 / 3, "condition"))
+    return out
+
+
 def studies() -> list[Study]:
     """What it costs to learn while nobody leaves, and what is left after the crashes."""
     kw, silent = {"steps": 5, "batch": 10}, {"announced": 0.0}
@@ -182,10 +193,10 @@ def studies() -> list[Study]:
             than("seconds to the target", "MoDeST", "/", "D-SGD"),
             than("gradients to the target", "MoDeST", "/", "D-SGD"),
             than("models of the busiest", "MoDeST", "/", "FedAvg", 0.25, costlier=sides),
-            than("rounds to the target", "MoDeST", "/", "FedAvg", 4 / 3, headline=False, tuned=4 / 3),
             than("seconds to the target", "MoDeST", "/", "FedAvg", 4 / 3, headline=False, tuned=4 / 3, source=LATER),
         ),
         picture={"x": "time"},
+        beside=as_fast,
     )
     keeps = "to keep s participants is what is asked; beside, it is asked at equal gradients, 1.6 times as many rounds"
     crash = Study(
