@@ -56,9 +56,6 @@ def settings(seed: int, groups: Groups) -> dict[str, Setting]:
     """A draw of public images and private labels on a complete graph."""
     public, data = distill.hold_out(digits(), PUBLIC, seed)
     shards = partition.primary_labels(data, CLIENTS, PRIMARY, SKEW, seed)
-    shards = dataclasses.replace(
-        shards, longest=len(data.y)
-    )  # of all draws; batches are drawn, so that it costs nothing
     # no promise of shifts, so that its edges may be taken away
     where = dataclasses.replace(mixing.uniform(graph.complete(CLIENTS)), shifts=None)
     world = scenario(distill.Public(shards, jnp.asarray(public)), nodes=CLIENTS, topology=where)

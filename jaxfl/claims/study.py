@@ -14,6 +14,7 @@ from itertools import product
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxfl.claims.evidence import IN_PART, RELATIONS, Check, Evidence
@@ -151,14 +152,13 @@ def _of_seeds(study: Study, seeds: int) -> list[tuple[dict[str, Setting], dict[s
     require("seeds", seeds, least=1)
     if not callable(study.settings):
         return [(dict(study.settings), {"seed": 0, "seeds": seeds})]
-    drawn = [dict(study.settings(seed)) for seed in range(seeds)]
-    cut = [s.world.data for settings in drawn for s in settings.values()]
-    longest = max((data.longest for data in cut if isinstance(data, Shards)), default=0)
+    drawn, cut = [dict(study.settings(seed)) for seed in range(seeds)], lambda part: isinstance(part, Shards)
+    parts = jax.tree.leaves([[s.world.data for s in settings.values()] for settings in drawn], is_leaf=cut)
+    longest = max((part.longest for part in parts if cut(part)), default=0)
+    alike = lambda part: dataclasses.replace(part, longest=longest) if cut(part) else part
     for settings in drawn:  # one bound for all draws, which one program then serves
         for name, (world, measure) in settings.items():
-            if isinstance(world.data, Shards):
-                data = dataclasses.replace(world.data, longest=longest)
-                settings[name] = Setting(world._replace(data=data), measure)
+            settings[name] = Setting(world._replace(data=jax.tree.map(alike, world.data, is_leaf=cut)), measure)
     return [(settings, {"seed": seed, "seeds": 1}) for seed, settings in enumerate(drawn)]
 
 
