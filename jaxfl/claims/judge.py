@@ -42,6 +42,8 @@ def judge(study: Study, cells: Cells) -> Evidence:
             for point in (p for p in POINTS if asked(s, p)):
                 one, two = ((setting, arm, chosen[point][setting, arm]) for arm in (s.ours, s.theirs))
                 checks += _checks(study, s, setting, point, score[one][s.score], score[two][s.score])
+                if s.headline and not np.isfinite(score[two][s.score]).all():
+                    notes.append(f"{checks[-1].what}: some runs of {s.theirs} diverge, or never get there")
             at = [cells[setting, arm, chosen["paper"][setting, arm]] for arm in (s.ours, s.theirs)]
             if s.headline and not s.costlier:
                 what = f"{_in(setting)}gradients or bits of {s.ours} over those of {s.theirs}, the larger"
@@ -52,7 +54,7 @@ def judge(study: Study, cells: Cells) -> Evidence:
     if study.beside is not None:
         checks += study.beside({key: score[(*key[1:], chosen[key[0]][key[1:]])] for key in rows})
     edge = _on_an_edge(study, arms, chosen["best"], cells)
-    notes += [f"a best point at the end of its grid counts, of {axis}: {why}" for axis, why in study.ends.items()]
+    notes += [f"a best point at this end of its grid counts, {end}: {why}" for end, why in study.ends.items()]
     notes += [f"best points at the end of their grid: {', '.join(edge)}"] * bool(edge)
     what = f"best points at the end of their grid, of {', '.join(study.arms)}"
     checks.append(Check(what, len(edge), "<=", 0, role="condition", source="derived"))
@@ -135,7 +137,8 @@ def _on_an_edge(study: Study, arms: Sequence[tuple], best: Mapping[tuple, tuple]
         tried = np.array([c[2] for c in cells if c[:2] == (where, name)])
         for i, axis in enumerate((*study.grid, *study.arms[name].grid)):
             values, mine = np.unique(tried[:, i]), best[where, name][i]
-            if name in compared and axis not in study.ends and len(values) > 2 and mine in values[[0, -1]]:
+            ends = [end for end, value in (("low", values[0]), ("high", values[-1])) if mine == value]
+            if name in compared and len(values) > 2 and any(f"{axis} {end}" not in study.ends for end in ends):
                 found.append(f"{where}{', ' if where else ''}{name} ({axis} = {mine:g})")
     return found
 

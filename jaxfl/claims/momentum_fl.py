@@ -132,7 +132,7 @@ def studies() -> list[Study]:
     both["FedAvg-M"] = both["FedAvg-M"]._replace(settings=(FEW, ALL))
     few, whole = reversed(SPLIT)
     lower = partial(Inequality, "plateau", op="/", bound=0.5, headline=False)
-    ends = {"beta": "its upper end, 1, is no momentum, an arm of its own"}
+    ends = {"beta high": "its upper end, 1, is no momentum, an arm of its own"}
     return [
         Study(
             settings=partial(least_squares, linear),
@@ -150,7 +150,7 @@ def studies() -> list[Study]:
                 lower("SCAFFOLD-M", theirs="FedAvg-M", setting=FEW),
                 lower("SCAFFOLD-M-VR", theirs="SCAFFOLD-M", setting=FEW),
             ),
-            ends=ends | {"lr": "towards 0 local steps stay where they are: SGD at the server with large batches"},
+            ends=ends | {"lr low": "towards 0 local steps stay where they are: SGD at the server with large batches"},
             picture={"y": "squared_gradient", "log": True},
         ),
         Study(

@@ -89,7 +89,7 @@ class Study(NamedTuple):
     scores: Mapping[str, Score]  # points are chosen by the first
     says: tuple[Inequality, ...]
     every: int = 5
-    ends: Mapping[str, str] = {}  # of the grid: why a best point may lie at its end
+    ends: Mapping[str, str] = {}  # "lr low" or "lr high": why a best point may lie at that end of the grid
     picture: Mapping[str, Any] = {}  # arguments of `plots.learning_curves`
     beside: Callable[[Mapping], list[Check]] | None = None  # of scores by (point, setting, arm): what compares settings
 
@@ -170,7 +170,7 @@ def examine(study: Study) -> None:
         ("says.theirs", [s.theirs for s in study.says], study.arms),
         ("says.score", [s.score for s in study.says], study.scores),
         ("paper", study.paper, study.grid),
-        ("ends", study.ends, {**study.grid, **{k: () for arm in study.arms.values() for k in arm.grid}}),
+        ("ends", study.ends, [f"{k} {end}" for k in _axes(study) for end in ("low", "high")]),
     ):
         for name in names:
             if name not in known:
@@ -184,6 +184,10 @@ def examine(study: Study) -> None:
     headlines = [s for s in study.says if s.headline]
     if not any(s.theirs in study.ablations for s in headlines):
         raise InputError("study: no headline is asked against an ablation, the system without the paper's own idea.")
+
+
+def _axes(study: Study) -> list[str]:
+    return list({**study.grid, **{k: () for arm in study.arms.values() for k in arm.grid}})
 
 
 def asked(s: Inequality, point: str) -> bool:
@@ -238,7 +242,7 @@ def reproduce(claim: ModuleType, seeds: int = 3, *, small: bool = False) -> Evid
         raise InputError(f"claim: two checks are called {twice[0]!r}.")
     tables = [part.table for part in parts if part.table is not None]
     table = tables[0] if len(tables) == 1 else pd.concat([t.reset_index() for t in tables], ignore_index=True)
-    evidence = Evidence(table, checks, (), tuple(note for part in parts for note in part.notes))
+    evidence = Evidence(table, checks, (), tuple(dict.fromkeys(note for part in parts for note in part.notes)))
     figures = (*([draw(found, cells)] if found else []), *(f for part in parts for f in part.figures))
     for figure in figures:
         says = f"The headline {'holds in part' if evidence.verdict == IN_PART else evidence.verdict}."

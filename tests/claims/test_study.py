@@ -93,9 +93,10 @@ def test_exceptions_need_words_and_are_told():
     assert found.verdict == HOLDS
     assert len(found.checks) == 2
     assert [note.partition("because ")[2] for note in found.notes] == ["the paper has one rate", "it is about bits"]
-    end = judge(study(ends={"lr": "no rate is larger"}), cells([0.5, 0.55], best=0.3))
+    end = judge(study(ends={"lr high": "no rate is larger"}), cells([0.5, 0.55], best=0.3))
     assert end.verdict == HOLDS
     assert "no rate is larger" in end.notes[0]
+    assert judge(study(ends={"lr low": "none is smaller"}), cells([0.5, 0.55], best=0.3)).verdict == IN_PART
 
 
 def test_every_seed_and_larger_is_better():
@@ -117,7 +118,8 @@ def test_every_seed_and_larger_is_better():
         ({"ablations": ("plane",)}, "ablations has 'plane'"),
         ({"says": (SAYS._replace(score="los"),)}, "says.score has 'los'"),
         ({"says": (SAYS._replace(op="*"),)}, "op = '\\*'"),
-        ({"ends": {"rate": "x"}}, "ends has 'rate'"),
+        ({"ends": {"rate low": "x"}}, "ends has 'rate low'"),
+        ({"ends": {"lr": "x"}}, "known are lr low, lr high"),
     ],
 )
 def test_a_study_that_could_flatter_is_refused(kw, says):
