@@ -35,6 +35,8 @@ def together(test):
     file, _, call = test.partition("::")
     case = call.partition("[")[2].removesuffix("]")
     place = {name: i for i, name in enumerate(zoo.systems())}
+    if file == "tests/matrix/test_claims.py" and case:
+        return f"claim {case}"
     if file.startswith("tests/matrix/") and case in place:
         return f"systems {place[case] // DOZEN}"
     if file.startswith("tests/matrix/") and case in FILES:
