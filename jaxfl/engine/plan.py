@@ -26,7 +26,7 @@ from jaxfl.engine.hlo import Work, counts, works
 from jaxfl.engine.run import _chunk, _evaluate, _start, inputs, shapes_on, shared_measure
 from jaxfl.engine.runs import side_by_side
 from jaxfl.mapping.canonical import canonical
-from jaxfl.mapping.traced import programs_in
+from jaxfl.mapping.nodes import programs_in
 
 MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "dynamic_slice", "dynamic_update_slice")
 MOVES += ("gather", "scatter", "concatenate", "pad", "convert_element_type", "select_n", "copy", "split", "rev")

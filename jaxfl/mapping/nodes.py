@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Array, Cohort, Tree
 from jaxfl.mapping.blocks import block_size, in_blocks, row_of
 from jaxfl.mapping.draws import draws_apart
-from jaxfl.mapping.traced import programs_in
 
 AXIS = "nodes"
 
@@ -151,3 +150,9 @@ def map_memory(
 
     out, rows = map_nodes(one, shared, (stacked, present), memory=rows_of(c, memory), **more)
     return out, put_rows(c, memory, rows)
+
+
+def programs_in(eqn: Any) -> list[Any]:
+    """The programs inside one operation of a traced program: the body of a loop, the branches of a choice."""
+    parts = [v for p in eqn.params.values() for v in (p if isinstance(p, tuple | list) else [p])]
+    return [getattr(v, "jaxpr", v) for v in parts if hasattr(v, "eqns")]
