@@ -115,6 +115,7 @@ def study(settings, task, made, column, target, says, grid, paper, rounds) -> St
         },
         says=says,
         every=1,
+        ends={"lr low": "towards 0 local steps are one large batch, which the server's rate scales"},
         picture={"y": column, "x": "time", "log": True},
     )
 
@@ -147,7 +148,7 @@ def studies() -> list[Study]:
                 *(beside(f"{SYNC}, C = {c}", theirs=f"{WAITS}, C = {c}", bound=0.5) for c in (few, some, many)),
                 beside(f"{ASYNC}, C = {some}", theirs=f"{ASYNC}, K = 1, C = {some}"),
             ),
-            {"lr": (0.02, 0.1), "server_lr": (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)},
+            {"lr": (0.02, 0.1, 0.3), "server_lr": (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)},
             {"lr": 0.02, "server_lr": 1.0},
             200,
         ),

@@ -77,7 +77,7 @@ def studies() -> list[Study]:
             arms={
                 "FedAvg, drops": Arm(make, {"mu": 0.0}, world=drop, settings=(SLOW,)),
                 "FedProx, mu = 0": Arm(make, {"mu": 0.0}),
-                "FedProx": Arm(make, grid={"mu": (0.1, 1.0)}, paper={"mu": 1.0}),
+                "FedProx": Arm(make, grid={"mu": (0.01, 0.1, 1.0)}, paper={"mu": 1.0}),
             },
             ablations=("FedAvg, drops", "FedProx, mu = 0"),
             model=TASK.init,
@@ -99,6 +99,7 @@ def studies() -> list[Study]:
                 says("loss", "FedProx", "/", "FedAvg, drops", 0.6, headline=False),
                 says("loss", "FedProx", "/", "FedProx, mu = 0", setting="no stragglers", headline=False),
             ),
+            ends={"mu low": "0 is an arm of its own", "mu high": "the largest that the paper tries"},
             picture={"y": "train_loss"},
         )
     ]

@@ -31,7 +31,7 @@ def judge(study: Study, cells: Cells) -> Evidence:
     rows = {
         (point, *arm): dict(zip((*study.grid, *study.arms[arm[1]].grid), chosen[point][arm], strict=True))
         | {"tried": sum(c[:2] == arm for c in cells)}
-        | _costs(cells[(*arm, chosen[point][arm])])
+        | {f"total {name}": value for name, value in _costs(cells[(*arm, chosen[point][arm])]).items()}
         | _spread(score[(*arm, chosen[point][arm])])
         for point in POINTS
         for arm in arms
@@ -130,15 +130,15 @@ def _std(values: np.ndarray) -> float:
 
 
 def _on_an_edge(study: Study, arms: Sequence[tuple], best: Mapping[tuple, tuple], cells: Cells) -> list[str]:
-    """Arms that are compared at their best points, with an axis of three values or more, at whose end that lies."""
+    """Arms that are compared at their best points, with a tuned axis at whose end that lies."""
     compared = {name for s in study.says if not s.untuned for name in (s.ours, s.theirs)}
     found = []
     for where, name in arms:
         tried = np.array([c[2] for c in cells if c[:2] == (where, name)])
-        for i, axis in enumerate((*study.grid, *study.arms[name].grid)):
+        for i, (axis, declared) in enumerate({**study.grid, **study.arms[name].grid}.items()):
             values, mine = np.unique(tried[:, i]), best[where, name][i]
             ends = [end for end, value in (("low", values[0]), ("high", values[-1])) if mine == value]
-            if name in compared and len(values) > 2 and any(f"{axis} {end}" not in study.ends for end in ends):
+            if name in compared and len(declared) > 1 and any(f"{axis} {end}" not in study.ends for end in ends):
                 found.append(f"{where}{', ' if where else ''}{name} ({axis} = {mine:g})")
     return found
 

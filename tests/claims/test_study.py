@@ -32,7 +32,7 @@ def history(losses, gradients=10.0, bits=8.0):
 def study(says=(SAYS,), **kw):
     known = {
         "settings": {},
-        "arms": {"ours": Arm(print, grid={"mu": (1.0, 2.0)}, paper={"mu": 2.0}), "plain": Arm(print)},
+        "arms": {"ours": Arm(print, grid={"mu": (1.0, 2.0, 3.0)}, paper={"mu": 2.0}), "plain": Arm(print)},
         "ablations": ("plain",),
         "model": print,
         "rounds": 3,
@@ -47,7 +47,11 @@ def study(says=(SAYS,), **kw):
 def cells(ours, plain=(1.0, 1.1), best=0.2, **spent):
     """Histories in which both arms are best at the rate `best`, ours with mu = 2."""
     worse = lambda losses, lr: [loss + 5 * abs(lr - best) for loss in losses]
-    found = {("", "ours", (lr, mu)): history(worse(ours, lr + 2 - mu), **spent) for lr in RATES for mu in (1.0, 2.0)}
+    found = {
+        ("", "ours", (lr, mu)): history(worse(ours, lr + abs(mu - 2)), **spent)
+        for lr in RATES
+        for mu in (1.0, 2.0, 3.0)
+    }
     return found | {("", "plain", (lr,)): history(worse(plain, lr)) for lr in RATES}
 
 
@@ -59,10 +63,10 @@ def test_an_inequality_is_asked_at_the_papers_point_and_at_the_best_of_each():
     assert (paper.measured, paper.required, paper.relation) == (pytest.approx(0.5), 0.9, "<")
     assert (best.measured, best.required, best.role) == (pytest.approx(0.5), 1.0, "headline")
     assert (cost.measured, edge.measured) == (1.0, 0)
-    assert found.table.loc[("best", "", "ours"), ["lr", "mu", "tried", "gradients", "bits"]].tolist() == [
+    assert found.table.loc[("best", "", "ours"), ["lr", "mu", "tried", "total gradients", "total bits"]].tolist() == [
         0.2,
         2,
-        6,
+        9,
         10,
         16,
     ]
