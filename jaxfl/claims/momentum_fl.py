@@ -155,7 +155,7 @@ def studies() -> list[Study]:
         ),
         Study(
             settings=partial(digits, net),
-            arms=arms(net, 16, (BETA, 0.3), few, whole),
+            arms=arms(net, 16, (0.03, BETA, 0.3), few, whole),
             ablations=("FedAvg", "SCAFFOLD"),
             model=net.init,
             rounds=100,

@@ -14,7 +14,7 @@ trimmed mean know how many lie. The radius of clipping is `radius sqrt((1 - beta
 Why. The setting. All of it holds on the sphere, and on digits all but one attack: ALIE hides in the noise between
 workers, and there the noise of 5 liars moves a convex model of 650 numbers little, so that no rule fails, the mean is
 as good at the paper's point, and momentum has nothing to take away. With tuned rates it is ahead by less than a point.
-Many rules do best on digits at the largest rate tried, which the reason given for an end does not cover. Mimic and
+Mimic and
 ClippedGossip are of later papers and left out; that momentum helps against mimic could not be seen before.
 """
 
