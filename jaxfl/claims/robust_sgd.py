@@ -14,8 +14,7 @@ trimmed mean know how many lie. The radius of clipping is `radius sqrt((1 - beta
 Why. The setting. All of it holds on the sphere, and on digits all but one attack: ALIE hides in the noise between
 workers, and there the noise of 5 liars moves a convex model of 650 numbers little, so that no rule fails, the mean is
 as good at the paper's point, and momentum has nothing to take away. With tuned rates it is ahead by less than a point.
-Mimic and
-ClippedGossip are of later papers and left out; that momentum helps against mimic could not be seen before.
+Mimic and ClippedGossip are of later papers and left out; that momentum helps against mimic could not be seen before.
 """
 
 from functools import partial
