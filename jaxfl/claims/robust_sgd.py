@@ -114,6 +114,7 @@ def study(attack: str, make, settings, flip: float, own: dict, point: dict, late
     arms[OURS] = Arm(make, kind | {"rule": RULES.index("clipping")}, grid=own, paper=point)
     ends = {
         "lr low": "towards 0 nothing moves, which is best for a rule that fails",
+        "lr high": "a rule that fails ends as far away at any rate; no rule that learns is best there",
         "radius high": "a large one is the mean, an arm of its own",
         "beta low": "0 is an arm of its own",
         "beta high": "towards 1 momentum is the mean over the whole run",
