@@ -75,16 +75,6 @@ def check(
     return Check(what, float(seeds.mean()), relation, float(bound), each, role, source)
 
 
-def at_most(what: str, values: ArrayLike, bound: float) -> Check:
-    """The mean over seeds of `values` must not exceed `bound`."""
-    return check(what, values, "<=", bound)
-
-
-def at_least(what: str, values: ArrayLike, bound: float) -> Check:
-    """The mean over seeds of `values` must reach `bound`."""
-    return check(what, values, ">=", bound)
-
-
 def tail(history: Any, column: str, rounds: int) -> np.ndarray:
     """Mean of `column` over the last `rounds` rounds, one value a seed `[s]`.
 
