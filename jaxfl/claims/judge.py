@@ -6,7 +6,20 @@ from typing import Any
 import numpy as np
 
 from jaxfl.claims.evidence import Check, Evidence, check
-from jaxfl.claims.study import POINTS, Cells, Inequality, Study, asked, bound_of, named, paper_point, relation_of
+from jaxfl.claims.study import (
+    POINTS,
+    Cells,
+    Inequality,
+    Study,
+    asked,
+    axes,
+    bound_of,
+    given_bound,
+    named,
+    paper_point,
+    relation_of,
+    within,
+)
 from jaxfl.report.plots import learning_curves
 from jaxfl.report.style import new_figure, styled
 
@@ -29,7 +42,7 @@ def judge(study: Study, cells: Cells) -> Evidence:
         "best": {arm: best_point(study, {c[2]: score[c] for c in cells if c[:2] == arm}) for arm in arms},
     }
     rows = {
-        (point, *arm): dict(zip((*study.grid, *study.arms[arm[1]].grid), chosen[point][arm], strict=True))
+        (point, *arm): dict(zip(axes(study, study.arms[arm[1]]), chosen[point][arm], strict=True))
         | {"tried": sum(c[:2] == arm for c in cells)}
         | {f"total {name}": value for name, value in _costs(cells[(*arm, chosen[point][arm])]).items()}
         | _spread(score[(*arm, chosen[point][arm])])
@@ -46,10 +59,10 @@ def judge(study: Study, cells: Cells) -> Evidence:
                     notes.append(f"{checks[-1].what}: some runs of {s.theirs} diverge, or never get there")
             at = [cells[setting, arm, chosen["paper"][setting, arm]] for arm in (s.ours, s.theirs)]
             if s.headline and not s.costlier:
-                what = f"{_in(setting)}gradients or bits of {s.ours} over those of {s.theirs}, the larger"
+                what = f"{within(setting)}gradients or bits of {s.ours} over those of {s.theirs}, the larger"
                 checks.append(Check(what, _dearer(*at), "<=", ROUNDING, role="condition", source="derived"))
         notes += [f"{named(s, s.setting)}: not asked at the best points, because {s.untuned}"] * bool(s.untuned)
-        more = f"{_in(s.setting)}{s.ours} may cost more than {s.theirs}, because {s.costlier}"
+        more = f"{within(s.setting)}{s.ours} may cost more than {s.theirs}, because {s.costlier}"
         notes += [more] * bool(s.costlier and more not in notes)
     if study.beside is not None:
         checks += study.beside({key: score[(*key[1:], chosen[key[0]][key[1:]])] for key in rows})
@@ -87,18 +100,13 @@ def _checks(study, s: Inequality, setting: str, point: str, one: np.ndarray, two
     with np.errstate(invalid="ignore", divide="ignore"):
         values = one / two if s.op == "/" else one - two
     relation, role = relation_of(study, s), "headline" if s.headline else "consequence"
-    what = f"{named(s, setting)}, {'paper' if point == 'paper' else 'best'} points"
-    given = s.bound if point == "paper" else s.tuned
-    source = "derived" if given is None else s.source
+    what = f"{named(s, setting)}, {point} points"
+    source = "derived" if given_bound(s, point) is None else s.source
     out = [check(what, values, relation, bound_of(s, point), role, source)]
     if s.every_seed:
         far = values.max() if relation == "<" else values.min()
         out.append(Check(f"{what}, worst seed", float(far), relation, float(s.op == "/"), (), role, "derived"))
     return out
-
-
-def _in(setting: str) -> str:
-    return f"{setting}: " if setting else ""
 
 
 def _once(checks: list[Check]) -> list[Check]:
@@ -135,7 +143,7 @@ def _on_an_edge(study: Study, arms: Sequence[tuple], best: Mapping[tuple, tuple]
     found = []
     for where, name in arms:
         tried = np.array([c[2] for c in cells if c[:2] == (where, name)])
-        for i, (axis, declared) in enumerate({**study.grid, **study.arms[name].grid}.items()):
+        for i, (axis, declared) in enumerate(axes(study, study.arms[name]).items()):
             values, mine = np.unique(tried[:, i]), best[where, name][i]
             ends = [end for end, value in (("low", values[0]), ("high", values[-1])) if mine == value]
             if name in compared and len(declared) > 1 and any(f"{axis} {end}" not in study.ends for end in ends):
@@ -150,8 +158,8 @@ def draw(studies: Sequence[Study], cells: Sequence[Cells]) -> Any:
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = new_figure((1.5 + 3.7 * columns, 0.3 + 3.0 * lines))
-    axes = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
-    for ax in axes[len(panels) :]:
+    places = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
+    for ax in places[len(panels) :]:
         ax.remove()
     for i, (study, found, where) in enumerate(panels):
         curves = {}
@@ -159,10 +167,10 @@ def draw(studies: Sequence[Study], cells: Sequence[Cells]) -> Any:
             mine = {point: h for (place, arm, point), h in found.items() if (place, arm) == (where, name)}
             if mine:
                 curves[name] = mine[best_point(study, {point: _scored(study, h) for point, h in mine.items()})]
-        picture = {"y": _column(curves), "ax": axes[i], "styles": tuple(study.arms)} | dict(study.picture)
+        picture = {"y": _column(curves), "ax": places[i], "styles": tuple(study.arms)} | dict(study.picture)
         learning_curves(curves, **picture)
-        axes[i].set_title(f"{where}, best point of each" if where else "best point of each")
-        last = axes[i - 1].get_legend() if i % columns else None
+        places[i].set_title(f"{where}, best point of each" if where else "best point of each")
+        last = places[i - 1].get_legend() if i % columns else None
         if last is not None and [t.get_text() for t in last.get_texts()] == list(curves):
             last.remove()  # the same as here
     return figure

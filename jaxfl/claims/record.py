@@ -37,9 +37,8 @@ def keep(row: Mapping[str, Any], figures: tuple, folder: Path = FOLDER) -> None:
     """Write the results of a claim into `folder` and the page anew. Raises `InputError` for a full disk."""
     results = folder / "results"
     results.mkdir(exist_ok=True)
-    for old in results.glob(f"{row['claim']}*.png"):
-        if old.stem.removeprefix(row["claim"]).removeprefix("_").isdigit() or old.stem == row["claim"]:
-            old.unlink()
+    for old in pictures(kept(folder).get(row["claim"], {"claim": "", "pictures": 0})):
+        (results / old).unlink(missing_ok=True)
     for figure, name in zip(figures, pictures(row), strict=True):
         plots.save(figure, results / name)
     (results / f"{row['claim']}.json").write_text(

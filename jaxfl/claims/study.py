@@ -97,29 +97,30 @@ class Study(NamedTuple):
 Cells = Mapping[tuple, Any]  # (setting, arm, point) -> history of all seeds
 
 
+def axes(study: Study, arm: Arm) -> dict[str, tuple[float, ...]]:
+    """The values by number of the grid of an arm: those of the study, then its own."""
+    return {**study.grid, **arm.grid}
+
+
 def points(study: Study, arm: Arm) -> list[dict[str, float]]:
     """The points at which an arm is tried, its paper's among them."""
-    axes, paper = {**study.grid, **arm.grid}, paper_point(study, arm)
-    found = [dict(zip(axes, p, strict=True)) for p in product(*axes.values())]
+    grid, paper = axes(study, arm), paper_point(study, arm)
+    found = [dict(zip(grid, p, strict=True)) for p in product(*grid.values())]
     return found + [paper] * (paper not in found)
 
 
 def paper_point(study: Study, arm: Arm) -> dict[str, float]:
     """The paper's point of an arm, over the axes of its grid in order."""
     known = {**study.paper, **arm.paper}
-    return {name: float(known[name]) for name in (*study.grid, *arm.grid)}
+    return {name: float(known[name]) for name in axes(study, arm)}
 
 
 def tiny(study: Study) -> Study:
     """The same study so small that it only shows that it runs: two rounds, the paper's points alone."""
-    arms = {name: arm._replace(grid={k: (v,) for k, v in _own(study, arm)}) for name, arm in study.arms.items()}
+    alone = lambda arm: arm._replace(grid={name: (paper_point(study, arm)[name],) for name in arm.grid})
+    arms = {name: alone(arm) for name, arm in study.arms.items()}
     shared = {name: (study.paper[name],) for name in study.grid}
     return study._replace(arms=arms, grid=shared, rounds=2, every=1)
-
-
-def _own(study, arm):
-    point = paper_point(study, arm)
-    return [(name, point[name]) for name in arm.grid]
 
 
 def explore(study: Study, seeds: int) -> Cells:
@@ -164,13 +165,14 @@ def _of_seeds(study: Study, seeds: int) -> list[tuple[dict[str, Setting], dict[s
 
 def examine(study: Study) -> None:
     """Raise InputError for a study whose headline could not fail, or that names what it does not have."""
+    tuned = {axis: 0 for arm in study.arms.values() for axis in axes(study, arm)}
     for kind, names, known in (
         ("ablations", study.ablations, study.arms),
         ("says.ours", [s.ours for s in study.says], study.arms),
         ("says.theirs", [s.theirs for s in study.says], study.arms),
         ("says.score", [s.score for s in study.says], study.scores),
         ("paper", study.paper, study.grid),
-        ("ends", study.ends, [f"{k} {end}" for k in _axes(study) for end in ("low", "high")]),
+        ("ends", study.ends, [f"{axis} {end}" for axis in tuned for end in ("low", "high")]),
     ):
         for name in names:
             if name not in known:
@@ -186,10 +188,6 @@ def examine(study: Study) -> None:
         raise InputError("study: no headline is asked against an ablation, the system without the paper's own idea.")
 
 
-def _axes(study: Study) -> list[str]:
-    return list({**study.grid, **{k: () for arm in study.arms.values() for k in arm.grid}})
-
-
 def asked(s: Inequality, point: str) -> bool:
     """Whether an inequality is asked at the paper's point, or at the best points."""
     return point == "paper" or not s.untuned
@@ -197,8 +195,13 @@ def asked(s: Inequality, point: str) -> bool:
 
 def bound_of(s: Inequality, point: str) -> float:
     """The bound at the paper's point or at the best points."""
-    bound = s.bound if point == "paper" else s.tuned
+    bound = given_bound(s, point)
     return float(s.op == "/") if bound is None else float(bound)
+
+
+def given_bound(s: Inequality, point: str) -> float | None:
+    """The bound there as the claim gives it; None is the direction."""
+    return s.bound if point == "paper" else s.tuned
 
 
 def relation_of(study: Study, s: Inequality) -> str:
@@ -209,7 +212,12 @@ def relation_of(study: Study, s: Inequality) -> str:
 def named(s: Inequality, setting: str = "") -> str:
     """An inequality in words."""
     how = "over that of" if s.op == "/" else "minus that of"
-    return f"{setting}{': ' if setting else ''}{s.score} of {s.ours} {how} {s.theirs}"
+    return f"{within(setting)}{s.score} of {s.ours} {how} {s.theirs}"
+
+
+def within(setting: str) -> str:
+    """How a check begins that is asked in a setting."""
+    return f"{setting}: " if setting else ""
 
 
 def reproduce(claim: ModuleType, seeds: int = 3, *, small: bool = False) -> Evidence:
