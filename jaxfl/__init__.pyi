@@ -81,6 +81,7 @@ from .data import corrupt as corrupt
 from .data import partition as partition
 from .data import synthetic as synthetic
 from .data import text as text
+from .engine import callbacks as callbacks
 from .engine.plan import plan as plan
 from .engine.run import rollout as rollout
 from .engine.run import run as run

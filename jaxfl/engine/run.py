@@ -1,7 +1,7 @@
 """The engine: scanned chunks of rounds, seeds and swept values in one program, evaluation, log, checkpoints."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from jaxfl.engine.arguments import (
     check_scores,
     whole,
 )
+from jaxfl.engine.callbacks import Callback, Calls, Progress
 from jaxfl.engine.history import Recorder
 from jaxfl.engine.progress import bar
 from jaxfl.engine.runs import Runs, lay_out, of_a_seed, over_runs, run_mesh, side_by_side
@@ -56,6 +57,7 @@ class Result(NamedTuple):
     nodes: dict[str, np.ndarray]  # what was logged by node, [s, rounds, n], of the rounds in the history
     state: State
     carry: Carry  # give it to `run(carry=...)` to go on
+    interrupted: bool = False  # Ctrl-C ended it: all is of the rounds finished until then
 
 
 def build(algorithm: Algorithm | Callable[..., Algorithm], hyper: dict) -> Algorithm:
@@ -260,8 +262,9 @@ def run(
     block: int | None = None,
     seed_block: int | None = None,
     progress: bool | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
 ) -> Result:
-    """Run `rounds` rounds.
+    """Run `rounds` rounds; after Ctrl-C those of the chunk under way, and what is finished is returned.
 
     Args:
         algorithm: an `Algorithm`, or a factory of one called with `hyper`.
@@ -284,9 +287,12 @@ def run(
             are for runs if they divide these, else for nodes as many as divide them.
         block: nodes mapped at once on a device (None: chosen by bytes).
         seed_block: runs advanced side by side (None: chosen by bytes).
-        progress: show a bar (None: on a terminal).
+        progress: show a bar, or off a terminal and a notebook a line a tenth of the rounds (None: the bar only).
+        callback: a function, or several, called with a `callbacks.Progress` at the start and after every chunk (what
+            `out` gets is written by then); one that returns True ends the run.
 
     Raises:
+        CallbackError: a callback raised an error. Its `result` is what `run` would have returned.
         InputError: for an argument of another kind or out of range, a measurement called as another column, a log that
             exists, a damaged or foreign checkpoint or carry.
     """
@@ -295,6 +301,7 @@ def run(
     check_parts(algorithm, scenario, model, evaluate, hyper, mesh)
     if carry is not None and not isinstance(carry, Carry):
         raise InputError("carry must be `Result.carry`, or a `Carry` that says what was spent before.")
+    calls = Calls(callback)
     every = max(1, rounds // 10) if every is None else every
     folder = None if out is None else Path(out)
     if (checkpoints or resume) and folder is None:
@@ -337,11 +344,20 @@ def run(
             got = _evaluate(algorithm, evaluate.measure, runs, block, carry[1], hyper, evaluate.arrays)
             return _by_run(got, runs)
 
-        if t == 0:
-            with watch.over("the start"):
-                recorder.add(0, {}, scores())
-        with bar(rounds, t, progress) as advance:
-            while t < rounds:
+        def result():
+            going_on = Carry(t, carry, recorder.spent)
+            return Result(recorder.frame(), recorder.by_node(), carry[1], going_on, calls.interrupted)
+
+        def tell(count):
+            rows = recorder.rows[-count * (len(labels) - 1) - 1 :: count]  # the last of each run
+            calls.tell(Progress(t, rounds, list(map(dict, rows)), labels, carry[1]), result)
+
+        with calls, bar(rounds, t, progress) as advance:
+            if t == 0:
+                with watch.over("the start"):
+                    recorder.add(0, {}, scores())
+                tell(1)
+            while t < rounds and not calls.over:
                 count = min(every, rounds - t)
                 with watch.over(f"rounds {t + 1} to {t + count}"):
                     carry, logs = _chunk(algorithm, scenario.step, count, runs, block, np.int32(t), carry, *fixed)
@@ -351,4 +367,6 @@ def run(
                 if checkpoints and folder is not None:
                     checkpoint.save(folder, t, carry)
                 advance(t, measured)
-    return Result(recorder.frame(), recorder.by_node(), carry[1], Carry(t, carry, recorder.spent))
+                tell(count)
+            calls.close(result)
+    return result()

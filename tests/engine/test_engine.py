@@ -16,7 +16,7 @@ from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.scaffold import scaffold
 from jaxfl.core import Env, Metric
 from jaxfl.data import partition
-from jaxfl.data.sets import digits, from_arrays
+from jaxfl.data.sets import from_arrays
 from jaxfl.engine import run as engine
 from jaxfl.engine.run import rollout, run
 from jaxfl.errors import InputError
@@ -24,7 +24,6 @@ from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import logistic_regression
 from jaxfl.mapping.at import at
 from jaxfl.mapping.blocks import block_of
-from jaxfl.measure.metrics import shared_test
 from jaxfl.world import cohort, topology
 from jaxfl.world.scenario import scenario
 
@@ -152,17 +151,6 @@ def test_rollout_is_run(gossip):
     result = run(algorithm, world, x, 4, seed=2)
     np.testing.assert_allclose(state.nodes, result.state.nodes, atol=1e-6)
     np.testing.assert_allclose(logs["loss"], result.history["loss"][1:], rtol=1e-5)
-
-
-def test_a_progress_bar_counts_rounds_and_shows_the_score(fed, capsys):
-    task, world, algorithm = fed
-    test = shared_test(task, jnp.asarray(digits().test_x[:50]), jnp.asarray(digits().test_y[:50]))
-    run(algorithm, world, task.init, 4, every=2, evaluate=test, progress=True)
-    shown = capsys.readouterr().err
-    assert "4/4" in shown
-    assert "accuracy 0." in shown
-    run(algorithm, world, task.init, 4, every=2, progress=False)
-    assert capsys.readouterr().err == ""
 
 
 def test_diverged_nodes_are_counted():
