@@ -92,6 +92,7 @@ class Study(NamedTuple):
     ends: Mapping[str, str] = {}  # "lr low" or "lr high": why a best point may lie at that end of the grid
     picture: Mapping[str, Any] = {}  # arguments of `plots.learning_curves`
     beside: Callable[[Mapping], list[Check]] | None = None  # of scores by (point, setting, arm): what compares settings
+    stand_in: Mapping[str, Setting] | Callable[[int], Mapping[str, Setting]] = {}  # for the small study, without files
 
 
 Cells = Mapping[tuple, Any]  # (setting, arm, point) -> history of all seeds
@@ -116,11 +117,11 @@ def paper_point(study: Study, arm: Arm) -> dict[str, float]:
 
 
 def tiny(study: Study) -> Study:
-    """The same study so small that it only shows that it runs: two rounds, the paper's points alone."""
+    """The same study so small that it only shows that it runs: two rounds, the paper's points alone, no files."""
     alone = lambda arm: arm._replace(grid={name: (paper_point(study, arm)[name],) for name in arm.grid})
     arms = {name: alone(arm) for name, arm in study.arms.items()}
     shared = {name: (study.paper[name],) for name in study.grid}
-    return study._replace(arms=arms, grid=shared, rounds=2, every=1)
+    return study._replace(arms=arms, grid=shared, rounds=2, every=1, settings=study.stand_in or study.settings)
 
 
 def explore(study: Study, seeds: int) -> Cells:

