@@ -92,7 +92,7 @@ class Study(NamedTuple):
     ends: Mapping[str, str] = {}  # "lr low" or "lr high": why a best point may lie at that end of the grid
     picture: Mapping[str, Any] = {}  # arguments of `plots.learning_curves`
     beside: Callable[[Mapping], list[Check]] | None = None  # of scores by (point, setting, arm): what compares settings
-    stand_in: Mapping[str, Setting] | Callable[[int], Mapping[str, Setting]] = {}  # for the small study, without files
+    stand_in: Mapping[str, Setting] | Callable[[int], Mapping[str, Setting]] | None = None  # of the small study
 
 
 Cells = Mapping[tuple, Any]  # (setting, arm, point) -> history of all seeds

@@ -33,7 +33,8 @@ class _Called:
     """What the file would make by a call: the name, the arguments and the state it is given."""
 
     def __init__(self, name: str, args: tuple):
-        self.name, self.args, self.state = name, args, None
+        self.name, self.args = name, args
+        self.state: Any = None
 
 
 def read_numpy_pickle(raw: bytes) -> Any:
@@ -56,7 +57,8 @@ def read_numpy_pickle(raw: bytes) -> Any:
 
 def _follow(raw: bytes) -> Any:
     """The value that the instructions of a pickle of protocol 2 build from plain data."""
-    stack, memory = [], {}
+    stack: list[Any] = []
+    memory: dict[Any, Any] = {}
 
     def since_mark() -> list:
         at = max(i for i, value in enumerate(stack) if value is _MARK)
@@ -90,7 +92,7 @@ def _follow(raw: bytes) -> Any:
             values = since_mark()
             stack[-1].update(zip(values[::2], values[1::2], strict=True))
         elif name == "GLOBAL":
-            stack.append(_Name(arg))
+            stack.append(_Name(str(arg)))
         elif name == "REDUCE":
             args = stack.pop()
             stack[-1] = _made(stack[-1].name, args)
@@ -169,9 +171,7 @@ def smartwatch(
         raise InputError(f"{files[0][0]} must hold a dict with {', '.join(needed)}.")
     series, labels, subjects = (found[name] for name in needed)
     if not len(series) == len(labels) == len(subjects) or any(np.shape(s)[1:] != (len(SIGNALS),) for s in series):
-        raise InputError(
-            f"{files[0][0]} must hold a label and a subject for each series, which is [t, {len(SIGNALS)}]."
-        )
+        raise InputError(f"{files[0][0]} must hold a label and a subject for each series, [t, {len(SIGNALS)}].")
     cuts = [len(s) - int(len(s) * test_fraction) for s in series]
     train = [_windows(s[:cut], length, stride or length) for s, cut in zip(series, cuts, strict=True)]
     test = [_windows(s[cut:], length, stride or length) for s, cut in zip(series, cuts, strict=True)]

@@ -12,6 +12,8 @@ import pytest
 from jaxfl import data
 from jaxfl.data import motion
 from jaxfl.errors import InputError
+from jaxfl.options.config import Setup
+from jaxfl.options.learning import dataset_of, shards_of
 
 LENGTHS, LABELS, SUBJECTS = (25, 40, 9), (0, 2, 1), (7, 3, 7)
 SERIES = [np.random.default_rng(i).normal(size=(n, 6)) for i, n in enumerate(LENGTHS)]
@@ -54,7 +56,7 @@ def test_nothing_of_a_pickle_is_run(tmp_path):
         Caller(eval, "1 / 0"),
         np.array([Caller(os.mkdir, str(trap)), 1], object),
     ):
-        with pytest.raises(InputError, match="no plain data of NumPy .it calls"):
+        with pytest.raises(InputError, match=r"no plain data of NumPy \(it calls"):
             motion.read_numpy_pickle(npy(value))
     assert not trap.exists()
     for raw in (npy(CONTENT)[:-400], npy(CONTENT, 4), b"no file", npy(np.array(["text"])), npy({1, 2}), npy(1)[:-9]):
@@ -73,11 +75,20 @@ def test_smartwatch_is_cut_into_windows_by_subject(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     for source in (None, wheel, package, package / "data" / motion.FILE):
         d = data.smartwatch(source, length=5, test_fraction=0.3)
-        assert (d.x.shape, d.test_x.shape, d.classes) == ((10, 5, 6), (3, 5, 6), 3)
+        assert (d.x.shape, d.test_x.shape, d.classes) == ((9, 5, 6), (3, 5, 6), 3)
         # 25 -> 18 + 7, 40 -> 28 + 12, 9 -> 7 + 2
         assert (d.y.tolist(), d.test_y.tolist()) == ([0] * 3 + [2] * 5 + [1], [0, 2, 2])
         assert (d.clients.tolist(), d.client_names) == ([1] * 3 + [0] * 5 + [1], [3, 7])
     assert "seglearn" not in sys.modules
+
+
+def test_smartwatch_by_its_option(tmp_path):
+    file, long = tmp_path / motion.FILE, [np.ones((250, 6)), np.ones((510, 6)), np.ones((510, 6))]
+    file.write_bytes(npy(CONTENT | {"X": long}))
+    setup = Setup(data="smartwatch", data_folder=str(file), partition="natural", nodes=10)
+    d = dataset_of(setup)
+    assert (d.x.shape, d.test_x.shape) == ((10, 100, 6), (2, 100, 6))
+    np.testing.assert_array_equal(shards_of(setup, d).size, [4, 6])
 
 
 def test_smartwatch_says_what_is_wrong(tmp_path):
@@ -86,7 +97,7 @@ def test_smartwatch_says_what_is_wrong(tmp_path):
         ([1], "must hold a dict with X, y, subject"),
         ({"X": SERIES, "y": np.array(LABELS)}, "must hold a dict"),
         (CONTENT | {"y": np.array([1])}, "a label and a subject for each series"),
-        (CONTENT | {"X": [s[:, :2] for s in SERIES]}, r"which is \[t, 6\]"),
+        (CONTENT | {"X": [s[:, :2] for s in SERIES]}, r"series, \[t, 6\]"),
     ):
         file.write_bytes(npy(value))
         with pytest.raises(InputError, match=message):
