@@ -202,7 +202,10 @@ class Scenario(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """What is evaluated between rounds: `measure(arrays, answer) -> dict of scalars`, `answer` as `Algorithm.read`."""
+    """What is evaluated between rounds: `measure(arrays, answer) -> dict`, `answer` as `Algorithm.read`.
+
+    Each measurement is one number, or one a node `[n]` (NaN: this node has none, and is left out of the distribution).
+    """
 
     measure: Callable
     arrays: Tree = ()

@@ -12,6 +12,7 @@ from jaxfl.commands import results
 from jaxfl.commands.experiment import history_of
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import run as engine
+from jaxfl.engine.arguments import check_scores
 from jaxfl.engine.runs import grid
 from jaxfl.errors import InputError
 from jaxfl.options import config, fit
@@ -87,7 +88,9 @@ def _score(name: str | None, arm: Arm, point: dict[str, float]) -> str:
         lambda x, hyper: engine.rollout(arm.algorithm, arm.scenario, x, 1, hyper=hyper), model, point
     )
     read = engine.build(arm.algorithm, point).read
-    scores = jax.eval_shape(lambda arrays, state: arm.metric.measure(arrays, read(state)), arm.metric.arrays, state)
+    scores = jax.eval_shape(
+        lambda a, state: check_scores(arm.metric.measure(a, read(state)))[0], arm.metric.arrays, state
+    )
     columns = [*scores, *(column for column, log in logs.items() if log.ndim == 1), "diverged"]
     if name is not None and name not in columns:
         raise InputError(f"score is {name!r}, but the history will have {', '.join(columns)}.")

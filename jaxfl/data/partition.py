@@ -7,43 +7,18 @@ without a sample.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import Shards
+from jaxfl.data.cut import on_device, owned
+from jaxfl.data.cut import shards as shards
+from jaxfl.data.hold_out import hold_out as hold_out
+from jaxfl.data.hold_out import own_tests as own_tests
 from jaxfl.data.sets import Dataset, generator
 from jaxfl.errors import InputError, require
 
 BLOCK = 50_000  # nodes drawn at once
-
-
-def shards(data: Dataset, owner: np.ndarray, n: int | None = None) -> Shards:
-    """The shards of `n` nodes from the owner of each train sample `[N]`; -1 leaves a sample out.
-
-    Copies the samples to the device once, unless a CPU can read them where they are; within a shard they keep their
-    order. `n` is by default the largest owner
-    + 1. Raises InputError for an owner out of range or a node that owns nothing.
-    """
-    owner = np.asarray(owner)
-    if owner.shape != (len(data.y),) or owner.dtype.kind not in "iu":
-        raise InputError(f"owner has shape {owner.shape} of {owner.dtype}, it must be ({len(data.y)},) of integers.")
-    n = int(owner.max()) + 1 if n is None else n
-    if owner.min() < -1 or owner.max() >= n:
-        raise InputError(f"owner holds {owner.min()} to {owner.max()}, allowed are -1 to {n - 1}.")
-    size = np.bincount(owner[owner >= 0], minlength=n)
-    if n < 1 or not size.all():
-        raise InputError(f"owner leaves {n - np.count_nonzero(size)} of n={n} nodes without a sample, all need one.")
-    order = np.argsort(owner, kind="stable")[len(owner) - size.sum() :]
-    start = np.cumsum(size) - size
-    x, y = _on_device(data.x), jnp.array(data.y)
-    order, start, sizes = (jnp.asarray(a.astype(np.int32)) for a in (order, start, size))
-    return Shards(x, y, order, start, sizes, longest=int(size.max()))
-
-
-def _on_device(a: np.ndarray) -> jax.Array:
-    """On a CPU a read-only array itself, where it is aligned; else a copy, as its owner may write to it."""
-    return jnp.array(a) if a.flags.writeable else jax.device_put(a)
 
 
 def _check(data: Dataset, n: int, each: int = 1, name: str = "min_size") -> None:
@@ -210,7 +185,7 @@ def resampled(data: Dataset, n: int, alpha: float | None = None, seed: int = 0, 
             parts.append(by_label[first[label] + (rng.random(label.shape) * count[label]).astype(int)].ravel())
         order = np.concatenate(parts)
     start = jnp.arange(n, dtype=jnp.int32) * size
-    x, y = _on_device(data.x), jnp.array(data.y)
+    x, y = on_device(data.x), jnp.array(data.y)
     return Shards(x, y, jnp.asarray(order.astype(np.int32)), start, jnp.full_like(start, size), longest=size)
 
 
@@ -343,9 +318,8 @@ def pooled(data: Shards) -> Shards:
 
 def label_histogram(data: Shards, classes: int) -> np.ndarray:
     """How many samples of each label each node has, `[n, classes]` integers. Labels are `[N]`, below `classes`."""
-    order, start, size, y = (np.asarray(a) for a in (data.order, data.start, data.size, data.y))
+    y, n = np.asarray(data.y), data.size.shape[0]
     if y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= classes:
         raise InputError(f"data.y has shape {y.shape} and dtype {y.dtype}, it must be labels from 0 to {classes - 1}.")
-    node = np.repeat(np.arange(len(size)), size)
-    position = np.arange(len(node)) - np.repeat(np.cumsum(size) - size, size) + start[node]
-    return np.bincount(node * classes + y[order[position]], minlength=len(size) * classes).reshape(len(size), classes)
+    node, sample = owned(data)
+    return np.bincount(node * classes + y[sample], minlength=n * classes).reshape(n, classes)

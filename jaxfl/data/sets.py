@@ -33,6 +33,7 @@ class Dataset(NamedTuple):
     classes: int | None = None  # labels are 0 .. classes - 1; None for a regression
     clients: np.ndarray | None = None  # [N] int32, the natural client of each train sample (writer, speaker, user)
     client_names: list | None = None  # client_names[g] is what client g stands for
+    test_clients: np.ndarray | None = None  # [M] int32, those of the test samples, numbered as in `clients`
     name: str = ""
 
 
@@ -115,6 +116,7 @@ def from_arrays(
     classes: int | None = None,
     clients: Any = None,
     client_names: list | None = None,
+    test_clients: Any = None,
     tokens: bool = False,
     test_fraction: float = 0.2,
     seed: int = 0,
@@ -128,8 +130,9 @@ def from_arrays(
         test_x: test inputs `[M, ...]`; without them a part of the train set is split off, stratified by label.
         test_y: test targets, given exactly when `test_x` is.
         classes: number of classes; by default the largest label + 1. Must be None for real targets.
-        groups: natural key of each train sample `[N]`, of any sortable type; with `client_names` it is an index there.
-        client_names: what each key stands for; by default the distinct values of `clients`, sorted.
+        clients: natural key of each train sample `[N]`, of any sortable type; with `client_names` it is an index there.
+        client_names: what each key stands for; by default the distinct values of the keys, sorted.
+        test_clients: natural key of each test sample `[M]`, where `test_x` and `clients` are given.
         tokens: inputs are ids >= 0 (characters, users) and stay integers.
         test_fraction: share split off where no test set is given, in [0, 1).
         seed: of the split.
@@ -145,12 +148,17 @@ def from_arrays(
         raise InputError(f"x has {len(x)} samples and y has {len(y)}, the lengths must be equal.")
     if not x.size or not y.size:
         raise InputError(f"x has shape {x.shape} and y has shape {y.shape}, neither may be empty.")
+    if test_clients is not None and (test_x is None or clients is None):
+        raise InputError("test_clients must come with test_x and clients, one of them is None.")
     if clients is not None:
-        clients, client_names = _keys(clients, client_names, len(x))
+        given = {"clients": (clients, len(x))}
+        given |= {} if test_clients is None else {"test_clients": (test_clients, len(test_x))}
+        (clients, *rest), client_names = _keys(given, client_names)
+        test_clients = rest[0] if rest else None
     if test_x is None:
         train, test = split(y, test_fraction, seed)
         x, y, test_x, test_y = x[train], y[train], x[test], y[test]
-        clients = clients[train] if clients is not None else None
+        clients, test_clients = (None, None) if clients is None else (clients[train], clients[test])
     else:
         test_x, test_y = _array("test_x", test_x), _array("test_y", test_y)
         if len(test_x) != len(test_y):
@@ -177,7 +185,8 @@ def from_arrays(
     else:
         targets = {k: _floats(k, a) for k, a in targets.items()}
     inputs = {k: _settled(a) for k, a in inputs.items()}
-    return Dataset(**inputs, **targets, classes=classes, clients=clients, client_names=client_names, name=name)
+    keys = {"clients": clients, "client_names": client_names, "test_clients": test_clients}
+    return Dataset(**inputs, **targets, classes=classes, **keys, name=name)
 
 
 def _missing(key: Any) -> bool:
@@ -185,25 +194,29 @@ def _missing(key: Any) -> bool:
     return key is None or type(key).__name__ == "NAType" or key != key
 
 
-def _keys(clients: Any, names: list | None, count: int) -> tuple[np.ndarray, list]:
-    clients = np.asarray(clients)
-    if clients.shape != (count,):
-        raise InputError(f"clients has shape {clients.shape}, it must be ({count},), one key a train sample.")
-    missing = [i for i, key in enumerate(clients) if _missing(key)] if clients.dtype.kind in "OfMm" else []
-    if missing:
-        raise InputError(
-            f"clients has no key for {len(missing)} samples, the first is sample {missing[0]}; every one needs a key."
-        )
-    if names is None:
-        try:
-            values, codes = np.unique(clients, return_inverse=True)
-        except TypeError as error:
-            kinds = sorted({type(key).__name__ for key in clients})
-            raise InputError(f"clients holds keys of the types {', '.join(kinds)}, they must be sortable.") from error
-        return codes.astype(np.int32), values.tolist()
-    if clients.dtype.kind not in "iu":
-        raise InputError(f"clients has dtype {clients.dtype}, with client_names it must hold integers.")
-    return _integers("clients", clients, len(names), "keys"), list(names)
+def _keys(given: dict[str, tuple[Any, int]], names: list | None) -> tuple[list[np.ndarray], list]:
+    """Natural keys as numbers, one array for each of the given ones (and their number), and what they stand for."""
+    parts = []
+    for what, (keys, count) in given.items():
+        keys = np.asarray(keys)
+        if keys.shape != (count,):
+            raise InputError(f"{what} has shape {keys.shape}, it must be ({count},), one key a sample.")
+        missing = [i for i, key in enumerate(keys) if _missing(key)] if keys.dtype.kind in "OfMm" else []
+        if missing:
+            which = f"{len(missing)} samples, the first is sample {missing[0]}"
+            raise InputError(f"{what} has no key for {which}; every one needs a key.")
+        if names is not None and keys.dtype.kind not in "iu":
+            raise InputError(f"{what} has dtype {keys.dtype}, with client_names it must hold integers.")
+        parts.append(keys)
+    if names is not None:
+        return [_integers(what, a, len(names), "keys") for what, a in zip(given, parts, strict=True)], list(names)
+    keys = np.concatenate(parts)
+    try:
+        values, codes = np.unique(keys, return_inverse=True)
+    except TypeError as error:
+        kinds = sorted({type(key).__name__ for key in keys})
+        raise InputError(f"clients holds keys of the types {', '.join(kinds)}, they must be sortable.") from error
+    return np.split(codes.astype(np.int32), [len(parts[0])])[: len(parts)], values.tolist()
 
 
 def from_hugging_face(
@@ -360,5 +373,5 @@ def movielens(source: str | Path | None = None, test_fraction: float = 0.2) -> D
     late = rank >= np.repeat(size - np.floor(size * test_fraction + 1e-9).astype(int), size)
     train, test = order[~late], order[late]
     x, y, names = np.stack([user, item], 1), table[:, 2], users.tolist()
-    known = {"clients": user[train], "client_names": names, "tokens": True, "name": "movielens"}
-    return from_arrays(x[train], y[train], x[test], y[test], **known)
+    known = {"clients": user[train], "client_names": names, "test_clients": user[test], "tokens": True}
+    return from_arrays(x[train], y[train], x[test], y[test], **known, name="movielens")

@@ -51,7 +51,9 @@ def gaussian_quadratics(
 def _by_node(x, y, node, test, **known) -> Dataset:
     """The data set of stacked samples, `test` `[N]` bool marks those held out, `node` `[N]` is the natural key."""
     names = list(range(int(node.max()) + 1))
-    return from_arrays(x[~test], y[~test], x[test], y[test], clients=node[~test], client_names=names, **known)
+    return from_arrays(
+        x[~test], y[~test], x[test], y[test], clients=node[~test], test_clients=node[test], client_names=names, **known
+    )
 
 
 def synthetic_fedprox(

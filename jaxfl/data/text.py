@@ -86,10 +86,9 @@ def from_texts(
             f"none of the {len(texts)} texts has min_chars={min_chars} characters and fills a window of {length}."
         )
     x, y, test_x, test_y = (np.concatenate([part[j] for part in s]) for s in (train, test) for j in (0, 1))
-    clients = np.repeat(np.arange(len(names)), [len(part[0]) for part in train])
-    return from_arrays(
-        x, y, test_x, test_y, classes=VOCABULARY, clients=clients, client_names=names, tokens=True, name=name
-    )
+    role = lambda parts: np.repeat(np.arange(len(names)), [len(part[0]) for part in parts])
+    keys = {"clients": role(train), "test_clients": role(test), "client_names": names}
+    return from_arrays(x, y, test_x, test_y, classes=VOCABULARY, **keys, tokens=True, name=name)
 
 
 def speeches(play: str) -> tuple[str, dict[str, str]]:

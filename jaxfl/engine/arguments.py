@@ -13,14 +13,15 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from jaxfl.core import Algorithm, Metric, Program, Scenario, Tree
-from jaxfl.engine.history import TOTALS
+from jaxfl.engine import distribution
+from jaxfl.engine.history import EVALUATED, TOTALS
 from jaxfl.errors import InputError, nearest
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.network import Network
 from jaxfl.learn.task import Task
 
 INT32 = 2**31
-OWN = ("system", "round", "diverged", *TOTALS.values())  # columns that no measurement may be called
+OWN = ("system", "round", "diverged", EVALUATED, *TOTALS.values())  # what no measurement may be called
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
@@ -154,22 +155,33 @@ def check_metric(evaluate: Any) -> None:
     raise InputError(f"evaluate is {_shown(evaluate)}, but {says}.")
 
 
-def check_scores(scores: Any) -> dict:
-    """What a metric returned. Raises InputError unless it is a dict of numbers."""
+def check_scores(scores: Any) -> tuple[dict, dict]:
+    """What a metric returned: the columns of the history, and what it measured by node `[n]`.
+
+    The columns are its numbers and the distribution over nodes of what it measured by node (`engine.distribution`),
+    unless it gives a number of that name itself.
+
+    Raises:
+        InputError: it is no dict of numbers and rows of them.
+    """
     if not isinstance(scores, dict):
         raise InputError(f"evaluate returns {_shown(scores)}, but must return a dict of numbers by name.")
     for name, value in scores.items():
-        if not _numbers(value) or jnp.shape(value) != ():
-            raise InputError(f"evaluate measures {name} as {_shown(value)}, but every measurement must be one number.")
+        if not _numbers(value) or jnp.ndim(value) > 1 or not jnp.size(value):
+            raise InputError(
+                f"evaluate measures {name} as {_shown(value)}, but must measure one number, or one a node [n]."
+            )
         if name in OWN:
             raise InputError(_taken("evaluate measures", name, "a column of every history"))
-    return scores
+    by_node = {name: value for name, value in scores.items() if jnp.ndim(value)}
+    spread = {column: v for name in by_node for column, v in distribution.columns(name, by_node[name]).items()}
+    return spread | {name: value for name, value in scores.items() if name not in by_node}, by_node
 
 
 def check_names(labels: Mapping, logs: Mapping, scores: Mapping) -> None:
     """Raise InputError if a swept value, a log or a score is called as another column of the history.
 
-    `scores` are those of `check_scores`, perhaps with the engine's own `diverged`.
+    `scores` are the columns of `check_scores`, perhaps with the engine's own `diverged`.
     """
     held = dict.fromkeys(OWN, "a column of every history")
     columns = [("hyper sweeps", name, "a swept value") for name in labels if name != "seed"]

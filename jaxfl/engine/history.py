@@ -11,14 +11,15 @@ import numpy as np
 
 from jaxfl.errors import InputError
 
+EVALUATED = "evaluated"  # beside what a metric measures by node: after which rounds
 TOTALS = {"seconds": "time"} | {name: f"total_{name}" for name in ("up_bits", "down_bits", "gradients")}
 
 
 class Recorder:
     """Collects the logs of a run on the host, chunk by chunk, and writes each to files as it comes.
 
-    Columns go to `log`, JSON lines in which null stands for a number that is not finite; what is logged by node to one
-    NumPy archive a chunk in the folder `nodes` beside it. Of several processes each collects all, and only the one that
+    Columns go to `log`, JSON lines in which null stands for a number that is not finite; what is by node to one NumPy
+    archive a chunk in the folder `nodes` beside it. Of several processes each collects all, and only the one that
     `writes` does write.
 
     Attributes:
@@ -35,13 +36,20 @@ class Recorder:
         self.nodes: dict[str, list[np.ndarray]] = {}
         self.spent = {name: np.asarray(v, np.float64) for name, v in (spent or {}).items()}
 
-    def add(self, start: int, logs: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> None:
+    def add(
+        self,
+        start: int,
+        logs: dict[str, np.ndarray],
+        scores: dict[str, np.ndarray],
+        measured: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Add the rounds after round `start`.
 
         Args:
             start: rounds finished before the chunk.
             logs: leaves `[r, rounds]` (table columns) or `[r, rounds, n]` (kept apart, by node), `r` runs.
             scores: what was evaluated after the last of them, leaves `[r]`.
+            measured: what was evaluated then by node, leaves `[r, n]`.
         """
         flat = {name: a for name, a in logs.items() if a.ndim == 2}
         by_node = {name: a for name, a in logs.items() if a.ndim != 2}
@@ -55,11 +63,15 @@ class Recorder:
                     row |= {k: float(a[i]) for k, a in scores.items()}
                 fresh.append(row)
         self.rows += fresh
+        end = start + count if logs else start
+        if measured:
+            by_node |= {name: a[:, None] for name, a in measured.items()}
+            by_node[EVALUATED] = np.full((len(self.labels), 1), end)
         self._keep(by_node)
         if self.log is not None and self.writes:
             append(self.log, "".join(json.dumps(_finite(row)) + "\n" for row in fresh))
             if by_node:
-                _write_nodes(self._archives / f"{start}-{start + count}.npz", by_node)
+                _write_nodes(self._archives / f"{start}-{end}.npz", by_node)
 
     def _totals(self, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The running totals `[r, rounds]` of a chunk; the last of them are spent."""
@@ -119,7 +131,9 @@ class Recorder:
             raise InputError(f"resume: {self._archives} ends at round {at}, before round {t}.")
 
     def by_node(self) -> dict[str, np.ndarray]:
-        """What was logged by node, `[r, rounds, n]`, of the rounds in the table."""
+        """What was logged by node, `[r, rounds, n]`, of the rounds in the table; what a metric measured by node,
+        `[r, evaluations, n]`, and then as `evaluated` the rounds after which that was, `[r, evaluations]`.
+        """
         return {name: np.concatenate(parts, 1) for name, parts in self.nodes.items()}
 
     def frame(self):

@@ -54,7 +54,9 @@ class Result(NamedTuple):
     """What `run` returns; with `seeds` every array of `state` has a leading seed axis."""
 
     history: Any  # pandas frame, one row a seed and round
-    nodes: dict[str, np.ndarray]  # what was logged by node, [s, rounds, n], of the rounds in the history
+    # by node: what was logged, [s, rounds, n], of the rounds in the history; what the metric measured so,
+    # [s, evaluations, n], and beside it "evaluated", [s, evaluations], the rounds after which that was
+    nodes: dict[str, np.ndarray]
     state: State
     carry: Carry  # give it to `run(carry=...)` to go on
     interrupted: bool = False  # Ctrl-C ended it: all is of the rounds finished until then
@@ -140,12 +142,12 @@ def _chunk(algorithm, step, count, runs, block, t, carry, key, hyper, *rest):
 def _evaluate(algorithm, measure, runs, block, state, hyper, arrays):
     def one(arrays, _, hyper, state):
         answer = build(algorithm, hyper).read(state)
-        scores = check_scores(measure(arrays, answer))
+        scores, by_node = check_scores(measure(arrays, answer))
         floats = [a for a in map(jnp.asarray, jax.tree.leaves(answer)) if jnp.issubdtype(a.dtype, jnp.floating)]
         if floats:
             rows = [a.reshape(-1, a.shape[-1]) if a.ndim else a[None, None] for a in floats]
             scores = {"diverged": sum((~jnp.isfinite(r).all(1)).sum() for r in rows)} | scores
-        return (), scores
+        return (), (scores, by_node)
 
     with block_of(block):
         return over_runs(one, runs, arrays, (), hyper, state)[1]
@@ -238,7 +240,7 @@ def _foreseen(algorithm, scenario, evaluate, labels, count, how, model, fixed) -
     _, logs = _chunk.eval_shape(algorithm, scenario.step, count, runs, block, np.int32(0), carry, *fixed)
     scores = {}
     if evaluate is not None:
-        scores = _evaluate.eval_shape(algorithm, evaluate.measure, runs, block, carry[1], fixed[1], evaluate.arrays)
+        scores, _ = _evaluate.eval_shape(algorithm, evaluate.measure, runs, block, carry[1], fixed[1], evaluate.arrays)
     check_names(labels[0], logs, scores)
     return carry, runs
 
@@ -278,7 +280,8 @@ def run(
             nothing. A list of values makes one run a value (and seed), all in one program, and a column of the history;
             several lists go together value by value (`grid` makes lists of all combinations).
         every: rounds between evaluations, log lines and checkpoints (None: a tenth of `rounds`).
-        evaluate: what is measured at the start and after every chunk, in columns of its own.
+        evaluate: what is measured at the start and after every chunk, in columns of its own; what it measures by node
+            is in `Result.nodes`, and in the columns its distribution (`engine.distribution`).
         out: folder for `log.jsonl`, what is logged by node (`nodes/`) and checkpoints; made if absent.
         checkpoints: save after every chunk to `out`.
         resume: go on from the newest checkpoint in `out`; the result then is of all rounds.
@@ -340,9 +343,9 @@ def run(
 
         def scores():
             if evaluate is None:
-                return {}
+                return {}, {}
             got = _evaluate(algorithm, evaluate.measure, runs, block, carry[1], hyper, evaluate.arrays)
-            return _by_run(got, runs)
+            return tuple(_by_run(part, runs) for part in got)
 
         def result():
             going_on = Carry(t, carry, recorder.spent)
@@ -355,18 +358,18 @@ def run(
         with calls, bar(rounds, t, progress) as advance:
             if t == 0:
                 with watch.over("the start"):
-                    recorder.add(0, {}, scores())
+                    recorder.add(0, {}, *scores())
                 tell(1)
             while t < rounds and not calls.over:
                 count = min(every, rounds - t)
                 with watch.over(f"rounds {t + 1} to {t + count}"):
                     carry, logs = _chunk(algorithm, scenario.step, count, runs, block, np.int32(t), carry, *fixed)
                     logs, measured = _by_run(logs, runs), scores()
-                recorder.add(t, logs, measured)
+                recorder.add(t, logs, *measured)
                 t += count
                 if checkpoints and folder is not None:
                     checkpoint.save(folder, t, carry)
-                advance(t, measured)
+                advance(t, measured[0])
                 tell(count)
             calls.close(result)
     return result()

@@ -1,34 +1,69 @@
-"""Metrics: what is evaluated between rounds, on what `Algorithm.read` returns, `[d]` or `[n, d]`."""
+"""Metrics: what is evaluated between rounds, on what `Algorithm.read` returns.
 
+That is one model `[d]`, models `[n, d]`, one a node, or a dict of such: `{"x": [d], "personal": [n, d]}`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Metric, Shards
-from jaxfl.errors import InputError
+from jaxfl.core import Array, Metric, Shards, Tree
+from jaxfl.engine.distribution import jain, worst
+from jaxfl.errors import InputError, require
 from jaxfl.exchange.rules import mean
-from jaxfl.learn.local import local_gradient
+from jaxfl.learn.local import local_gradient, whole_shard
 from jaxfl.learn.task import Task, require_task, scores
 from jaxfl.mapping.nodes import map_nodes
 
-WORST = 0.1  # the share of nodes called worst
 
-
-def mean_model(answer: Array) -> Array:
-    """The average `[d]` of the models `[n, d]`, or the one model itself.
+def parts_of(answer: Tree) -> dict[str, Array]:
+    """The named parts of a system's answer: a dict of models `[d]` and `[n, d]`; one array is the part "".
 
     Raises:
-        InputError: the answer is neither.
+        InputError: it is neither.
     """
-    if jax.tree.structure(answer).num_nodes != 1 or jnp.ndim(answer) not in (1, 2):
+    parts: dict[str, Any] = dict(answer) if isinstance(answer, Mapping) and answer else {"": answer}
+    if any(jax.tree.structure(a).num_nodes != 1 or jnp.ndim(a) not in (1, 2) for a in parts.values()):
         shapes = [list(jnp.shape(a)) for a in jax.tree.leaves(answer)]
-        raise InputError(f"the system's answer has the shapes {shapes}, but one model [d] or models [n, d] are needed.")
-    if answer.ndim == 1:
-        return answer
-    n = answer.shape[0]
-    return mean(answer[0], answer, jnp.full(n, 1 / n))
+        raise InputError(
+            f"the system's answer has the shapes {shapes}, but one model [d], models [n, d], or a dict of such by name "
+            "are needed."
+        )
+    return parts
+
+
+def _first(parts: dict[str, Array], ndim: int) -> str:
+    """The name of the first part with so many axes; where there is none, of the first."""
+    return next((name for name, a in parts.items() if jnp.ndim(a) == ndim), next(iter(parts)))
+
+
+def node_models(answer: Tree) -> Array:
+    """What the nodes themselves use: the models `[n, d]`, one a node, if the answer has such, else the one model `[d]`.
+
+    Raises:
+        InputError: the answer has neither.
+    """
+    parts = parts_of(answer)
+    return parts[_first(parts, 2)]
+
+
+def mean_model(answer: Tree) -> Array:
+    """The one model `[d]`, if the answer has such, else the average of the models `[n, d]`.
+
+    Raises:
+        InputError: the answer has neither.
+    """
+    parts = parts_of(answer)
+    rows = parts[_first(parts, 1)]
+    if rows.ndim == 1:
+        return rows
+    n = rows.shape[0]
+    return mean(rows[0], rows, jnp.full(n, 1 / n))
 
 
 def consensus_distance(rows: Array) -> Array:
@@ -36,12 +71,6 @@ def consensus_distance(rows: Array) -> Array:
     rows = rows - rows[0]  # exact: equal models have distance 0
     gap = rows - mean_model(rows)
     return jnp.sqrt((gap * gap).sum(1).mean())
-
-
-def worst(values: Array, share: float = WORST) -> Array:
-    """Mean of the lowest `share` of `values` `[n]`, rounded down to a number of values (at least one)."""
-    count = max(1, int(share * values.shape[0] * (1 + 1e-12)))  # 0.29 * 100 is 28.999999999999996
-    return jnp.sort(values)[:count].mean()
 
 
 def _require_metrics(*metrics: Any) -> None:
@@ -75,24 +104,35 @@ def together(*metrics: Metric) -> Metric:
 def among(metric: Metric, ids: Any) -> Metric:
     """`metric` of the nodes `ids` only, such as the honest ones, `~world.byz`: the others' models are not looked at.
 
-    `ids` are node ids, or a mask `[n]` of bool. A server's one model `[d]` is every node's model.
+    `ids` are node ids, or a mask `[n]` of bool. A server's one model `[d]` is every node's model. `local_test` has such
+    `ids` of its own.
 
     Raises:
-        InputError: nobody is left, or `metric` is none.
+        InputError: nobody is left, or `metric` is none; while tracing, one model is measured by node.
     """
     _require_metrics(metric)
-    ids = np.asarray(ids)
-    ids = np.flatnonzero(ids) if ids.dtype == bool else ids
-    if ids.ndim != 1 or not ids.size:
-        raise InputError(f"ids has shape {list(ids.shape)}: a row of at least one node id is needed.")
-
+    ids = _ids(ids)
     all_of_them = metric.measure
 
     def measure(arrays, answer):
         inner, ids = arrays
-        return all_of_them(inner, jax.tree.map(lambda a: a if a.ndim == 1 else a[ids], answer))
+        out = all_of_them(inner, jax.tree.map(lambda a: a if a.ndim == 1 else a[ids], answer))
+        by_node = [name for name, value in out.items() if jnp.ndim(value)]
+        if by_node and all(a.ndim == 1 for a in jax.tree.leaves(answer)):
+            raise InputError(
+                f"metric measures one model by node ({by_node[0]}), where among has no say: give it `ids`."
+            )
+        return out
 
     return Metric(measure, (metric.arrays, jnp.asarray(ids, jnp.int32)))
+
+
+def _ids(ids: Any) -> np.ndarray:
+    ids = np.asarray(ids)
+    ids = np.flatnonzero(ids) if ids.dtype == bool else ids
+    if ids.ndim != 1 or not ids.size:
+        raise InputError(f"ids has shape {list(ids.shape)}: a row of at least one node id is needed.")
+    return ids
 
 
 def shared_test(task: Task, x: Array, y: Array, *, nodes: bool = True, batch: int | None = None) -> Metric:
@@ -100,8 +140,9 @@ def shared_test(task: Task, x: Array, y: Array, *, nodes: bool = True, batch: in
 
     Columns: `accuracy`, `test_loss` of the mean model; with `nodes`, for models `[n, d]`, also over nodes
     `node_accuracy` (mean), `worst_decile` (mean of the lowest tenth), `node_spread` (standard deviation) and
-    `consensus`, the consensus distance. A server's one model is every node's model. Tasks without accuracy give
-    `test_loss`, `node_loss` and `consensus`.
+    `consensus`, the consensus distance. A server's one model is every node's model. Of an answer in parts the first
+    are those of the one model `[d]`, the others those of the models `[n, d]`. Tasks without accuracy give `test_loss`,
+    `node_loss` and `consensus`.
 
     Args:
         task: the task.
@@ -121,17 +162,98 @@ def shared_test(task: Task, x: Array, y: Array, *, nodes: bool = True, batch: in
         out = {"test_loss": top["loss"]} | ({"accuracy": top["accuracy"]} if key in top and key != "loss" else {})
         if not nodes:
             return out
-        if answer.ndim == 1:
+        rows = node_models(answer)
+        if rows.ndim == 1:
             each, distance = top[key][None], jnp.float32(0)
         else:
-            each = map_nodes(lambda shared, row: scores(task, row, *shared, batch=batch)[key], arrays, answer)
-            distance = consensus_distance(answer)
+            each = map_nodes(lambda shared, row: scores(task, row, *shared, batch=batch)[key], arrays, rows)
+            distance = consensus_distance(rows)
         if key == "loss":
             return out | {"node_loss": each.mean(), "consensus": distance}
         spread = {"node_accuracy": each.mean(), "worst_decile": worst(each), "node_spread": each.std()}
         return out | spread | {"consensus": distance}
 
     return Metric(measure, (x, y))
+
+
+def local_test(task: Task, shards: Shards, *, ids: Any = None, batch: int | None = None) -> Metric:
+    """Accuracy of every node on samples of its own: who is served well, and who badly.
+
+    `local_accuracy` `[n]` is kept by node in `Result.nodes`, NaN at nodes without a test sample, which count nowhere.
+    Columns: `local_accuracy`, its mean over nodes, `local_accuracy_worst_decile` (mean of the lowest tenth of the
+    nodes), `local_accuracy_spread` (standard deviation), `local_accuracy_jain` (Jain's fairness index) and
+    `local_accuracy_weighted`, the share of all nodes' samples that are right. Tasks without accuracy give `local_loss`
+    alike but for Jain's index; its worst decile are the highest losses, and a model that is not finite has an infinite
+    one.
+
+    A server's one model `[d]` is every node's model. Of an answer in parts, `{"x": [d], "personal": [n, d]}`, these are
+    the columns of the models `[n, d]`, which nodes use themselves; every other part has its own, `local_accuracy_x` and
+    so on.
+
+    Args:
+        task: the task.
+        shards: the test samples of each node, as of `partition.hold_out` or `partition.own_tests`.
+        ids: nodes that count (None: all), as ids or a mask `[n]`; the others are NaN.
+        batch: samples of a node evaluated at once; bounds memory.
+
+    Raises:
+        InputError: `task` is no Task, `shards` are none or hold no sample; while tracing, an answer of other shapes.
+    """
+    require_task(task)
+    require("batch", batch, least=1)
+    if not isinstance(shards, Shards):
+        raise InputError(f"shards is a {type(shards).__name__}, but must be Shards: `partition.hold_out` makes them.")
+    size = np.asarray(shards.size)
+    if ids is not None:
+        size = np.where(np.isin(np.arange(len(size)), _ids(ids)), size, 0)
+    if not size.any():
+        raise InputError("shards hold no test sample of any node that counts, but at least one is needed.")
+    shards, n = dataclasses.replace(shards, size=jnp.asarray(size)), len(size)
+    predict, correct = task.predict, task.correct
+    key = "loss" if predict is None or correct is None else "accuracy"
+    most = shards.longest if batch is None else min(batch, shards.longest)
+
+    def right(data: Shards, i: Array, row: Array) -> Array:
+        """Sum over the samples of node i."""
+        params = task.unravel(row)
+        index, mask = (a[0] for a in whole_shard(data, i, 1))
+        fill = lambda a: jnp.pad(a, (0, -len(a) % most)).reshape(-1, most)
+
+        def some(part: tuple[Array, Array]) -> Array:
+            index, mask = part
+            x, y = jax.tree.map(lambda a: a[index], data.x), data.y[index]
+            each = task.loss(params, x, y) if not (predict and correct) else correct(predict(params, x), y)
+            return jnp.where(mask > 0, each, 0).sum()
+
+        return jax.lax.map(some, (fill(index), fill(mask))).sum()
+
+    def columns(name: str, data: Shards, rows: Array) -> dict[str, Array]:
+        if rows.shape not in ((task.dim,), (n, task.dim)):
+            raise InputError(
+                f"the system's answer has shape {list(rows.shape)}, but [{task.dim}] or [{n}, {task.dim}] "
+                "is needed to test every node's model on its own samples."
+            )
+        every, work = jnp.arange(n), 4 * most * sum(math.prod(a.shape[1:]) for a in jax.tree.leaves(data.x))
+        if rows.ndim == 1:
+            total = map_nodes(lambda s, i: right(s[0], i, s[1]), (data, rows), every, bytes_each=work)
+        else:
+            total = map_nodes(lambda s, r: right(s, r[0], r[1]), data, (every, rows), bytes_each=work)
+        total = jnp.where(jnp.isnan(total), jnp.inf, total)  # NaN says that a node has no sample
+        each = jnp.where(data.size > 0, total / data.size, jnp.nan)
+        found = {name: each, f"{name}_weighted": jnp.where(data.size > 0, total, 0).sum() / data.size.sum()}
+        if key == "loss":
+            return found | {f"{name}_worst_decile": -worst(-each)}
+        return found | {f"{name}_jain": jain(each)}
+
+    def measure(data, answer):
+        parts = parts_of(answer)
+        main = _first(parts, 2)
+        found = {}
+        for part, rows in parts.items():
+            found |= columns(f"local_{key}" if part == main else f"local_{key}_{part}", data, rows)
+        return found
+
+    return Metric(measure, shards)
 
 
 def training_objective(task: Task, data: Shards) -> Metric:
@@ -155,7 +277,7 @@ def distance_to(optimum: Array) -> Metric:
         raise InputError(f"optimum has shape {jnp.shape(optimum)}, but must be one row [d].")
 
     def measure(optimum, answer):
-        rows = answer.reshape(-1, answer.shape[-1])
+        rows = jnp.atleast_2d(node_models(answer))
         gap = rows - optimum
         top = mean_model(answer) - optimum
         return {
