@@ -184,6 +184,7 @@ def smartwatch(
         np.concatenate(test),
         np.repeat(labels, test_counts).astype(int),
         clients=np.repeat(subjects, counts).astype(int),
+        test_clients=np.repeat(subjects, test_counts).astype(int),
         name="smartwatch",
     )
 
