@@ -161,6 +161,7 @@ from .world import (
 from .world import (
     work as work,
 )
+from .world.graph_files import load_topology as load_topology
 from .world.process import process as process
 from .world.scenario import scenario as scenario
 

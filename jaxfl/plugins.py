@@ -27,6 +27,7 @@ GROUPS = {
     "attack": "jaxfl.attacks",
     "codec": "jaxfl.codecs",
 }
+GRAPH_FILES = (".csv", ".graphml", ".npz")  # how names of files of a topology end
 _registered: dict[str, dict[str, Any]] = {what: {} for what in GROUPS}
 
 
@@ -67,6 +68,11 @@ def is_place(name: str) -> bool:
     return ":" in name
 
 
+def is_graph_file(name: str) -> bool:
+    """Whether a topology is named as a file of one."""
+    return Path(name).suffix in GRAPH_FILES
+
+
 def find(what: str, name: str) -> Any:
     """The thing of this name or at this place; None for a name that nobody gave.
 
@@ -89,14 +95,21 @@ def find(what: str, name: str) -> Any:
 
 def absolute(name: str) -> str:
     """The name, with the file in it from the root on, so that it means the same in any folder."""
-    where, dot, rest = name.rpartition(":")
-    return f"{Path(where).resolve()}:{rest}" if dot and where.endswith(".py") else name
+    where, _, rest = name.rpartition(":")
+    if is_graph_file(name):
+        return str(Path(name).resolve())
+    return f"{Path(where).resolve()}:{rest}" if where.endswith(".py") else name
 
 
-def fingerprint(name: str) -> str | None:
-    """The SHA-256 of the file that a name points into; None for other names."""
-    where = Path(name.rpartition(":")[0])
-    return hashlib.sha256(where.read_bytes()).hexdigest() if where.suffix == ".py" and where.is_file() else None
+def file_of(name: str) -> Path | None:
+    """The file that a name points into, or is; None for other names, and where there is none."""
+    where = Path(name) if is_graph_file(name) else Path(name.rpartition(":")[0])
+    return where if where.suffix in (".py", *GRAPH_FILES) and where.is_file() else None
+
+
+def fingerprint(file: Path) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @cache

@@ -120,11 +120,13 @@ class Setup:
     compute: Annotated[str, *_named(COMPUTES, "float32")] = "float32"
     """Type of the model's arithmetic; parameters and updates stay float32. For accelerators."""
     topology: Annotated[str, *_named(STATIC + VARYING, "exponential")] = "exponential"
-    """Who hears whom in gossip systems; one_peer, matching, el_oracle and el_local change every round."""
+    """Who hears whom in gossip systems; one_peer, matching, el_oracle and el_local change every round. Or a file:
+    .graphml, .npz, or .csv of [round,]source,target[,weight], where the target hears the source and rounds start again
+    after the last."""
     degree: Count = 8
     """Neighbours a node has on average in topologies that leave it open; size of a group in caveman and two_level."""
     mixing: Annotated[str | None, *_named(MIXINGS, "metropolis, uniform on directed graphs")] = None
-    """Mixing weights of a topology that does not change."""
+    """Mixing weights of a topology that does not change, or of a file that has none."""
     cohort: Annotated[Count | None, _maybe("INT", "a tenth of the nodes")] = None
     """Clients that take part in a round of a federated system."""
     strata: Count = 1
@@ -236,10 +238,11 @@ def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup) -> 
     The run folder is left out, as a second run goes to another. Files of a user are named from the root on, and `files`
     holds what they were: their SHA-256.
     """
-    places = {name: plugins.absolute(v) for name in plugins.GROUPS if (v := getattr(setup, name, None)) is not None}
+    named = (*plugins.GROUPS, "topology")
+    places = {name: plugins.absolute(v) for name in named if (v := getattr(setup, name, None)) is not None}
     systems = [plugins.absolute(name) for name in systems]
-    known = {name: mark for name in (*systems, *places.values()) if (mark := plugins.fingerprint(name)) is not None}
-    files = [f"{mark} {name.rpartition(':')[0]}" for name, mark in known.items()]
+    known = {name: file for name in (*systems, *places.values()) if (file := plugins.file_of(name)) is not None}
+    files = [f"{plugins.fingerprint(file)} {file}" for file in known.values()]
     given, full = dataclasses.asdict(setup) | {"out": None} | places, dataclasses.asdict(filled)
     stood = {name: full[name] for name, value in given.items() if value is None and name != "out"}
     comment = "".join(f"# {line}\n" for line in dump(stood).splitlines())
@@ -267,7 +270,7 @@ def load(path: str | Path) -> tuple[list[str], Setup]:
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     values.pop("command", None)
     for mark, file in (line.split(" ", 1) for line in values.pop("files", ()) if " " in line):
-        if plugins.fingerprint(f"{file}:") != mark:
+        if not Path(file).is_file() or plugins.fingerprint(Path(file)) != mark:
             raise InputError(f"config: {file} is not the file that {path} was written with; name it anew.")
     return list(values.pop("systems", ())), Setup(**values)
 
@@ -288,7 +291,7 @@ def check(setup: Setup) -> None:
         if isinstance(allowed, Range):
             if value is not None and not allowed.holds(value):
                 raise InputError(f"{name} is {value}, but must be {allowed.words()}.")
-        elif value is not None and value not in allowed and not (name in plugins.GROUPS and plugins.find(name, value)):
+        elif value is not None and value not in allowed and not _outside(name, value):
             raise unknown(name, value, [*allowed, *(plugins.known(name) if name in plugins.GROUPS else ())])
     if setup.byzantine >= setup.nodes:
         raise InputError(f"byzantine is {setup.byzantine}, but must be below the number of nodes, {setup.nodes}.")
@@ -306,6 +309,8 @@ def check(setup: Setup) -> None:
         raise InputError(f"degree is {setup.degree}, but must be below the number of nodes, {setup.nodes}.")
     for name, (other, readers) in READ_BY.items():
         value, chosen = getattr(setup, name), getattr(setup, other)
+        if name == "mixing" and plugins.is_graph_file(chosen):
+            continue
         if chosen is not None and chosen not in readers and value not in (None, _DEFAULTS[name]):
             raise InputError(f"{name} is {value}, but {other} {chosen} does not read it: {', '.join(readers)} do.")
     text, model = setup.data in TEXT, setup.model
@@ -316,6 +321,13 @@ def check(setup: Setup) -> None:
         raise InputError(f"partition is natural, but data {setup.data} has no natural key: {', '.join(KEYED)} have.")
     if text and setup.partition in ("dirichlet", "pathological", "resampled"):
         raise InputError(f"partition is {setup.partition}, but data {setup.data} has no one label a sample.")
+
+
+def _outside(name: str, value: str) -> bool:
+    """Whether the value of an option is a thing of the user, or a file."""
+    if name == "topology":
+        return plugins.is_graph_file(value)
+    return name in plugins.GROUPS and bool(plugins.find(name, value))
 
 
 def _allowed() -> Iterator[tuple[str, Range | tuple[str, ...]]]:

@@ -1,15 +1,18 @@
 """Who hears whom, by the names of topology and mixing."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 
+from jaxfl import plugins
 from jaxfl.core import Graph, Process
 from jaxfl.errors import InputError
 from jaxfl.options.config import Setup
 from jaxfl.world import graph, mixing, topology
+from jaxfl.world.graph_files import read, union, weighted
 
 REWIRED = 0.1  # share of edges a Watts-Strogatz graph rewires
 
@@ -23,6 +26,8 @@ def topology_of(setup: Setup) -> Graph | Process:
 @lru_cache(maxsize=4)
 def _drawn(setup: Setup) -> Graph | Process:
     n, k, name = setup.nodes, setup.degree, setup.topology
+    if plugins.is_graph_file(name):
+        return _from_file(setup)
     varying = {
         "one_peer": lambda: topology.one_peer_exponential(n),
         "matching": lambda: topology.random_matching(n),
@@ -48,21 +53,43 @@ def _drawn(setup: Setup) -> Graph | Process:
         "caveman": lambda: graph.caveman(_groups(setup), k),
         "two_level": lambda: graph.two_level(_groups(setup), k),
     }
+    try:
+        return _weighed(setup)(graph.require_connected(fixed[name]()))
+    except InputError as error:
+        weights = f" with mixing {setup.mixing}" if setup.mixing else ""
+        raise InputError(f"topology is {name}{weights}: {error}") from error
+
+
+def _weighed(setup: Setup) -> Callable[[Graph], Graph]:
+    """How a graph gets its mixing weights, which are checked."""
     weigh = {
+        None: mixing.usual,
         "metropolis": mixing.metropolis,
         "uniform": mixing.uniform,
         "lazy": lambda g: mixing.lazy(mixing.metropolis(g)),
         "max_degree": mixing.max_degree,
         "optimal": mixing.optimal_constant,
-    }
+    }[setup.mixing]
+    # Uniform weights promise no column sums, so who asks for them may have them on any graph.
+    return lambda g: mixing.check(weigh(g), doubly=setup.mixing != "uniform")
+
+
+def _from_file(setup: Setup) -> Graph | Process:
+    """What a file has, with its own weights as they are, or else those of the option `mixing`."""
+    path = setup.topology
+    found = read(path, setup.nodes)
+    directed = [t for t, g in enumerate(found.graphs) if g.rev is None]
+    if directed and not found.weighted and setup.mixing is None:
+        where = f"round {directed[0]} of {path}" if len(found.graphs) > 1 else path
+        raise InputError(
+            f"topology: {where} is directed, and uniform weights would not keep the mean of the models: give every "
+            "edge in both directions, weights in the file, or --mixing uniform."
+        )
     try:
-        net = graph.require_connected(fixed[name]())
-        net = weigh[setup.mixing or ("metropolis" if net.rev is not None else "uniform")](net)
-        # Uniform weights promise no column sums, so who asks for them may have them on any graph.
-        return mixing.check(net, doubly=setup.mixing != "uniform")
+        graph.require_connected(union(found))
     except InputError as error:
-        weights = f" with mixing {setup.mixing}" if setup.mixing else ""
-        raise InputError(f"topology is {name}{weights}: {error}") from error
+        raise InputError(f"topology is {path}: {error}") from error
+    return weighted(found, path, _weighed(setup) if setup.mixing else None)
 
 
 def _sides(setup: Setup) -> tuple[int, int]:

@@ -232,19 +232,92 @@ def _labelled(g: Any, n: int) -> Graph:
     return from_edges(n, edges[:, 0], edges[:, 1], both=True)
 
 
-def from_networkx(g: Any) -> Graph:
-    """Any networkx graph; node `i` is the i-th of `g.nodes`, and an arc u -> v means that v hears u.
+def names(g: Any, nodelist: Sequence | None = None) -> list:
+    """The nodes of a networkx graph in the order of their numbers 0..n-1.
 
-    Weights are ignored, parallel edges count once, self-loops are dropped.
+    Names that are whole numbers stand in ascending order, so that names 0..n-1 are the numbers; other names in the
+    order of `g.nodes`. A `nodelist` says another order, as in networkx.
 
     Raises:
-        InputError: the graph has no nodes.
+        InputError: the graph has no nodes, or `nodelist` does not have each of them once.
     """
-    index = {name: i for i, name in enumerate(g.nodes)}
-    if not index:
+    known = list(g.nodes)
+    if not known:
         raise InputError("g has no nodes: a graph needs at least one.")
+    if nodelist is not None:
+        given = list(nodelist)
+        if len(given) != len(known) or set(given) != set(known):
+            odd = next(iter(set(given) ^ set(known)), None)
+            what = "a node stands twice" if odd is None else f"{odd!r} is not in both"
+            raise InputError(f"nodelist has {len(given)} names for {len(known)} nodes of g, each once, and {what}.")
+        return given
+    whole = all(isinstance(name, int | np.integer) and not isinstance(name, bool) for name in known)
+    return sorted(known) if whole else known
+
+
+def from_networkx(g: Any, nodelist: Sequence | None = None) -> Graph:
+    """Any networkx graph; node `i` is the i-th of `names`, and an arc u -> v means that v hears u.
+
+    Weights are ignored (`mixing.from_networkx` reads them), parallel edges count once, self-loops are dropped, as every
+    node hears itself.
+
+    Raises:
+        InputError: see `names`.
+    """
+    index = {name: i for i, name in enumerate(names(g, nodelist))}
     edges = np.array([(index[e[0]], index[e[1]]) for e in g.edges], np.int64).reshape(-1, 2)
     return from_edges(len(index), edges[:, 1], edges[:, 0], both=not g.is_directed())
+
+
+def from_adjacency(a: Any) -> Graph:
+    """The graph of a matrix `[n, n]` of 0 and 1 (NumPy, scipy sparse or lists): `a[i, j]` is 1 where `i` hears `j`.
+
+    networkx writes u -> v, by which v hears u, in row u of `to_numpy_array`: transpose that of a directed graph.
+    The diagonal is dropped, as every node hears itself.
+
+    Raises:
+        InputError: see `entries`; or another entry than 0 and 1 (weights are read by `mixing.from_matrix`).
+    """
+    n, i, j, value = entries("a", a)
+    if value.size and np.any(value != 1):
+        at = int(np.argmax(value != 1))
+        raise InputError(
+            f"a has {value[at]:g} in row {i[at]}, column {j[at]}, but an adjacency matrix is of 0 and 1 "
+            "(mixing.from_matrix reads weights)."
+        )
+    return from_edges(n, i, j)
+
+
+def entries(name: str, w: Any) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """A square matrix (NumPy, scipy sparse or lists) as its size and, row by row, its entries (row, column, value).
+
+    Raises:
+        InputError: not square, not of numbers, an entry that is negative or not finite; `name` is what it is called.
+    """
+    if hasattr(w, "tocsr"):  # scipy's sparse arrays; entries that stand twice are summed
+        sparse = w.tocsr()
+        sparse.sum_duplicates()
+        shape, kind, sparse = sparse.shape, sparse.dtype.kind, sparse.tocoo()
+        i, j, value = sparse.row.astype(np.int64), sparse.col.astype(np.int64), sparse.data
+    else:
+        try:
+            w = np.asarray(w)
+        except ValueError:
+            raise InputError(f"{name} has rows of different lengths: a square matrix [n, n] is needed.") from None
+        shape, kind = w.shape, w.dtype.kind
+        i, j = np.nonzero(w) if w.ndim == 2 else (np.zeros(0, int),) * 2
+        value = w[i, j] if w.ndim == 2 else np.zeros(0)
+    if len(shape) != 2 or shape[0] != shape[1] or not shape[0]:
+        raise InputError(f"{name} has shape {list(shape)}: a square matrix [n, n] is needed.")
+    if kind in "OUSc":
+        raise InputError(f"{name} has entries of type {value.dtype}, and numbers are needed.")
+    value = value.astype(np.float64)
+    bad = ~np.isfinite(value) | (value < 0)
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise InputError(f"{name} has {value[at]:g} in row {i[at]}, column {j[at]}: numbers of at least 0 are needed.")
+    by = np.lexsort((j, i))[value[np.lexsort((j, i))] != 0]
+    return shape[0], i[by], j[by], value[by]
 
 
 def to_networkx(graph: Graph) -> Any:
@@ -283,6 +356,18 @@ def require_symmetric(graph: Graph) -> Graph:
     if alone.size:
         a, b = i[alone[0]], j[alone[0]]
         raise InputError(f"graph is directed (node {a} hears {b}, but {b} not {a}): an undirected graph is needed.")
+    return graph
+
+
+def require_no_hermit(graph: Graph) -> Graph:
+    """The graph, or an InputError naming a node that hears nobody and is heard by nobody."""
+    n = graph.nbr.shape[0]
+    i, j, _ = edges(graph)
+    alone = np.setdiff1d(np.arange(n), np.union1d(i, j))
+    if n > 1 and alone.size:
+        raise InputError(
+            f"node {alone[0]} is isolated: it hears nobody and nobody hears it ({alone.size} of {n} nodes)."
+        )
     return graph
 
 

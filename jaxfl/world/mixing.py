@@ -5,15 +5,17 @@ The matrix of a graph is `W[i, j]` = how much `i` hears `j`, with the own weight
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxfl.core import ROUNDING, Graph
 from jaxfl.errors import InputError
-from jaxfl.world.graph import degrees, edges, from_edges, require_connected, require_symmetric
+from jaxfl.world.graph import degrees, edges, entries, from_edges, names, require_connected, require_symmetric
+from jaxfl.world.graph import from_networkx as graph_of
 
 TOLERANCE = 1e-6  # of a row or column sum: weights are stored in float32
 DENSE = 2000  # nodes up to which spectra come from a dense matrix
@@ -86,22 +88,102 @@ def lazy(graph: Graph, own: float = 0.5) -> Graph:
     return mixed if graph.own is None else dataclasses.replace(mixed, own=own + (1 - own) * graph.own)
 
 
+def usual(graph: Graph) -> Graph:
+    """The weights of a graph for which nobody chose any: `metropolis`, or `uniform` where an edge has no reverse."""
+    return uniform(graph) if graph.rev is None else metropolis(graph)
+
+
 def from_matrix(w: Any) -> Graph:
-    """The graph of a row stochastic matrix `[n, n]`, `w[i, j]` = how much `i` hears `j`.
+    """The graph of a row stochastic matrix `[n, n]` (NumPy, scipy sparse or lists), `w[i, j]` = how much `i` hears `j`.
+
+    >>> import jaxfl as fl
+    >>> w = [[0.5, 0.5, 0], [0.25, 0.5, 0.25], [0, 0.5, 0.5]]
+    >>> world = fl.scenario(fl.partition.iid(fl.data.digits(), 3), topology=w)  # the same as mixing.from_matrix(w)
+    >>> path = fl.mixing.metropolis(fl.graph.from_adjacency([[0, 1, 0], [1, 0, 1], [0, 1, 0]]))  # of 0 and 1
+    >>> fl.mixing.matrix(path).round(2).tolist()
+    [[0.67, 0.33, 0.0], [0.33, 0.33, 0.33], [0.0, 0.33, 0.67]]
 
     Raises:
-        InputError: not square, not finite, a negative entry, or a row that does not sum to one.
+        InputError: see `graph.entries`; or a row that does not sum to one.
     """
-    w = np.asarray(w, np.float64)
-    if w.ndim != 2 or w.shape[0] != w.shape[1] or not w.size:
-        raise InputError(f"w has shape {list(w.shape)}: a square matrix [n, n] is needed.")
-    if not np.isfinite(w).all() or w.min() < 0:
-        row = int(np.argmax(~np.isfinite(w).all(1) | (w < 0).any(1)))
-        raise InputError(f"w has a negative or non-finite entry in row {row}: weights of at least 0 are needed.")
-    _refuse("row", "sums to", np.abs(w.sum(1) - 1), w.sum(1), "1")
-    i, j = np.nonzero(w)
-    graph = from_edges(len(w), i, j)
-    return _weigh(graph, np.take_along_axis(w, np.asarray(graph.nbr), axis=1))
+    n, i, j, value = entries("w", w)
+    total = np.bincount(i, value, n)
+    if np.all(value == 1) and np.any(total > 1):
+        raise InputError(
+            f"w is of 0 and 1, and row {int(np.argmax(total))} sums to {total.max():g}, but rows of a mixing matrix "
+            "sum to 1; an adjacency matrix is read by mixing.metropolis(graph.from_adjacency(a))."
+        )
+    _refuse("row", "sums to", np.abs(total - 1), total, "1")
+    return from_weights(n, i, j, value)
+
+
+def from_networkx(g: Any, nodelist: Sequence | None = None) -> Graph:
+    """A networkx graph with its weights: `weight` of an arc u -> v is how much v counts u, of an edge both ways.
+
+    Where edges have no `weight` they get the `usual` ones. Weights of parallel edges are summed. What the weights of
+    a node leave of 1 is its own weight, unless a self-loop says it. Nodes are numbered as in `graph.names`.
+
+    >>> import networkx as nx
+    >>> import jaxfl as fl
+    >>> shards = fl.partition.iid(fl.data.digits(), 4)
+    >>> world = fl.scenario(shards, topology=nx.cycle_graph(4))  # no weights: Metropolis
+    >>> g = nx.DiGraph()
+    >>> g.add_weighted_edges_from([("a", "b", 0.5), ("b", "a", 0.25)])
+    >>> fl.mixing.matrix(fl.mixing.from_networkx(g)).tolist()  # b hears a with 0.5
+    [[0.75, 0.25], [0.5, 0.5]]
+
+    Raises:
+        InputError: see `graph.names`; weights on some edges alone, a weight that is no finite number of at least 0, or
+            weights of a node that sum to more than 1, or, with a self-loop, to another number.
+    """
+    order = names(g, nodelist)
+    arcs = [(u, v, more.get("weight")) for u, v, more in g.edges(data=True)]
+    bare = [(u, v) for u, v, w in arcs if w is None]
+    if len(bare) == len(arcs):
+        return usual(graph_of(g, order))
+    if bare:
+        raise InputError(f"g: the edge {bare[0]} has no weight, but others have: all or none must have one.")
+    for u, v, w in arcs:
+        if isinstance(w, bool) or not isinstance(w, int | float | np.number) or not 0 <= float(w) < np.inf:
+            raise InputError(
+                f"g: the edge ({u!r}, {v!r}) has the weight {w!r}: a finite number of at least 0 is needed."
+            )
+    index = {name: at for at, name in enumerate(order)}
+    both = [(v, u, w) for u, v, w in arcs if u != v] if not g.is_directed() else []
+    i, j = (np.array([index[e[side]] for e in arcs + both], np.int64) for side in (1, 0))
+    try:
+        return from_weights(len(order), i, j, np.array([e[2] for e in arcs + both], np.float64), order)
+    except InputError as error:
+        raise InputError(
+            f"g: {error} Other weights are left out by mixing.metropolis(graph.from_networkx(g))."
+        ) from error
+
+
+def from_weights(n: int, i: np.ndarray, j: np.ndarray, value: np.ndarray, order: Sequence | None = None) -> Graph:
+    """The graph in which `i[e]` hears `j[e]` with the weight `value[e]`; what a row leaves of 1 is its own weight.
+
+    Weights of a pair that stands several times are summed; with a pair `i = j` the row must sum to 1. `order` has the
+    names of the nodes for errors.
+
+    Raises:
+        InputError: a row that sums to more than 1, or with an own weight to another number.
+    """
+    total, own = np.bincount(i, value, n), np.bincount(i[i == j], value[i == j], n)
+    off = np.where(own > 0, np.abs(total - 1), total - 1)
+    worst = int(np.argmax(off))
+    if off[worst] > TOLERANCE:
+        raise InputError(
+            f"the weights with which node {worst if order is None else repr(order[worst])} hears sum to "
+            f"{total[worst]:g}, but must sum to {'1, its own included' if own[worst] > 0 else 'at most 1'}."
+        )
+    codes, place = np.unique(i * n + j, return_inverse=True)
+    i, j, value = *np.divmod(codes, n), np.bincount(place, value)
+    other = (i != j) & (value > 0)
+    i, j, value = i[other], j[other], value[other]
+    graph = from_edges(n, i, j)
+    table = np.zeros(graph.weight.shape, np.float32)
+    table[np.asarray(graph.weight) != 0] = value  # slots too are in ascending order of listener, then source
+    return dataclasses.replace(graph, weight=jnp.asarray(table))
 
 
 def push_weights(graph: Graph) -> Graph:
@@ -162,6 +244,27 @@ def check(
         sums = np.asarray(_sparse(graph).sum(axis=0)).reshape(-1)
         _refuse("column", "sums to", np.abs(sums - 1), sums, "1")
     return require_connected(graph) if connected else graph
+
+
+def require_weights(graph: Graph) -> Graph:
+    """The graph, or an InputError for bare weights of 1, whose rows sum to the degree, and rows with `own` off 1."""
+    if isinstance(graph.weight, Tracer):
+        return graph
+    total = np.asarray(graph.weight).sum(1)
+    if graph.own is None and np.max(graph.weight, initial=0) >= 1 and np.max(total) > 1 + 1e-6:
+        raise InputError(
+            f"the weights of node {int(np.argmax(total))} sum to {np.max(total):g}; "
+            "give the graph mixing weights first, such as mixing.metropolis(graph)."
+        )
+    if graph.own is not None and not graph.column_stochastic:
+        total = np.asarray(graph.own, np.float64) + np.asarray(graph.weight, np.float64).sum(1)
+        worst = int(np.argmax(np.abs(total - 1)))
+        if not abs(total[worst] - 1) < 1e-5:
+            raise InputError(
+                f"the weights of node {worst}, its own included, sum to {total[worst]:g}, but must sum to 1 "
+                "(weights of push-sum come from mixing.push_weights)."
+            )
+    return graph
 
 
 def second_eigenvalue(graph: Graph) -> float:

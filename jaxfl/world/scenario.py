@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxfl.core import ALL_STEPS, Array, Cohort, Graph, Links, Now, Process, Scenario, Shards, Tree, stream
 from jaxfl.errors import InputError
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import base_of, everyone, weighted
+from jaxfl.world.mixing import require_weights
 from jaxfl.world.process import process
 from jaxfl.world.tiers import tiers_of
 from jaxfl.world.topology import as_process, between
@@ -35,7 +35,7 @@ def scenario(
     data: Tree,
     *,
     nodes: int | None = None,
-    topology: Graph | Process | None = None,
+    topology: Any = None,
     cohort: Process | None = None,
     churn: Process | None = None,
     links: Links | None = None,
@@ -47,7 +47,8 @@ def scenario(
     Args:
         data: `Shards`, or whatever the task reads.
         nodes: number of nodes; by default one a shard, and needed where `data` is not `Shards`.
-        topology: a weighted graph (the same in every round), a process that yields one, or None.
+        topology: a weighted graph, a networkx graph (`mixing.from_networkx`) or a mixing matrix (`mixing.from_matrix`),
+            the same in every round; a list of them, in turn (`topology.by_round`); a process that yields a graph; None.
         cohort: a process that yields a `Cohort`, or `(Cohort, seconds)` where a clock decides how long a round takes
             (`world.clock`); by default everyone. Members weigh as much as they have samples (where `data` is not
             `Shards`: all alike), unless the process was made with a `weight` of its own, such as `jnp.ones(n)`.
@@ -60,7 +61,7 @@ def scenario(
     Raises:
         InputError: a node has no sample, the sizes of the parts disagree, or a bad number.
     """
-    _require_parts(data, topology=topology, cohort=cohort, churn=churn, links=links)
+    _require_parts(data, cohort=cohort, churn=churn, links=links)
     sizes = np.asarray(data.size) if isinstance(data, Shards) else None
     if sizes is not None and sizes.size and sizes.min() == 0:
         raise InputError(f"data: node {int(np.argmin(sizes))} has no sample, and every shard needs at least one.")
@@ -82,7 +83,7 @@ def scenario(
     if graph is not None and tiers_of(graph).n != n:
         raise InputError(f"topology has {tiers_of(graph).n} nodes: as many as the world, {n}, are needed.")
     if isinstance(topology, Graph):
-        _require_weights(topology)
+        require_weights(topology)
     base = base_of(who)
     if not isinstance(members, Cohort) or members.ids.shape[0] > n or (base is not None and base.shape != (n,)):
         raise InputError(f"cohort is not drawn from {n} nodes: a process that yields a Cohort of them is needed.")
@@ -127,8 +128,7 @@ def _require_parts(data: Tree, **parts: Any) -> None:
             f"data is a {type(data).__name__} with leaves of type {', '.join(odd)}, but must be arrays or Shards, such "
             "as partition.iid(dataset, n)."
         )
-    kinds = {"topology": (Graph | Process, "a Graph such as mixing.metropolis(graph.from_networkx(g)), or a Process")}
-    kinds |= dict.fromkeys(("cohort", "churn"), (Process, "a Process")) | {"links": (Links, "world.links.links(n)")}
+    kinds = dict.fromkeys(("cohort", "churn"), (Process, "a Process")) | {"links": (Links, "world.links.links(n)")}
     for name, value in parts.items():
         kind, words = kinds[name]
         if value is not None and not isinstance(value, kind):
@@ -140,26 +140,6 @@ def _shares(base: Array | None, n: int) -> Array:
     """How much each client counts among all, `[n]`, sum 1."""
     weight = jnp.ones(n) if base is None else base
     return weight / weight.sum()
-
-
-def _require_weights(graph: Graph) -> None:
-    """Refuse a bare graph of ones, whose rows sum to the degree, and other rows that do not sum to one with `own`."""
-    if isinstance(graph.weight, Tracer):
-        return
-    total = np.asarray(graph.weight).sum(1)
-    if graph.own is None and np.max(graph.weight, initial=0) >= 1 and np.max(total) > 1 + 1e-6:
-        raise InputError(
-            f"topology: the weights of node {int(np.argmax(total))} sum to {np.max(total):g}; "
-            "give the graph mixing weights first, such as mixing.metropolis(graph)."
-        )
-    if graph.own is not None and not graph.column_stochastic:
-        total = np.asarray(graph.own, np.float64) + np.asarray(graph.weight, np.float64).sum(1)
-        worst = int(np.argmax(np.abs(total - 1)))
-        if not abs(total[worst] - 1) < 1e-5:
-            raise InputError(
-                f"topology: the weights of node {worst}, its own included, sum to {total[worst]:g}, but must sum to 1 "
-                "(weights of push-sum come from mixing.push_weights)."
-            )
 
 
 def _value(process: Process) -> Any:

@@ -4,16 +4,17 @@ Each yields a weighted `core.Graph`, ready to mix. Randomness comes from the key
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxfl.core import Array, Graph, Process, own_weight, stream
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, require
 from jaxfl.world.cohort import subset
-from jaxfl.world.mixing import push_weights
+from jaxfl.world.graph import require_no_hermit
+from jaxfl.world.mixing import from_matrix, from_networkx, push_weights, require_weights
 from jaxfl.world.process import process
 from jaxfl.world.tiers import Tiers
 
@@ -35,9 +36,53 @@ def static(graph: Graph) -> Process:
     return process(lambda key, arrays, s, t: (s, arrays), graph)
 
 
-def as_process(topology: Graph | Process) -> Process:
-    """A graph wrapped by `static`; a process as it is."""
-    return static(topology) if isinstance(topology, Graph) else topology
+def as_graph(topology: Any) -> Graph:
+    """A graph as it is, a networkx graph by `mixing.from_networkx`, and any other matrix by `mixing.from_matrix`.
+
+    Raises:
+        InputError: none of these; see there.
+    """
+    if isinstance(topology, Graph):
+        return topology
+    if hasattr(topology, "is_directed") and hasattr(topology, "edges"):
+        return from_networkx(topology)
+    if hasattr(topology, "shape") or isinstance(topology, list | tuple):
+        return from_matrix(topology)
+    what = f"{type(topology).__module__}.{type(topology).__qualname__}"
+    raise InputError(
+        f"topology is a {what}, but must be a Graph, a networkx graph, a mixing matrix [n, n] or a Process."
+    )
+
+
+def as_process(topology: Any) -> Process:
+    """A process as it is; what `as_graph` reads, the same in every round; a list of graphs in turn, by `by_round`.
+
+    Raises:
+        InputError: see `as_graph` and `by_round`; or a networkx graph or matrix with a node that hears nobody and is
+            heard by nobody (a `Graph` may have such nodes).
+    """
+    if isinstance(topology, Process):
+        return topology
+    if callable(topology):
+        raise InputError(
+            "topology is a function, but must be a graph or a Process: topology.by_round(f, rounds) is one."
+        )
+    if _is_series(topology):
+        return by_round(topology)
+    graph = as_graph(topology)
+    if not isinstance(topology, Graph):
+        require_no_hermit(graph)
+    return static(graph)
+
+
+def _is_series(topology: Any) -> bool:
+    """Whether it is a list of graphs or matrices, and not the list of a matrix's rows; or an array `[rounds, n, n]`."""
+    if not isinstance(topology, list | tuple):
+        return getattr(topology, "ndim", 2) == 3
+    first = topology[0] if len(topology) else 0
+    if isinstance(first, list | tuple):
+        return len(first) > 0 and isinstance(first[0], list | tuple)
+    return not isinstance(first, int | float) and getattr(first, "ndim", 2) == 2
 
 
 def pushed(topology: Graph | Process) -> Process:
@@ -207,24 +252,46 @@ def _widen(graph: Graph, k: int) -> Graph:
     )
 
 
-def union_period(graphs: Sequence[Graph]) -> Process:
-    """The graphs in turn, `graphs[t mod len(graphs)]`, padded to the widest table.
+def by_round(graphs: Sequence | Callable[[int], Any], rounds: int | None = None) -> Process:
+    """The graphs in turn, `graphs[t mod len(graphs)]`, each as `as_graph` reads it, padded to the widest table.
+
+    A function of the round is called on the host for t = 0, ..., rounds - 1, and may return what `as_graph` reads.
+
+    >>> import networkx as nx
+    >>> import jaxfl as fl
+    >>> shards = fl.partition.iid(fl.data.digits(), 6)
+    >>> world = fl.scenario(shards, topology=[nx.cycle_graph(6), nx.star_graph(5)])  # a list is by_round(list)
+    >>> meet = fl.topology.by_round(lambda t: nx.gnp_random_graph(6, 0.5, seed=t), rounds=10)
+    >>> world = fl.scenario(shards, topology=meet)
 
     Raises:
-        InputError: no graph, or graphs of different sizes.
+        InputError: no graph, graphs of different sizes, one that `as_graph` refuses, a function without `rounds`.
     """
-    sizes = sorted({g.nbr.shape[0] for g in graphs})
+    if callable(graphs):
+        if rounds is None:
+            raise InputError("rounds = None: how many graphs the function is asked for must be said.")
+        require("rounds", rounds, least=1)
+        graphs = [graphs(t) for t in range(rounds)]
+    elif rounds is not None:
+        raise InputError(f"rounds = {rounds}: it is for a function of the round, and graphs are given.")
+    tables: list[Graph] = []
+    for t, g in enumerate(graphs):
+        try:
+            tables.append(require_weights(as_graph(g)))
+        except InputError as error:
+            raise InputError(f"graphs[{t}]: {error}") from error
+    sizes = sorted({g.nbr.shape[0] for g in tables})
     if len(sizes) != 1:
         raise InputError(f"graphs have sizes {sizes}: one or more graphs of the same number of nodes are needed.")
-    if len({g.shifts for g in graphs}) > 1 or graphs[0].shifts is None:
-        k = max(g.nbr.shape[1] for g in graphs)
-        graphs = [_widen(g, k) for g in graphs]
-    if any(g.rev is None for g in graphs):
-        graphs = [dataclasses.replace(g, rev=None) for g in graphs]
-    if any(g.own is not None for g in graphs):
-        columns = any(g.column_stochastic for g in graphs)
-        graphs = [dataclasses.replace(g, own=own_weight(g), column_stochastic=columns) for g in graphs]
-    stacked = jax.tree.map(lambda *a: jnp.stack(a), *graphs)
+    if len({g.shifts for g in tables}) > 1 or tables[0].shifts is None:
+        k = max(g.nbr.shape[1] for g in tables)
+        tables = [_widen(g, k) for g in tables]
+    if any(g.rev is None for g in tables):
+        tables = [dataclasses.replace(g, rev=None) for g in tables]
+    if any(g.own is not None for g in tables):
+        columns = any(g.column_stochastic for g in tables)
+        tables = [dataclasses.replace(g, own=own_weight(g), column_stochastic=columns) for g in tables]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *tables)
 
     def step(key: Array, arrays: Graph, s: tuple, t: Array) -> tuple[tuple, Graph]:
         return s, jax.tree.map(lambda a: a[t % a.shape[0]], arrays)

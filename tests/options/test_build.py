@@ -22,6 +22,7 @@ from jaxfl.options.systems import system_options
 from jaxfl.options.topology import first_graph, in_degree, topology_of
 from jaxfl.paper import System
 from jaxfl.world import durations, mixing
+from jaxfl.world import graph as graphs
 
 TINY = Setup(nodes=8, data="digits", model="logistic", rounds=2, seeds=2)
 
@@ -103,6 +104,44 @@ def test_topologies_that_vary_and_mixings():
     }
     uneven = dataclasses.replace(TINY, topology="star", mixing="uniform")
     assert isinstance(topology_of(uneven), Graph)
+
+
+def test_a_topology_in_a_file(tmp_path):
+    def at(text, **changes):
+        path = tmp_path / "g.csv"
+        path.write_text(text)
+        topology_of.__globals__["_drawn"].cache_clear()
+        setup = dataclasses.replace(TINY, topology=str(path), **{"nodes": 4} | changes)
+        config.check(setup)
+        return topology_of(setup)
+
+    both = lambda *pairs: "".join(f"{a},{b}\n{b},{a}\n" for a, b in pairs)
+    path = "source,target\n" + both((0, 1), (1, 2), (2, 3))
+    known = mixing.metropolis(graphs.grid(1, 4))
+    np.testing.assert_allclose(mixing.matrix(at(path)), mixing.matrix(known))
+    np.testing.assert_allclose(mixing.matrix(at(path, mixing="lazy")), mixing.matrix(mixing.lazy(known)))
+    directed = "source,target\n0,1\n1,2\n2,3\n3,0\n0,2\n"
+    assert mixing.matrix(at(directed, mixing="uniform"))[2, 0] == pytest.approx(1 / 3)
+    trace = at("round,source,target\n0,0,1\n0,1,0\n0,2,3\n0,3,2\n1,1,2\n1,2,1\n")
+    assert in_degree(trace) == 1
+    assert isinstance(at(directed.replace("\n", ",0.4\n").replace("target,0.4", "target,weight")), Graph)
+    for text, changes, says in (
+        (path, {"nodes": 9}, "has 4 nodes, but 9 are needed"),
+        (path, {"degree": 2}, "degree is 2, but topology .*g.csv does not read it"),
+        (directed, {}, "g.csv is directed, .* or --mixing uniform"),
+        (trace_of(directed), {}, "round 0 of .*g.csv is directed"),
+        (directed, {"mixing": "metropolis"}, "g.csv: graph is directed"),
+        ("source,target\n" + both((0, 1), (2, 3)), {}, "g.csv: a disconnected graph .* 4 nodes in 2 components"),
+        ("source,target,weight\n0,1,0.5\n1,0,0.5\n", {"nodes": 2, "mixing": "lazy"}, "has weights of its own"),
+    ):
+        with pytest.raises(InputError, match=says):
+            at(text, **changes)
+
+
+def trace_of(static):
+    """The same edges in two rounds."""
+    head, *rows = static.split()
+    return "\n".join([f"round,{head}", *(f"{t},{row}" for t in range(2) for row in rows)])
 
 
 def world(**changes):

@@ -1,6 +1,7 @@
 """The options of a run: their checks, the config file, what a command line makes of both."""
 
 import dataclasses
+import hashlib
 import re
 
 import pytest
@@ -32,6 +33,22 @@ def test_config_overridden_by_options(tmp_path):
     with pytest.raises(InputError, match="mu=2"):
         system_options(own_options(want, ["dsgd"], earlier), ["dsgd"])
     assert parse(["run", "--config", str(path)]).name is None
+
+
+def test_a_file_of_a_topology_is_kept_by_what_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "g.csv").write_text("source,target\n0,1\n")
+    setup = dataclasses.replace(TINY, topology="g.csv")
+    path = tmp_path / "c.toml"
+    path.write_text(config.saved("run", ["dsgd"], setup, setup), encoding="utf-8")
+    mark = hashlib.sha256((tmp_path / "g.csv").read_bytes()).hexdigest()
+    assert f'files = ["{mark} {tmp_path / "g.csv"}"]' in path.read_text()
+    assert config.load(path)[1].topology == str(tmp_path / "g.csv")
+    (tmp_path / "g.csv").write_text("source,target\n1,0\n")
+    with pytest.raises(InputError, match=r"g\.csv is not the file that .*c\.toml was written with"):
+        config.load(path)
+    with pytest.raises(InputError, match=r"topology 'g\.cvs' is unknown"):
+        config.check(dataclasses.replace(TINY, topology="g.cvs"))
 
 
 @pytest.mark.parametrize(

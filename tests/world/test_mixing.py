@@ -175,6 +175,41 @@ def test_own_weights_are_exact_at_any_degree(degree):
     assert got > 0
 
 
+@pytest.mark.parametrize("kind", [np.asarray, scipy.sparse.csr_array, scipy.sparse.coo_matrix, np.ndarray.tolist])
+def test_a_matrix_of_any_kind(kind):
+    w = np.random.default_rng(0).random((6, 6)) * (np.random.default_rng(1).random((6, 6)) < 0.5) + np.eye(6)
+    w /= w.sum(1, keepdims=True)
+    np.testing.assert_allclose(M.matrix(M.from_matrix(kind(w))), w, atol=1e-7)
+    a = (w > 0).astype(float)
+    g = nx.DiGraph(np.transpose(a - np.eye(6)))  # networkx: an arc from row to column; here the row hears the column
+    np.testing.assert_array_equal(M.matrix(G.from_adjacency(kind(a))), M.matrix(G.from_networkx(g)))
+
+
+@pytest.mark.parametrize("directed", [False, True])
+def test_weights_of_networkx(directed):
+    rng = np.random.default_rng(3)
+    g = nx.gnp_random_graph(7, 0.6, seed=1, directed=directed)
+    for u, v in g.edges:
+        g[u][v]["weight"] = float(rng.random() / 7)
+    names = dict(enumerate("gfedcba"))
+    g = nx.relabel_nodes(g, names)
+    w = nx.to_numpy_array(g).T  # order of g.nodes
+    w += np.diag(1 - w.sum(1))
+    np.testing.assert_allclose(M.matrix(M.from_networkx(g)), w, atol=1e-7)
+    by = [list(g).index(name) for name in sorted(g)]
+    np.testing.assert_allclose(M.matrix(M.from_networkx(g, nodelist=sorted(g))), w[np.ix_(by, by)], atol=1e-7)
+    loops = nx.MultiDiGraph([("a", "b", {"weight": 0.25}), ("a", "b", {"weight": 0.5}), ("b", "b", {"weight": 0.25})])
+    np.testing.assert_allclose(M.matrix(M.from_networkx(loops)), [[1, 0], [0.75, 0.25]])
+
+
+def test_names_that_are_numbers_are_the_nodes():
+    g = nx.Graph([(2, 0), (0, 1)])  # g.nodes begins with 2
+    known = nx.to_numpy_array(g, nodelist=range(3)) / 3 + np.diag([1, 2, 2]) / 3
+    np.testing.assert_allclose(M.matrix(M.from_networkx(g)), known, atol=1e-7)
+    assert G.names(nx.Graph([(9, 3), (3, 5)])) == [3, 5, 9]
+    assert G.names(nx.Graph([("b", "a"), ("a", 3)])) == ["b", "a", 3]
+
+
 @pytest.mark.parametrize("make", [lambda: G.star(900), lambda: G.complete(400), lambda: G.circulant(800, range(1, 90))])
 def test_compiled_mixing_keeps_what_all_agree_on_at_any_degree(make):
     """Ones became 1 + 1.2e-5 at the hub of a star of 10,000 nodes."""
@@ -223,6 +258,11 @@ def test_optimal_constant_beats_every_other_constant(name):
     M.check(w, rows=False, symmetric=True, doubly=True)
 
 
+def weighted(u, v, w):
+    """A graph with a good edge, and one between `u` and `v` with the weight `w`, None: without one."""
+    return nx.Graph([("a", "c", {"weight": 0.2}), (u, v, {} if w is None else {"weight": w})])
+
+
 def test_check_names_the_worst_row():
     with pytest.raises(InputError, match=r"row 0 of the mixing matrix keeps|row 0 .* hears others with"):
         M.check(M.optimal_constant(G.star(9)))  # the hub's own weight is negative
@@ -250,7 +290,22 @@ def test_check_names_the_worst_row():
         (lambda: M.lazy(G.ring(5)), "row 0 .* hears others with 2"),
         (lambda: M.from_matrix(np.ones((2, 3))), r"shape \[2, 3\]"),
         (lambda: M.from_matrix([[0.5, 0.5], [0.3, 0.6]]), "row 1 .* sums to 0.9"),
-        (lambda: M.from_matrix([[1.5, -0.5], [0, 1]]), "row 0"),
+        (lambda: M.from_matrix([[1.5, -0.5], [0, 1]]), "w has -0.5 in row 0, column 1"),
+        (lambda: M.from_matrix(scipy.sparse.csr_array([[1, np.nan], [0, 1]])), "w has nan in row 0, column 1"),
+        (lambda: M.from_matrix([[1, 0], [1]]), "rows of different lengths"),
+        (lambda: M.from_matrix([["a", "b"], ["c", "d"]]), "entries of type <U1"),
+        (lambda: M.from_matrix([]), r"shape \[0\]"),
+        (lambda: M.from_matrix(1 - np.eye(3)), "row 0 sums to 2, but rows of a mixing matrix sum to 1; an adjacency"),
+        (lambda: G.from_adjacency([[0, 2], [1, 0]]), "a has 2 in row 0, column 1"),
+        (lambda: G.from_adjacency([[0, 1]]), r"a has shape \[1, 2\]"),
+        (lambda: M.from_networkx(nx.Graph()), "no nodes"),
+        (lambda: M.from_networkx(nx.path_graph(3), [0, 1, 1]), "3 names for 3 nodes of g, each once, and 2 is not in"),
+        (lambda: M.from_networkx(nx.karate_club_graph()), "node 33 hears sum to 48, but must sum to at most 1. Other"),
+        (lambda: M.from_networkx(weighted("a", "b", None)), r"the edge \('a', 'b'\) has no weight, but others have"),
+        (lambda: M.from_networkx(weighted("a", "b", -0.1)), r"the edge \('a', 'b'\) has the weight -0.1"),
+        (lambda: M.from_networkx(weighted("a", "b", np.nan)), "has the weight nan"),
+        (lambda: M.from_networkx(weighted("a", "b", "0.5")), "has the weight '0.5'"),
+        (lambda: M.from_networkx(weighted("a", "a", 0.5)), "node 'a' hears sum to 0.7, but must sum to 1, its own"),
     ],
 )
 def test_bad_input_is_refused(call, says):

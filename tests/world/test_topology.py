@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import networkx as nx
 import numpy as np
 import pytest
+import scipy.sparse
 from common import rounds
 
 from jaxfl.core import Graph, Process, Shards, stream
@@ -162,22 +164,53 @@ def test_asleep_cuts_the_edges_of_sleepers():
     np.testing.assert_array_equal(w, w.transpose(0, 2, 1))
 
 
-def test_union_period_cycles_and_pads():
+def test_graphs_in_turn_cycle_and_are_padded():
     graphs = [M.metropolis(g) for g in (G.ring(8), G.star(8), G.hypercube(8))]
-    process = T.union_period(graphs)
+    process = T.by_round(graphs)
     stacked = rounds(process, 7)
     assert stacked.nbr.shape == (7, 8, 7)
     assert_reversible(stacked)
     for t, w in enumerate(matrices(process, 7)):
         np.testing.assert_allclose(w, M.matrix(graphs[t % 3]), atol=1e-12)
-    rings = T.union_period([M.metropolis(G.ring(8)), M.lazy(M.metropolis(G.ring(8)), own=0.9)])
+    rings = T.by_round([M.metropolis(G.ring(8)), M.lazy(M.metropolis(G.ring(8)), own=0.9)])
     assert rings.arrays.shifts == (1, 7)
     np.testing.assert_allclose(matrices(rings, 2)[1][0, 0], 0.9 + 0.1 / 3, atol=1e-6)
-    mixed = T.union_period([M.uniform(G.exponential(8)), M.metropolis(G.ring(8)), M.push_weights(G.star(8))])
+    mixed = T.by_round([M.uniform(G.exponential(8)), M.metropolis(G.ring(8)), M.push_weights(G.star(8))])
     assert mixed.arrays.rev is None
     w = matrices(mixed, 3)
     np.testing.assert_allclose(w[1], M.matrix(M.metropolis(G.ring(8))), atol=1e-6)
     np.testing.assert_allclose(w[2], M.matrix(M.push_weights(G.star(8))), atol=1e-6)
+
+
+def test_graphs_of_others_where_a_topology_is_expected():
+    data, g, w = shards([1] * 4), nx.cycle_graph(4), np.full((4, 4), 0.25)
+    ring = M.matrix(M.metropolis(G.ring(4)))
+
+    def seen(topology, t=0):
+        graph = world(scenario(data, topology=topology), t)[0]
+        return M.matrix(jax.tree.map(np.asarray, graph))
+
+    for topology in (
+        g,
+        nx.to_numpy_array(g) / 3 + np.eye(4) / 3,
+        scipy.sparse.csr_array(ring),
+        ring.tolist(),
+        list(ring),
+    ):
+        np.testing.assert_allclose(seen(topology), ring, atol=1e-7)
+    turns = ([g, w], [w.tolist(), ring.tolist()], (M.metropolis(G.ring(4)), nx.complete_graph(4)), np.stack([w, ring]))
+    for topology in turns:
+        both = [seen(topology, t) for t in (0, 1, 2)]
+        np.testing.assert_allclose(both[0], both[2])
+        np.testing.assert_allclose(sorted([both[0][0, 2], both[1][0, 2]]), [0, 0.25], atol=1e-7)
+    star = nx.star_graph(3)
+    asked = T.by_round(lambda t: star if t % 2 else g, rounds=3)
+    for t, of in enumerate([g, star, g, g]):
+        np.testing.assert_allclose(seen(asked, t), M.matrix(M.metropolis(G.from_networkx(of))), atol=1e-7)
+    drop = T.edge_drop(g, 0.0)
+    np.testing.assert_allclose(matrices(drop, 1)[0], ring, atol=1e-7)
+    one = nx.empty_graph(1)
+    np.testing.assert_array_equal(M.matrix(T.as_graph(one)), [[1]])
 
 
 RANDOM = {
@@ -205,8 +238,8 @@ def test_the_key_decides(name):
         (lambda: T.random_k_out(5, 5), "k = 5"),
         (lambda: T.random_k_local(5, 0), "k = 0"),
         (lambda: T.edge_drop(G.ring(3), 1.1), "p = 1.1"),
-        (lambda: T.union_period([]), r"sizes \[\]"),
-        (lambda: T.union_period([G.ring(3), G.ring(4)]), r"sizes \[3, 4\]"),
+        (lambda: T.by_round([]), r"sizes \[\]"),
+        (lambda: T.by_round([M.uniform(G.ring(3)), M.uniform(G.ring(4))]), r"sizes \[3, 4\]"),
     ],
 )
 def test_bad_input_is_refused(call, says):
@@ -281,6 +314,23 @@ def test_byzantine_nodes():
         (lambda: scenario((), nodes=4, topology=G.ring(5)), "topology has 5 nodes"),
         (lambda: scenario((), nodes=4, topology=G.ring(4)), "weights of node 0 sum to 2; give the graph mixing"),
         (lambda: scenario((), nodes=4, topology=T.random_matching(6)), "topology has 6 nodes"),
+        (lambda: scenario((), nodes=4, topology=nx.path_graph(5)), "topology has 5 nodes"),
+        (lambda: scenario((), nodes=4, topology=nx.empty_graph(4)), "node 0 is isolated: it hears nobody"),
+        (lambda: scenario((), nodes=2, topology=np.eye(2)), "node 0 is isolated"),
+        (lambda: scenario((), nodes=2, topology=[[0, 1], [1, 1]]), "adjacency matrix is read by mixing.metropolis"),
+        (lambda: scenario((), nodes=2, topology=[]), r"w has shape \[0\]"),
+        (lambda: scenario((), nodes=2, topology=[0.5, 0.5]), r"w has shape \[2\]"),
+        (lambda: scenario((), nodes=2, topology=0.5), "topology is a builtins.float, but must be a Graph"),
+        (lambda: scenario((), nodes=2, topology="ring"), "topology is a builtins.str"),
+        (lambda: scenario((), nodes=2, topology=lambda t: None), r"topology.by_round\(f, rounds\)"),
+        (lambda: scenario((), nodes=2, topology=[nx.path_graph(2), 3]), r"graphs\[1\]: topology is a builtins.int"),
+        (
+            lambda: scenario((), nodes=2, topology=[nx.path_graph(2), G.complete(3)]),
+            r"graphs\[1\]: the weights of node",
+        ),
+        (lambda: T.by_round(nx.path_graph), "rounds = None"),
+        (lambda: T.by_round(lambda t: nx.path_graph(3), rounds=0), "rounds is 0"),
+        (lambda: T.by_round([nx.path_graph(3)], rounds=2), "rounds = 2: it is for a function"),
         (lambda: scenario((), nodes=4, cohort=C.uniform(9, 2)), "not drawn from 4 nodes"),
         (lambda: scenario((), nodes=4, cohort=Process(lambda k, a: (), lambda k, a, s, t: (s, 1.0))), "not drawn"),
         (lambda: scenario((), nodes=4, byz=5), "byz = 5"),
