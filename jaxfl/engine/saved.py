@@ -54,16 +54,16 @@ def save_model(path: str | Path, model: Task | Sequence[Layer], row: Array, **ab
     places = layers(model) if isinstance(model, Task) else list(model)
     if not places or not all(isinstance(place, Layer) for place in places):
         raise InputError("model must be a Task, or the list of its layers, `learn.task.layers(task)`.")
-    row, dim = np.asarray(row), places[-1].stop
-    if row.ndim not in (1, 2) or row.shape[-1] != dim or not jnp.issubdtype(row.dtype, jnp.floating):
-        raise InputError(f"row is {row.dtype}{list(row.shape)}, but must be floats [{dim}], or [n, {dim}].")
+    rows, dim = np.asarray(row), places[-1].stop
+    if rows.ndim not in (1, 2) or rows.shape[-1] != dim or not jnp.issubdtype(rows.dtype, jnp.floating):
+        raise InputError(f"row is {rows.dtype}{list(rows.shape)}, but must be floats [{dim}], or [n, {dim}].")
     if len({place.path for place in places}) < len(places):
         raise InputError(f"model has two layers of one path: {', '.join(place.path for place in places)}.")
     header = {
         "format": FORMAT,
         "jaxfl": version("jaxfl"),
-        "dtype": str(row.dtype),
-        "nodes": row.shape[0] if row.ndim == 2 else None,
+        "dtype": str(rows.dtype),
+        "nodes": rows.shape[0] if rows.ndim == 2 else None,
         "layers": [{"path": place.path, "shape": list(place.shape)} for place in places],
         "about": about,
     }
@@ -76,7 +76,7 @@ def save_model(path: str | Path, model: Task | Sequence[Layer], row: Array, **ab
     try:
         with zipfile.ZipFile(part, "w") as file:
             file.writestr(HEADER, text)
-            for name, layer in Model(row, places, {}).named().items():
+            for name, layer in Model(rows, places, {}).named().items():
                 made = io.BytesIO()
                 np.lib.format.write_array(made, _bits(layer), allow_pickle=False)
                 file.writestr(_entry(name), made.getbuffer())

@@ -49,7 +49,7 @@ def test_layers_have_their_names_also_for_numpy_alone(tmp_path):
 def test_no_damage_passes_unseen(tmp_path):
     path, row = tmp_path / "m.npz", np.arange(8, dtype=np.float32)
     save_model(path, TASK, row, note="x" * 40)
-    whole, refused = path.read_bytes(), 0
+    whole, refused = path.read_bytes(), []
     tried = [whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :] for i in range(0, len(whole), 7)]
     tried += [whole[: len(whole) // 2], b"", whole[:-1]]
     for bad in tried:
@@ -57,13 +57,12 @@ def test_no_damage_passes_unseen(tmp_path):
         try:
             got = load_model(path)
         except InputError as error:
-            refused += 1
-            assert str(error).startswith(f"path: {path} ")
-            assert "\n" not in str(error)
+            refused.append(str(error))
         else:  # what the damage hit is no part of the model: a date, an attribute of the archive
             np.testing.assert_array_equal(got.row, row)
             assert got.about["note"] == "x" * 40
-    assert refused > len(tried) / 2
+    assert all(says.startswith(f"path: {path} ") and "\n" not in says for says in refused)
+    assert len(refused) > len(tried) / 2
 
 
 def test_another_file_and_pickled_code_are_refused(tmp_path):
@@ -87,14 +86,8 @@ def test_another_file_and_pickled_code_are_refused(tmp_path):
             file.writestr(name, part if name != "bias.npy" else odd.ljust(127) + b"\n" + pickle.dumps(Runs()))
     with pytest.raises(InputError, match="damaged"):
         load_model(path)
-    for key, value in (
-        ("nodes", 3),
-        ("dtype", "float32"),
-        ("dtype", "int64"),
-        ("format", "other"),
-        ("layers", 1),
-        ("about", [1]),
-    ):
+    changed = ("nodes", 3), ("dtype", "float32"), ("dtype", "int64"), ("format", "other"), ("layers", 1), ("about", [1])
+    for key, value in changed:
         with zipfile.ZipFile(path, "w") as file:
             for name, part in parts.items():
                 text = json.dumps(json.loads(part) | {key: value}) if name == "model.json" else part
