@@ -73,6 +73,17 @@ def is_graph_file(name: str) -> bool:
     return Path(name).suffix in GRAPH_FILES
 
 
+def split(typed: str) -> tuple[str, str]:
+    """A system and the settings behind it: `fedprox:mu=0.1,lr=0.3`, `./feddyn.py:feddyn:alpha=1`; "" where none are."""
+    name, _, settings = typed.rpartition(":")
+    return (name, settings) if "=" in settings else (typed, "")
+
+
+def join(name: str, settings: str) -> str:
+    """What `split` splits."""
+    return f"{name}:{settings}" if settings else name
+
+
 def find(what: str, name: str) -> Any:
     """The thing of this name or at this place; None for a name that nobody gave.
 
@@ -95,15 +106,16 @@ def find(what: str, name: str) -> Any:
 
 def absolute(name: str) -> str:
     """The name, with the file in it from the root on, so that it means the same in any folder."""
-    where, _, rest = name.rpartition(":")
     if is_graph_file(name):
         return str(Path(name).resolve())
-    return f"{Path(where).resolve()}:{rest}" if where.endswith(".py") else name
+    name, settings = split(name)
+    where, _, rest = name.rpartition(":")
+    return join(f"{Path(where).resolve()}:{rest}" if where.endswith(".py") else name, settings)
 
 
 def file_of(name: str) -> Path | None:
     """The file that a name points into, or is; None for other names, and where there is none."""
-    where = Path(name) if is_graph_file(name) else Path(name.rpartition(":")[0])
+    where = Path(name) if is_graph_file(name) else Path(split(name)[0].rpartition(":")[0])
     return where if where.suffix in (".py", *GRAPH_FILES) and where.is_file() else None
 
 

@@ -6,16 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxfl import plugins, zoo
+from jaxfl import plugins
 from jaxfl.commands import results
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import run as engine
+from jaxfl.engine.run import Result
 from jaxfl.errors import InputError
 from jaxfl.options import config, fit
 from jaxfl.options.build import Arm, prepare
-from jaxfl.options.commands import Compare, Run
+from jaxfl.options.commands import Compare, Run, name_of
 from jaxfl.options.config import Setup
-from jaxfl.options.systems import own_options
+from jaxfl.options.systems import label_of, own_options, settings_of
 
 
 def main(command: Run | Compare) -> int:
@@ -25,48 +26,64 @@ def main(command: Run | Compare) -> int:
         InputError: a bad option.
     """
     setup = command.setup
-    word, typed = ("run", [command.name]) if isinstance(command, Run) else ("compare", list(command.names))
-    systems = [name if plugins.is_place(name) else plugins.spelt(name) for name in typed if name]
-    names = [zoo.adopt(name) for name in systems]
+    word, typed = ("run", [name_of(command)]) if isinstance(command, Run) else ("compare", list(command.names))
+    systems = [_spelt(name) for name in typed]
+    names = [label_of(name) for name in systems]
     if not names:
         raise InputError(f"name is missing: {word} needs a system of `jaxfl list`, or a config that names it.")
-    if len(set(names)) < len(names):
-        raise InputError(f"systems {', '.join(names)} name one twice, but each can be compared once.")
+    for i, name in enumerate(names):
+        if any(_alike(name, other) for other in names[:i]):
+            raise InputError(f"systems {', '.join(names)} name one twice: give it other options, NAME:KEY=VALUE.")
     earlier = config.load(command.config) if command.config else None
     if command.resume is not None:
         earlier = _same(command)
     setup = own_options(setup, names, earlier)
-    world = prepare(setup, names)
+    world = prepare(setup, [plugins.split(name)[0] for name in names])
     arms = fit.arms(world, names, setup, None if earlier is None else earlier[1])
     mesh = mesh_of(setup.devices, world.setup.nodes)
     if command.resume is None:
-        folder = results.new_folder(setup.out, f"{word}-{'-'.join(names)[:60]}")
+        folder = results.new_folder(setup.out, f"{word}-{'-'.join(map(results.file_name, names))[:60]}")
         results.write(folder / "config.toml", config.saved(word, systems, setup, world.setup))
         results.describe(world, arms, folder)
     else:
         folder = Path(command.resume)
-    histories, seconds, code = {}, {}, 0
+    histories, seconds, code, at = {}, {}, 130, ""
     with contextlib.suppress(KeyboardInterrupt):
-        code = 130
         for i, (name, arm) in enumerate(arms.items()):
             began = time.perf_counter()
             print(f"{i + 1}/{len(arms)} {name} ...", file=sys.stderr, flush=True)
-            resume = (folder / name / "log.jsonl").exists()
-            histories[name] = history_of(arm, setup, folder / name, mesh, checkpoints=setup.checkpoints, resume=resume)
-            seconds[name] = time.perf_counter() - began
+            own = folder / results.file_name(name)
+            resume = (own / "log.jsonl").exists()
+            result = result_of(arm, setup, own, mesh, checkpoints=setup.checkpoints, resume=resume)
+            histories[name], seconds[name] = result.history, time.perf_counter() - began
             results.write_history(folder, histories)
+            results.keep_models(own, name, arm, result, world)
             print(f"{i + 1}/{len(arms)} {name} {seconds[name]:.1f} s", file=sys.stderr, flush=True)
-        code = 0
+            if result.interrupted:
+                at = f" at round {result.carry.t} of {name}"
+                break
+        else:
+            code = 0
     if code:
-        print(f"jaxfl: interrupted; what was computed is in {folder}.", file=sys.stderr)
+        on = f"`jaxfl {word} --resume {folder}` goes on" if setup.checkpoints else "with --checkpoints it could go on"
+        print(f"jaxfl: interrupted{at}; what was computed is in {folder}; {on}.", file=sys.stderr)
     if seconds:
-        finished = {name: histories[name] for name in seconds}
-        results.conclude(world, finished, seconds, folder, as_json=command.json)
+        results.conclude(world, histories, seconds, folder, as_json=command.json)
     return code
 
 
-def history_of(arm: Arm, setup: Setup, out: Path, mesh: Any, **arguments: Any) -> Any:
-    """The history of one system as long and as often as the setup says; `arguments` go to `engine.run.run`."""
+def _spelt(typed: str) -> str:
+    name, settings = plugins.split(typed)
+    return plugins.join(name if plugins.is_place(name) else plugins.spelt(name), settings)
+
+
+def _alike(a: str, b: str) -> bool:
+    """Whether two labels are of one system with the same settings, in whatever order and spelling."""
+    return plugins.split(a)[0] == plugins.split(b)[0] and settings_of(a) == settings_of(b)
+
+
+def result_of(arm: Arm, setup: Setup, out: Path, mesh: Any, **arguments: Any) -> Result:
+    """The result of one system as long and as often as the setup says; `arguments` go to `engine.run.run`."""
     return engine.run(
         arm.algorithm,
         arm.scenario,
@@ -78,8 +95,9 @@ def history_of(arm: Arm, setup: Setup, out: Path, mesh: Any, **arguments: Any) -
         evaluate=arm.metric,
         out=out,
         mesh=mesh,
+        progress=True,
         **arguments,
-    ).history
+    )
 
 
 def _same(command: Run | Compare) -> tuple[list[str], Setup]:

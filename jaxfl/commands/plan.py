@@ -2,15 +2,15 @@
 
 import dataclasses
 
-from jaxfl import zoo
+from jaxfl import plugins
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import plan
 from jaxfl.errors import InputError
 from jaxfl.options import config, fit
 from jaxfl.options.build import prepare
-from jaxfl.options.commands import Plan
+from jaxfl.options.commands import Plan, name_of
 from jaxfl.options.config import Setup
-from jaxfl.options.systems import own_options
+from jaxfl.options.systems import label_of, own_options
 from jaxfl.report import tables
 
 
@@ -20,11 +20,9 @@ def main(command: Plan) -> int:
     Raises:
         InputError: a bad option.
     """
-    if command.name is None:
-        raise InputError("name is missing: plan needs a system of `jaxfl list`.")
     if command.memory_gb is not None and command.memory_gb <= 0:
         raise InputError(f"memory_gb is {command.memory_gb}, but must be above 0.")
-    name = zoo.adopt(command.name)
+    name = label_of(name_of(command))
     earlier = config.load(command.config) if command.config else None
     before = None if earlier is None else earlier[1]
     setup = own_options(command.setup, [name], earlier)
@@ -42,7 +40,7 @@ def main(command: Plan) -> int:
 
 
 def _planned(name: str, setup: Setup, earlier: Setup | None) -> plan.Plan:
-    world = prepare(setup, [name])
+    world = prepare(setup, [plugins.split(name)[0]])
     arm = fit.arms(world, [name], setup, earlier)[name]
     mesh = mesh_of(setup.devices, world.setup.nodes)
     every = min(setup.rounds, setup.every or max(1, setup.rounds // 10))

@@ -2,19 +2,27 @@
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import jax
+import numpy as np
 import pandas as pd
 
 from jaxfl.core import Shards
 from jaxfl.data.partition import label_histogram
 from jaxfl.engine.history import disk_error
+from jaxfl.engine.run import Result
+from jaxfl.engine.saved import save_model
+from jaxfl.engine.sharding import to_host
 from jaxfl.errors import InputError
 from jaxfl.options.build import Arm, World
 from jaxfl.options.topology import first_graph
 from jaxfl.report import plots, tables
+
+NODES_BYTES = 2**24  # of the models of all nodes and one seed
 
 
 def new_folder(out: str | None, label: str) -> Path:
@@ -34,6 +42,11 @@ def new_folder(out: str | None, label: str) -> Path:
     return folder
 
 
+def file_name(label: str) -> str:
+    """The folder of a system's own files: its label, in characters that every file system takes."""
+    return re.sub(r"[^\w.=,+-]+", "-", label)
+
+
 def write(path: Path, text: str) -> None:
     """Write a file. Raises `InputError` for a full disk."""
     try:
@@ -50,6 +63,32 @@ def write_history(folder: Path, histories: Mapping[str, Any], columns: Mapping[s
     ]
     tidy, first = pd.concat(parts), ["system", *columns]
     write(folder / "history.csv", tidy[[*first, *(c for c in tidy if c not in first)]].to_csv(index=False))
+
+
+def keep_models(folder: Path, label: str, arm: Arm, result: Result, world: World) -> None:
+    """`models/seed-0.npz` and so on: the final model of each seed, of models by node the mean of those that do not lie.
+
+    All rows are in `models/seed-0-nodes.npz` too where they take at most `NODES_BYTES`. Nothing is kept of a system
+    whose answer is no model of the task: a protocol, unlike architectures.
+    """
+    task = world.task
+    if task is None:
+        return
+    answer = jax.jit(jax.vmap(arm.algorithm.read))(result.state)  # compiled: what is not read is not touched
+    if not isinstance(answer, jax.Array) or answer.ndim not in (2, 3) or answer.shape[-1] != task.dim:
+        return
+    honest = ~np.asarray(arm.scenario.byz)
+    for seed, rows in enumerate(to_host(answer), world.setup.seed):
+        about, path = {"system": label, "round": result.carry.t, "seed": seed}, folder / "models" / f"seed-{seed}.npz"
+        path.parent.mkdir(exist_ok=True)
+        if rows.ndim == 2:
+            if rows.nbytes <= NODES_BYTES:
+                save_model(path.with_stem(f"{path.stem}-nodes"), task, rows, **about)
+            rows, about = (
+                rows[honest].mean(0, dtype=np.float64).astype(rows.dtype),
+                about | {"mean_of": int(honest.sum())},
+            )
+        save_model(path, task, rows, **about)
 
 
 def describe(world: World, arms: Mapping[str, Arm], folder: Path) -> None:

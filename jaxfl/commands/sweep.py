@@ -1,15 +1,16 @@
 """`jaxfl sweep`: one system at every combination of values, all in one program."""
 
 import dataclasses
+import sys
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxfl import zoo
+from jaxfl import plugins
 from jaxfl.commands import results
-from jaxfl.commands.experiment import history_of
+from jaxfl.commands.experiment import result_of
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import run as engine
 from jaxfl.engine.arguments import check_scores
@@ -17,8 +18,8 @@ from jaxfl.engine.runs import grid
 from jaxfl.errors import InputError
 from jaxfl.options import config, fit
 from jaxfl.options.build import Arm, prepare
-from jaxfl.options.commands import Sweep
-from jaxfl.options.systems import grid_values, own_options
+from jaxfl.options.commands import Sweep, name_of
+from jaxfl.options.systems import grid_values, label_of, own_options
 from jaxfl.report import plots, sweeps, tables
 
 
@@ -29,27 +30,30 @@ def main(command: Sweep) -> int:
         InputError: a bad option.
     """
     setup = command.setup
-    if command.name is None:
-        raise InputError("name is missing: sweep needs a system of `jaxfl list`.")
-    name = zoo.adopt(command.name)
+    typed = name_of(command)
+    label = label_of(typed)
+    name, settings = plugins.split(label)
     earlier = config.load(command.config) if command.config else None
     before = None if earlier is None else earlier[1]
-    setup = own_options(setup, [name], earlier)
+    setup = own_options(setup, [label], earlier)
     fit.check_command("sweep", setup, before)
     world = prepare(setup, [name])
     values = grid_values(name, command.grid)
-    twice = [option for option in setup.options if option.partition("=")[0].rpartition(".")[2].strip() in values]
+    given = (*setup.options, *settings.split(","))
+    twice = [option for option in given if option.partition("=")[0].rpartition(".")[2].strip() in values]
     if twice:
-        raise InputError(f"set is {twice[0]!r}, but --grid tries values of that option: give one of them.")
+        where = "set" if twice[0] in setup.options else "system"
+        raise InputError(f"{where} is {twice[0]!r}, but --grid tries values of that option: give one of them.")
     points = grid(**values)
-    arm = fit.arms(world, [name], setup, before, values)[name]
+    arm = fit.arms(world, [label], setup, before, values)[label]
     score = _score(command.score, arm, {key: v[0] for key, v in points.items()})
     mesh = mesh_of(setup.devices, world.setup.nodes)
     folder = results.new_folder(setup.out, f"sweep-{name}")
-    results.write(folder / "config.toml", config.saved("sweep", [command.name], setup, world.setup))
+    results.write(folder / "config.toml", config.saved("sweep", [typed], setup, world.setup))
     results.describe(world, {name: arm}, folder)
     began = time.perf_counter()
-    history = history_of(arm, setup, folder / name, mesh, hyper=points)
+    result = result_of(arm, setup, folder / name, mesh, hyper=points)
+    history = result.history
     each = sweeps.points(history, list(values))
     seconds = dict.fromkeys(each, (time.perf_counter() - began) / len(each))
     results.write_history(folder, each, points)
@@ -60,10 +64,12 @@ def main(command: Sweep) -> int:
         says = f"best {score}: {value:.4g} at {best}; again: jaxfl run --config {folder / 'best.toml'}"
         at = {key: v[list(each).index(best)] for key, v in points.items()}
         chosen = dataclasses.replace(setup, options=(*setup.options, *(f"{key}={v!r}" for key, v in at.items())))
-        results.write(folder / "best.toml", config.saved("run", [name], chosen, world.setup))
+        results.write(folder / "best.toml", config.saved("run", [typed], chosen, world.setup))
     columns = points | {"best": [label == best for label in each]}
     results.conclude(world, each, seconds, folder, columns=columns, says=says, as_json=command.json)
-    return 0
+    if result.interrupted:
+        print(f"jaxfl: interrupted at round {result.carry.t}, of which all points are.", file=sys.stderr)
+    return 130 if result.interrupted else 0
 
 
 def _best(histories: dict[str, Any], score: str) -> tuple[str | None, float]:

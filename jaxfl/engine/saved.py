@@ -38,7 +38,7 @@ class Model(NamedTuple):
         return {a.path: self.row[..., a.start : a.stop].reshape(*lead, *a.shape) for a in self.layers}
 
 
-def save_model(path: str | Path, model: Task | Sequence[Layer], row: Array, **about: Any) -> None:
+def save_model(path: str | Path, model: Task | Sequence[Layer], row: Array | np.ndarray, **about: Any) -> None:
     """Write a model row; a file of that name is replaced when the new one is whole.
 
     Args:

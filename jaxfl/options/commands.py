@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
 
+from jaxfl.errors import InputError
 from jaxfl.options import config
 from jaxfl.options.config import Setup
 
@@ -43,7 +44,7 @@ class One(Experiment):
     """An experiment on one system."""
 
     name: Positional[System] = None
-    """A system of `jaxfl list`, or of your own: FILE.py:NAME."""
+    """A system of `jaxfl list`, or of your own: FILE.py:NAME; with options of its own: NAME:KEY=VALUE,..."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Compare(Experiment):
     """Run several systems on the same data, seeds and local work: one table, one picture, in a new folder."""
 
     names: Positional[Systems] = ()
-    """Systems of `jaxfl list`, or of your own: FILE.py:NAME."""
+    """Systems of `jaxfl list`, or of your own: FILE.py:NAME; one may come with several options: NAME:KEY=VALUE,..."""
     resume: Resume = None
     """Go on in this folder of a run with --checkpoints that was cut off, by its own config."""
 
@@ -112,6 +113,25 @@ class Cite:
 
 
 Command = List | Run | Compare | Sweep | Plan | Reproduce | Cite
+
+
+def name_of(command: One) -> str:
+    """The system of a command on one.
+
+    Raises:
+        InputError: none is named, or its config is of several: what to type instead.
+    """
+    if command.name is not None:
+        return command.name
+    word, resume = type(command).__name__.lower(), command.resume if isinstance(command, Run) else None
+    where = resume or command.config
+    systems, _ = config.load(Path(where) / "config.toml" if resume else where) if where else ((), None)
+    if not systems:
+        raise InputError(f"name is missing: {word} needs a system of `jaxfl list`, or a config that names it.")
+    option = "resume" if resume else "config"
+    one = "" if resume else f"`jaxfl {word} {systems[0]} --config {where}`"
+    all_of = f"`jaxfl compare --{option} {where}`" if word == "run" else ""
+    raise InputError(f"{option}: {where} is of {', '.join(systems)}: type {' or '.join(filter(None, (all_of, one)))}.")
 
 
 def parse(args: list[str], about: str = ABOUT) -> Command:

@@ -241,8 +241,8 @@ def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup) -> 
     named = (*plugins.GROUPS, "topology")
     places = {name: plugins.absolute(v) for name in named if (v := getattr(setup, name, None)) is not None}
     systems = [plugins.absolute(name) for name in systems]
-    known = {name: file for name in (*systems, *places.values()) if (file := plugins.file_of(name)) is not None}
-    files = [f"{plugins.fingerprint(file)} {file}" for file in known.values()]
+    found = dict.fromkeys(filter(None, map(plugins.file_of, (*systems, *places.values()))))
+    files = [f"{plugins.fingerprint(file)} {file}" for file in found]
     given, full = dataclasses.asdict(setup) | {"out": None} | places, dataclasses.asdict(filled)
     stood = {name: full[name] for name, value in given.items() if value is None and name != "out"}
     comment = "".join(f"# {line}\n" for line in dump(stood).splitlines())

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxfl import zoo
+from jaxfl import plugins, zoo
 from jaxfl.engine import law
 from jaxfl.errors import InputError
 from jaxfl.options.build import Arm, World, build, changed, example_of
 from jaxfl.options.config import KINDS, SLOTS, Setup, spoken, usual
-from jaxfl.options.systems import accepted, system_options
+from jaxfl.options.systems import accepted, settings_of, system_options, takes_of
 
 GRAPH = ("topology", "degree", "mixing")  # judged at once: a topology may exist in one degree alone
 UNREAD = {"sweep": ("checkpoints",), "plan": ("checkpoints", "out")}  # options by commands that do not read them
@@ -27,12 +27,13 @@ class Fit(NamedTuple):
     unheard: dict[str, str]
 
 
-def fit(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str, Sequence[float]] = {}) -> Fit:
-    """The system as `build` makes it, in a world of the options it hears.
+def fit(world: World, label: str, options: Mapping[str, Any], swept: Mapping[str, Sequence[float]] = {}) -> Fit:
+    """The system as `build` makes it, in a world of the options it hears. `options` has those in its label too.
 
     Raises:
         InputError: what the system refuses for another reason than one of `config.SLOTS`.
     """
+    name, _ = plugins.split(label)
     system, setup, usually = zoo.find(name), world.setup, usual(world.setup)
     takes = accepted(system.make)
     usually["lr"] = takes.get("lr")
@@ -72,7 +73,7 @@ def fit(world: World, name: str, options: Mapping[str, Any], swept: Mapping[str,
             unheard |= {n: _refusal(n, v, name, str(error)) for n, v in tried.items()}
             continue
         if said == word:
-            unheard |= {n: _silence(n, v, name, takes, options, swept) for n, v in tried.items()}
+            unheard |= {n: _silence(n, v, label, takes, options, swept) for n, v in tried.items()}
         else:
             heard, arm, word, own = heard | tried, new, said, mine
     return Fit(arm, unheard)
@@ -85,13 +86,15 @@ def _refusal(option: str, value: Any, name: str, says: str) -> str:
     return says if option in says else f"{option} is {value}, but {name} takes none: {says}"
 
 
-def _silence(option: str, value: Any, name: str, takes: Mapping, options: Mapping, swept: Mapping) -> str:
+def _silence(option: str, value: Any, label: str, takes: Mapping, options: Mapping, swept: Mapping) -> str:
     """The sentence for an option without effect."""
-    why = ""
-    if option in swept or option in options:
+    (name, _), why = plugins.split(label), ""
+    if option in settings_of(label):
+        why = f", as {label} gives its own"
+    elif option in swept or option in options:
         why = f", as {'--grid' if option in swept else '--set'} gives another"
     elif option in ("steps", "batch") and "epochs" in options:
-        why = ", as --set gives epochs"
+        why = f", as {label if 'epochs' in settings_of(label) else '--set'} gives epochs"
     elif option in ("lr", "steps", "batch") and option not in takes:
         why = ", which has no such option"
     return f"{option} is {value}, but changes nothing in {name}{why}."
@@ -108,7 +111,7 @@ def arms(
 
     Args:
         world: what the systems share.
-        systems: their names.
+        systems: their labels, `NAME` or `NAME:KEY=VALUE,...`.
         setup: what was asked for.
         earlier: the setup of the config it began with: what comes from there may be for systems that do not run now.
         swept: options with several values.
@@ -127,11 +130,12 @@ def arms(
         who = [name for name, f in fits.items() if option in f.unheard]
         why = "; ".join(said.rstrip(".") for said in says)
         lines.append(f"jaxfl: without {spoken(option)} runs {', '.join(who)}: {why}.")
-    for key in {key: None for found in options.values() for key in found}:
-        who = [name for name, found in options.items() if key not in found]
-        asked = [o for o in setup.options if o.partition("=")[0].strip() == key]
-        if who and asked:
-            lines.append(f"jaxfl: without --set {asked[-1]} runs {', '.join(who)}: no such option.")
+    asked = {o.partition("=")[0].strip(): o for o in setup.options}
+    for key in {key: None for found in options.values() for key in found if key in asked}:
+        none = [name for name in options if key not in takes_of(name)]
+        own = [name for name in options if key in settings_of(name)]
+        for who, why in ((none, "no such option"), (own, f"it gives its own {key}")):
+            lines += [f"jaxfl: without --set {asked[key]} runs {', '.join(who)}: {why}."] * bool(who)
     for line in lines:
         print(line, file=sys.stderr, flush=True)
     return {name: f.arm for name, f in fits.items()}

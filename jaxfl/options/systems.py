@@ -1,4 +1,7 @@
-"""Options of single systems: what `--set` and `--grid` say."""
+"""Options of single systems: what `--set` and `--grid` say, and the settings of `NAME:KEY=VALUE,KEY=VALUE`.
+
+A system with settings goes under this whole label in a comparison, beside the same system with others.
+"""
 
 import dataclasses
 import inspect
@@ -70,7 +73,7 @@ def own_options(setup: Setup, systems: Sequence[str], earlier: tuple[Sequence[st
     """
     if earlier is None:
         return setup
-    there, given = [zoo.adopt(name) for name in earlier[0]], earlier[1].options
+    there, given = [label_of(name) for name in earlier[0]], earlier[1].options
 
     def stays(option: str) -> bool:
         return option not in given or _heard_by(option, systems) or not _heard_by(option, there)
@@ -78,20 +81,51 @@ def own_options(setup: Setup, systems: Sequence[str], earlier: tuple[Sequence[st
     return dataclasses.replace(setup, options=tuple(filter(stays, setup.options)))
 
 
+def label_of(typed: str) -> str:
+    """The name under which a system goes from here on, `zoo.adopt`, with its settings."""
+    name, settings = plugins.split(typed)
+    return plugins.join(zoo.adopt(name), settings)
+
+
+def takes_of(label: str) -> dict[str, Option]:
+    """What the system of a label takes."""
+    return takes(zoo.find(plugins.split(label)[0]).make)
+
+
+def settings_of(label: str) -> dict[str, Any]:
+    """The settings in a label.
+
+    Raises:
+        InputError: not `KEY=VALUE`, a key twice or that the system has not (with the nearest), a value of another type.
+    """
+    known, found, settings = takes_of(label), {}, plugins.split(label)[1]
+    for setting in settings.split(",") if settings else ():
+        key, _, value = (part.strip() for part in setting.partition("="))
+        if not (key and value) or key in found:
+            raise InputError(f"system is {label!r}, but must read NAME:KEY=VALUE,KEY=VALUE, each key once.")
+        if key not in known:
+            raise unknown(f"system is {label!r}: option", key, known)
+        found[key] = _value(f"system is {label!r}", key, value, known[key])
+    return found
+
+
 def _heard_by(option: str, systems: Sequence[str]) -> bool:
-    """Whether one of the `systems` takes what `--set` says."""
+    """Whether one of the `systems` takes what `--set` says, and has no setting of its own for it."""
     system, dot, key = option.partition("=")[0].strip().rpartition(".")
-    who = [name for name in systems if not dot or name == plugins.spelt(system)]
-    return any(key in takes(zoo.find(name).make) for name in who)
+    who = [label for label in systems if not dot or plugins.split(label)[0] == plugins.spelt(system)]
+    return any(key in takes_of(label) and key not in settings_of(label) for label in who)
 
 
 def system_options(setup: Setup, systems: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What `--set` says, by system. An option of one system outweighs the same option of all, a later an earlier one.
+    """What `--set` and settings say, by the system's label.
+
+    An option of one system outweighs the same option of all, a later an earlier one, and a setting both.
 
     Raises:
-        InputError: not `key=value`, a key no system of the run has (with the nearest), a value of another type.
+        InputError: not `key=value`, a key no system of the run has (with the nearest) or that all set themselves, a
+            value of another type.
     """
-    known = {name: takes(zoo.find(name).make) for name in systems}
+    known, own = {name: takes_of(name) for name in systems}, {name: settings_of(name) for name in systems}
     found: dict[str, dict[str, Any]] = {name: {} for name in systems}
     for option in sorted(setup.options, key=lambda o: "." in o.partition("=")[0]):
         path, _, value = (part.strip() for part in option.partition("="))
@@ -99,20 +133,23 @@ def system_options(setup: Setup, systems: Sequence[str]) -> dict[str, dict[str, 
         system = plugins.spelt(system)
         if not (key and value):
             raise InputError(f"set is {option!r}, but must read KEY=VALUE or SYSTEM.KEY=VALUE.")
-        if dot and system not in known:
-            raise unknown(f"set is {option!r}: system", system, known)
-        who = [system] if dot else list(known)
+        names = [plugins.split(label)[0] for label in known]
+        if dot and system not in names:
+            raise unknown(f"set is {option!r}: system", system, names)
+        who = [label for label, name in zip(known, names, strict=True) if not dot or name == system]
         keys = sorted({k for name in who for k in known[name]})
         if key not in keys:
             raise unknown(f"set is {option!r}: option", key, keys)
+        if not _heard_by(option, systems):
+            raise InputError(f"set is {option!r}, but {' and '.join(who)} gives its own {key}.")
         for name in who:
             if key in known[name]:
-                found[name][key] = _value(option, key, value, known[name][key])
-    return found
+                found[name][key] = _value(f"set is {option!r}", key, value, known[name][key])
+    return {name: found[name] | own[name] for name in systems}
 
 
-def _value(option: str, key: str, written: str, known: Option) -> Any:
-    """The value of an option, of one of its types."""
+def _value(says: str, key: str, written: str, known: Option) -> Any:
+    """The value of an option, of one of its types; `says` begins the sentence if it is of another one."""
     value: Any = {"true": True, "false": False, "none": None}.get(written.lower(), written)
     for kind in (float, int):
         if isinstance(value, str | float):
@@ -134,7 +171,7 @@ def _value(option: str, key: str, written: str, known: Option) -> Any:
     else:
         good, allowed = type(value) is int and value >= least, f"a whole number of at least {least}"
     if not good:
-        raise InputError(f"set is {option!r}, but {key} must be {allowed}.")
+        raise InputError(f"{says}, but {key} must be {allowed}.")
     return value
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,8 +16,10 @@ import pytest
 from jaxfl import cli, data, zoo
 from jaxfl.claims import record
 from jaxfl.commands import start
+from jaxfl.core import State
 from jaxfl.engine import run as engine
 from jaxfl.engine import sharding
+from jaxfl.engine.run import Carry, Result
 from jaxfl.errors import InputError
 from jaxfl.options import config
 from jaxfl.options.build import VALUES
@@ -52,6 +53,12 @@ def compared(process, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare") / "out"
     code = jaxfl("compare", "FedAvg", "dsgd", *SMALL, "--every", 1, "--set", "dsgd.batch=2", "--out", folder)
     return folder, code
+
+
+def done(table):
+    """A result of this history, of models that are of no task."""
+    rows = np.zeros((2, 8, 5))
+    return Result(table, {}, State({"x": rows}, rows), Carry(2, (), {}))
 
 
 def history(offset=0.0):
@@ -119,11 +126,11 @@ def test_protocols_reach_the_average(tmp_path, capsys):
 
 def test_what_is_finished_outlives_a_failure_and_an_interrupt(tmp_path, monkeypatch, capsys):
     for error, code, name in ((KeyboardInterrupt, 130, "a"), (InputError("out: the disk is full."), 2, "b")):
-        results = iter([SimpleNamespace(history=history()), error])
+        results = iter([done(history()), error])
 
         def fake(*args, results=results, **arguments):
             got = next(results)
-            if isinstance(got, SimpleNamespace):
+            if isinstance(got, Result):
                 return got
             raise got
 
@@ -139,9 +146,7 @@ def test_what_is_finished_outlives_a_failure_and_an_interrupt(tmp_path, monkeypa
 
 def test_every_option_reaches_the_engine(tmp_path, monkeypatch):
     given = {}
-    monkeypatch.setattr(
-        engine, "run", lambda *a, **k: given.update(k, rounds=a[3]) or SimpleNamespace(history=history())
-    )
+    monkeypatch.setattr(engine, "run", lambda *a, **k: given.update(k, rounds=a[3]) or done(history()))
     options = ["--every", 1, "--seed", 5, "--checkpoints", "--devices", 1, "--out", tmp_path / "o"]
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert jaxfl("run", "fedavg", *SMALL, *options) == 0
@@ -157,12 +162,13 @@ def test_every_option_reaches_the_engine(tmp_path, monkeypatch):
         "out": tmp_path / "o" / "fedavg",
         "checkpoints": True,
         "resume": False,
+        "progress": True,
     }
 
 
 def test_default_folder_is_named_after_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "run", lambda *a, **k: SimpleNamespace(history=history()))
+    monkeypatch.setattr(engine, "run", lambda *a, **k: done(history()))
     assert jaxfl("run", "fedavg", *SMALL) == 0
     assert [p.name.startswith("run-fedavg-") for p in (tmp_path / "runs").iterdir()] == [True]
 
@@ -209,7 +215,7 @@ def test_a_point_that_diverged_is_not_the_best(tmp_path, monkeypatch, capsys):
             for lr in hyper["lr"]
             for r in (0, 1)
         ]
-        return SimpleNamespace(history=pd.DataFrame(rows))
+        return done(pd.DataFrame(rows))
 
     monkeypatch.setattr(engine, "run", diverged)
     options = [*SMALL, "--score", "test_loss", "--out"]
@@ -309,7 +315,7 @@ def notes(capsys):
 
 def test_in_a_comparison_an_option_is_fine_if_one_system_uses_it(tmp_path, monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(engine, "run", lambda *a, **k: ran.append(a) or SimpleNamespace(history=history()))
+    monkeypatch.setattr(engine, "run", lambda *a, **k: ran.append(a) or done(history()))
     names = ["dsgd", "clipped_gossip", "robust_gossip"]
     world = ["--byzantine", 2, "--attack", "alie", "--rule", "median", "--set", "epochs=1", "--set", "delta=0.3"]
     assert jaxfl("compare", *names, *SMALL, *world, "--out", tmp_path / "a") == 0
@@ -325,7 +331,7 @@ def test_in_a_comparison_an_option_is_fine_if_one_system_uses_it(tmp_path, monke
 
 
 def test_what_a_config_says_of_other_systems_is_passed_over(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "run", lambda *a, **k: SimpleNamespace(history=history()))
+    monkeypatch.setattr(engine, "run", lambda *a, **k: done(history()))
     first = [*SMALL, "--cohort", 4, "--set", "fedprox.mu=0.1", "--out", tmp_path / "a"]
     assert jaxfl("compare", "fedprox", "dsgd", *first) == 0
     capsys.readouterr()
@@ -344,7 +350,7 @@ def test_what_a_config_says_of_other_systems_is_passed_over(tmp_path, monkeypatc
 
 
 def test_a_value_that_is_the_default_never_complains(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "run", lambda *a, **k: SimpleNamespace(history=history()))
+    monkeypatch.setattr(engine, "run", lambda *a, **k: done(history()))
     same = ["--cohort", 1, "--lr", 0.1, "--rule", "mean", "--topology", "exponential", "--mixing", "uniform"]
     same += ["--concurrency", 1, "--goal", 1, "--steps", 3, "--crash", 0, "--latency-ms", 0]
     assert jaxfl("run", "fedavg", *SMALL, *same, "--out", tmp_path / "a") == 0
