@@ -153,17 +153,6 @@ def test_rollout_is_run(gossip):
     np.testing.assert_allclose(logs["loss"], result.history["loss"][1:], rtol=1e-5)
 
 
-def test_a_progress_bar_counts_rounds_and_shows_the_score(fed, capsys):
-    task, world, algorithm = fed
-    test = shared_test(task, jnp.asarray(digits().test_x[:50]), jnp.asarray(digits().test_y[:50]))
-    run(algorithm, world, task.init, 4, every=2, evaluate=test, progress=True)
-    shown = capsys.readouterr().err
-    assert "4/4" in shown
-    assert "accuracy 0." in shown
-    run(algorithm, world, task.init, 4, every=2, progress=False)
-    assert capsys.readouterr().err == ""
-
-
 def test_diverged_nodes_are_counted():
     _, task, data = quadratics(n=4, d=3)
     world = scenario(data, topology=ring(4))
