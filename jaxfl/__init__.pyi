@@ -104,6 +104,7 @@ from .learn import hooks as hooks
 from .learn import task as task
 from .learn.local import local_gradient as local_gradient
 from .learn.local import local_sgd as local_sgd
+from .learn.multilabel import multilabel as multilabel
 from .learn.task import (
     Task as Task,
 )
@@ -113,9 +114,11 @@ from .learn.task import (
 from .learn.task import (
     language_model as language_model,
 )
+from .learn.task import linear_regression as linear_regression
 from .learn.task import (
     logistic_regression as logistic_regression,
 )
+from .learn.task import regression as regression
 from .mapping.at import at as at
 from .measure import curvature as curvature
 from .measure import influence as influence

@@ -2,7 +2,8 @@
 
 Every partitioner runs once on the host in NumPy, decides the owner of each train sample and hands over to `shards`.
 The same seed gives the same shards. All raise InputError for an argument out of range, and where some node would stay
-without a sample.
+without a sample. What goes by label takes a regression's targets by `bins` of equally many samples, and a multilabel
+sample by its rarest label (`holdings.strata`).
 """
 
 import dataclasses
@@ -11,10 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import Shards
-from jaxfl.data.cut import on_device, owned
+from jaxfl.data.cut import on_device
 from jaxfl.data.cut import shards as shards
 from jaxfl.data.hold_out import hold_out as hold_out
 from jaxfl.data.hold_out import own_tests as own_tests
+from jaxfl.data.holdings import label_histogram as label_histogram
+from jaxfl.data.holdings import labels_per_sample as labels_per_sample
+from jaxfl.data.holdings import strata
+from jaxfl.data.holdings import value_histogram as value_histogram
 from jaxfl.data.sets import Dataset, generator
 from jaxfl.errors import InputError, require
 
@@ -29,14 +34,6 @@ def _check(data: Dataset, n: int, each: int = 1, name: str = "min_size") -> None
     if n * each > len(data.y):
         asks = f" with {name}={each} asks for {n * each} samples" if each > 1 else f" nodes need {n} samples"
         raise InputError(f"n={n}{asks}, the data set has {len(data.y)}: `resampled` deals any number of nodes.")
-
-
-def _labels(data: Dataset) -> np.ndarray:
-    if data.y.ndim != 1 or data.classes is None:
-        raise InputError(
-            f"data has y of shape {data.y.shape} and classes={data.classes}, it must have one label a sample."
-        )
-    return data.y
 
 
 def _even(total: int, parts: int) -> np.ndarray:
@@ -61,7 +58,7 @@ def _iid_owner(count: int, n: int, seed: int) -> np.ndarray:
     return owner
 
 
-def dirichlet(data: Dataset, n: int, alpha: float, seed: int = 0, min_size: int = 1) -> Shards:
+def dirichlet(data: Dataset, n: int, alpha: float, seed: int = 0, min_size: int = 1, bins: int | None = None) -> Shards:
     """Label skew: each class is spread over the nodes in proportions Dirichlet(alpha) (Yurochkin et al., ICML 2019).
 
     A small `alpha` gives few labels a node and very unequal sizes, a large one comes near to IID. The proportions are
@@ -69,16 +66,17 @@ def dirichlet(data: Dataset, n: int, alpha: float, seed: int = 0, min_size: int 
     Nodes below `min_size` then receive single samples of whichever node is largest: nothing is redrawn.
 
     Args:
-        data: has one label a sample.
+        data: has labels.
         n: nodes.
         alpha: concentration, above 0.
         seed: of the draw.
         min_size: fewest samples of a node, at least 1.
+        bins: classes of a regression's targets.
     """
     _check(data, n, min_size)
     if not 0 < alpha < np.inf:
         raise InputError(f"alpha={alpha} must be above 0 and finite.")
-    labels, rng = _labels(data), generator(seed)
+    labels, rng = strata(data, bins), generator(seed)
     owner = np.empty(len(labels), np.int32)
     shuffled = rng.permutation(len(labels))
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -118,7 +116,13 @@ def _repair(owner: np.ndarray, n: int, min_size: int, order: np.ndarray) -> np.n
 
 
 def primary_labels(
-    data: Dataset, n: int, primary: int = 4, skew: float = 100.0, seed: int = 0, min_size: int = 1
+    data: Dataset,
+    n: int,
+    primary: int = 4,
+    skew: float = 100.0,
+    seed: int = 0,
+    min_size: int = 1,
+    bins: int | None = None,
 ) -> Shards:
     """Label skew: every node draws `primary` labels, and a sample of one is `1 + skew` times as likely to come to it.
 
@@ -128,16 +132,17 @@ def primary_labels(
     then receive single samples of whichever node is largest.
 
     Args:
-        data: has one label a sample.
+        data: has labels.
         n: nodes.
         primary: labels a node draws, 1 to all.
         skew: at least 0.
         seed: of labels and samples.
         min_size: fewest samples of a node, at least 1.
+        bins: classes of a regression's targets.
     """
     _check(data, n, min_size)
-    labels, rng = _labels(data), generator(seed)
-    classes = data.classes or 0
+    labels, rng = strata(data, bins), generator(seed)
+    classes = max(data.classes or 0, int(labels.max()) + 1)
     require("primary", primary, least=1, most=classes)
     if not 0 <= skew < np.inf:
         raise InputError(f"skew={skew} must be finite and at least 0.")
@@ -150,7 +155,9 @@ def primary_labels(
     return shards(data, _repair(owner, n, min_size, rng.permutation(len(labels))), n)
 
 
-def resampled(data: Dataset, n: int, alpha: float | None = None, seed: int = 0, size: int = 20) -> Shards:
+def resampled(
+    data: Dataset, n: int, alpha: float | None = None, seed: int = 0, size: int = 20, bins: int | None = None
+) -> Shards:
     """Populations larger than the data set: every node draws `size` samples with replacement.
 
     Samples may be held by several nodes, so `n` has no bound. With `alpha`, each node first draws its own label shares
@@ -159,11 +166,12 @@ def resampled(data: Dataset, n: int, alpha: float | None = None, seed: int = 0, 
     number of labels. None draws from the whole data set.
 
     Args:
-        data: has one label a sample where `alpha` is given.
+        data: has labels where `alpha` is given.
         n: nodes.
         alpha: concentration, above 0, or None.
         seed: of the draw.
         size: samples of every node, at least 1.
+        bins: classes of a regression's targets, where `alpha` is given.
     """
     require("n", n, least=1)
     require("size", size, least=1)
@@ -172,7 +180,7 @@ def resampled(data: Dataset, n: int, alpha: float | None = None, seed: int = 0, 
         order = rng.integers(0, len(data.y), n * size)
     else:
         require("alpha", alpha, above=0, below=np.inf)
-        labels = _labels(data)
+        labels = strata(data, bins)
         by_label, count = np.argsort(labels, kind="stable"), np.bincount(labels)
         first, prior = np.cumsum(count) - count, alpha * count / count.sum()
         parts = []
@@ -189,14 +197,14 @@ def resampled(data: Dataset, n: int, alpha: float | None = None, seed: int = 0, 
     return Shards(x, y, jnp.asarray(order.astype(np.int32)), start, jnp.full_like(start, size), longest=size)
 
 
-def pathological(data: Dataset, n: int, k: int = 2, seed: int = 0) -> Shards:
+def pathological(data: Dataset, n: int, k: int = 2, seed: int = 0, bins: int | None = None) -> Shards:
     """Few labels a node: samples sorted by label, cut into `n * k` slices, `k` random slices a node.
 
     The split of McMahan et al. (AISTATS 2017, arXiv 1602.05629). A slice that crosses the border of two labels holds
     both. Slices are equal up to one sample; `k` is at least 1.
     """
     _check(data, n, k, "k")
-    labels, rng = _labels(data), generator(seed)
+    labels, rng = strata(data, bins), generator(seed)
     shuffled = rng.permutation(len(labels))
     owner = np.empty(len(labels), np.int32)
     dealt = rng.permutation(n * k) // k
@@ -314,12 +322,3 @@ def pooled(data: Shards) -> Shards:
     """All samples that some node owns as the one shard of one node. May be traced."""
     count = data.order.shape[0]
     return dataclasses.replace(data, start=jnp.zeros(1, jnp.int32), size=jnp.full(1, count, jnp.int32), longest=count)
-
-
-def label_histogram(data: Shards, classes: int) -> np.ndarray:
-    """How many samples of each label each node has, `[n, classes]` integers. Labels are `[N]`, below `classes`."""
-    y, n = np.asarray(data.y), data.size.shape[0]
-    if y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= classes:
-        raise InputError(f"data.y has shape {y.shape} and dtype {y.dtype}, it must be labels from 0 to {classes - 1}.")
-    node, sample = owned(data)
-    return np.bincount(node * classes + y[sample], minlength=n * classes).reshape(n, classes)

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxfl.data import targets
 from jaxfl.data.files import installed, text_files
+from jaxfl.data.targets import array, floats, integers
 from jaxfl.errors import InputError
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist installs it
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 BOUNDARY = 64  # bytes
-_INT32_MAX = np.iinfo(np.int32).max
 
 
 class Dataset(NamedTuple):
@@ -27,7 +28,7 @@ class Dataset(NamedTuple):
     """
 
     x: np.ndarray  # [N, ...] float32, or int32 for tokens and ids
-    y: np.ndarray  # [N, ...] int32 labels, or float32 targets
+    y: np.ndarray  # [N, ...] int32 labels, or float32 targets; of a multilabel task [N, classes] int32, 0 or 1
     test_x: np.ndarray  # [M, ...]
     test_y: np.ndarray  # [M, ...]
     classes: int | None = None  # labels are 0 .. classes - 1; None for a regression
@@ -35,6 +36,8 @@ class Dataset(NamedTuple):
     client_names: list | None = None  # client_names[g] is what client g stands for
     test_clients: np.ndarray | None = None  # [M] int32, those of the test samples, numbered as in `clients`
     name: str = ""
+    task: str = "classification"  # what the target is, one of `targets.TASKS`
+    class_names: list | None = None  # class_names[k] is what label k stands for
 
 
 def generator(seed: int) -> np.random.Generator:
@@ -70,27 +73,6 @@ def split(labels: np.ndarray, test_fraction: float = 0.2, seed: int = 0) -> tupl
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
-def _array(name: str, value: Any) -> np.ndarray:
-    try:
-        a = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"{name} must be one array, its rows differ in shape ({error}).") from error
-    if a.dtype.kind not in "biuf":
-        raise InputError(f"{name} has dtype {a.dtype}, it must hold numbers.")
-    if a.ndim == 0:
-        raise InputError(f"{name} is a single number, it must have a leading axis of samples.")
-    return a
-
-
-def _floats(name: str, a: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        a = a.astype(np.float32, copy=False)
-    bad = a.size - np.count_nonzero(np.isfinite(a))
-    if bad:
-        raise InputError(f"{name} holds {bad} NaN or infinite values as float32, all must be finite.")
-    return a
-
-
 def _settled(a: np.ndarray) -> np.ndarray:
     """A read-only copy on a boundary of 64 bytes: a CPU device can use it where it is (`partition.shards`)."""
     room = np.empty(a.nbytes + BOUNDARY, np.uint8)
@@ -99,12 +81,6 @@ def _settled(a: np.ndarray) -> np.ndarray:
     copy[...] = a
     copy.flags.writeable = False
     return copy
-
-
-def _integers(name: str, a: np.ndarray, bound: int, what: str) -> np.ndarray:
-    if a.size and (a.min() < 0 or a.max() >= bound):
-        raise InputError(f"{name} holds {what} from {a.min()} to {a.max()}, allowed are 0 to {bound - 1}.")
-    return a.astype(np.int32, copy=False)
 
 
 def from_arrays(
@@ -118,11 +94,20 @@ def from_arrays(
     client_names: list | None = None,
     test_clients: Any = None,
     tokens: bool = False,
+    task: str | None = None,
+    class_names: list | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
     name: str = "arrays",
 ) -> Dataset:
     """A data set from arrays, checked.
+
+    >>> import jaxfl as fl
+    >>> x = [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 2.0]]
+    >>> fl.data.from_arrays(x, [0, 1, 2, 0, 1]).classes
+    3
+    >>> fl.data.from_arrays(x, [30, 10, 20, 10, 40], task="regression").y.dtype
+    dtype('float32')
 
     Args:
         x: inputs `[N, ...]`, kept as float32 (no scaling), or as int32 with `tokens`.
@@ -134,14 +119,18 @@ def from_arrays(
         client_names: what each key stands for; by default the distinct values of the keys, sorted.
         test_clients: natural key of each test sample `[M]`, where `test_x` and `clients` are given.
         tokens: inputs are ids >= 0 (characters, users) and stay integers.
+        task: what the target is, one of `targets.TASKS`. By default floats are a regression, integers of the shape of
+            `tokens` those that follow, a table of 0 and 1 in several columns is multilabel, other integers are labels.
+        class_names: what each label stands for.
         test_fraction: share split off where no test set is given, in [0, 1).
         seed: of the split.
         name: of the data set.
 
     Raises:
-        InputError: NaN or infinite values, labels out of range, lengths or shapes that differ, no sample.
+        InputError: NaN or infinite values, labels out of range, lengths or shapes that differ, no sample, targets that
+            are not what `task` says, integers that are hardly labels (more classes than samples, and no `classes`).
     """
-    x, y = _array("x", x), _array("y", y)
+    x, y = array("x", x), array("y", y)
     if (test_x is None) != (test_y is None):
         raise InputError("test_x and test_y must be given together, one of them is None.")
     if len(x) != len(y):
@@ -156,37 +145,31 @@ def from_arrays(
         (clients, *rest), client_names = _keys(given, client_names)
         test_clients = rest[0] if rest else None
     if test_x is None:
-        train, test = split(y, test_fraction, seed)
+        train, test = split(targets.asked(task, y), test_fraction, seed)
         x, y, test_x, test_y = x[train], y[train], x[test], y[test]
         clients, test_clients = (None, None) if clients is None else (clients[train], clients[test])
     else:
-        test_x, test_y = _array("test_x", test_x), _array("test_y", test_y)
+        test_x, test_y = array("test_x", test_x), array("test_y", test_y)
         if len(test_x) != len(test_y):
             raise InputError(f"test_x has {len(test_x)} samples and test_y has {len(test_y)}, they must be equal.")
     for label, a, b in (("x", x, test_x), ("y", y, test_y)):
         if a.shape[1:] != b.shape[1:]:
             raise InputError(f"test_{label} has sample shape {b.shape[1:]}, it must be {a.shape[1:]} as in {label}.")
 
-    inputs, targets = {"x": x, "test_x": test_x}, {"y": y, "test_y": test_y}
+    inputs = {"x": x, "test_x": test_x}
     if tokens:
         if any(a.dtype.kind == "f" for a in inputs.values()):
             raise InputError(f"x has dtype {x.dtype}, with tokens=True it must hold integers.")
-        inputs = {k: _integers(k, a, _INT32_MAX, "tokens") for k, a in inputs.items()}
+        inputs = {k: integers(k, a, targets.INT32_MAX, "tokens") for k, a in inputs.items()}
     else:
-        inputs = {k: _floats(k, a) for k, a in inputs.items()}
-    if all(a.dtype.kind in "biu" for a in targets.values()):
-        if classes is not None and classes < 1:
-            raise InputError(f"classes={classes} must be at least 1.")
-        bound = _INT32_MAX if classes is None else classes
-        targets = {k: _integers(k, a, bound, "labels") for k, a in targets.items()}
-        classes = classes or 1 + max(int(a.max()) for a in targets.values() if a.size)
-    elif classes is not None:
-        raise InputError(f"y has dtype {y.dtype} with classes={classes}, labels must be integers.")
-    else:
-        targets = {k: _floats(k, a) for k, a in targets.items()}
+        inputs = {k: floats(k, a) for k, a in inputs.items()}
+    kind, y, test_y, classes = targets.checked(task, y, test_y, classes, x if tokens else None)
+    if class_names is not None and len(class_names) != classes:
+        raise InputError(f"class_names has {len(class_names)} names, but there are {classes} classes.")
     inputs = {k: _settled(a) for k, a in inputs.items()}
     keys = {"clients": clients, "client_names": client_names, "test_clients": test_clients}
-    return Dataset(**inputs, **targets, classes=classes, **keys, name=name)
+    known = {"classes": classes, "class_names": class_names, "name": name, "task": kind}
+    return Dataset(**inputs, y=y, test_y=test_y, **known, **keys)
 
 
 def _missing(key: Any) -> bool:
@@ -209,7 +192,7 @@ def _keys(given: dict[str, tuple[Any, int]], names: list | None) -> tuple[list[n
             raise InputError(f"{what} has dtype {keys.dtype}, with client_names it must hold integers.")
         parts.append(keys)
     if names is not None:
-        return [_integers(what, a, len(names), "keys") for what, a in zip(given, parts, strict=True)], list(names)
+        return [integers(what, a, len(names), "keys") for what, a in zip(given, parts, strict=True)], list(names)
     keys = np.concatenate(parts)
     try:
         values, codes = np.unique(keys, return_inverse=True)
@@ -217,54 +200,6 @@ def _keys(given: dict[str, tuple[Any, int]], names: list | None) -> tuple[list[n
         kinds = sorted({type(key).__name__ for key in keys})
         raise InputError(f"clients holds keys of the types {', '.join(kinds)}, they must be sortable.") from error
     return np.split(codes.astype(np.int32), [len(parts[0])])[: len(parts)], values.tolist()
-
-
-def from_hugging_face(
-    ds: Any,
-    x: str = "image",
-    y: str = "label",
-    *,
-    test: Any = None,
-    group: str | None = None,
-    tokens: bool = False,
-    test_fraction: float = 0.2,
-    seed: int = 0,
-    name: str = "hugging face",
-) -> Dataset:
-    """A data set from columns of a Hugging Face `datasets.Dataset`, or of anything where `ds[column]` is a sequence.
-
-    Inputs of type uint8 (images) are divided by 255. Where `ds.features[y].num_classes` exists it sets the number of
-    classes. `test` is the test split (else one is split off), `group` the column of the natural key (writer, user);
-    `tokens`, `test_fraction`, `seed` and `name` are those of `from_arrays`, and so are the errors.
-    """
-
-    def values_of(source: Any, title: str) -> Any:
-        try:
-            return source[title]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise InputError(f"ds has no column {title!r}.") from error
-
-    def column(source: Any, title: str) -> np.ndarray:
-        values = values_of(source, title)
-        try:
-            a = values if isinstance(values, np.ndarray) else np.stack([np.asarray(v) for v in values])
-        except ValueError as error:
-            raise InputError(f"column {title!r} must hold rows of one shape ({error}).") from error
-        return a / np.float32(255) if a.dtype == np.uint8 and title == x and not tokens else a
-
-    classes = getattr((getattr(ds, "features", None) or {}).get(y), "num_classes", None)
-    return from_arrays(
-        column(ds, x),
-        column(ds, y),
-        None if test is None else column(test, x),
-        None if test is None else column(test, y),
-        classes=classes,
-        clients=None if group is None else np.array(list(values_of(ds, group)), object),  # NumPy reads NaN as "nan"
-        tokens=tokens,
-        test_fraction=test_fraction,
-        seed=seed,
-        name=name,
-    )
 
 
 def digits() -> Dataset:

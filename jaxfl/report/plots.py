@@ -16,7 +16,20 @@ import numpy as np
 
 from jaxfl.core import Graph
 from jaxfl.errors import InputError
-from jaxfl.report.style import BESIDE, COLOURS, DASHES, axes_or_new, legend_above, legend_of, new_figure, save, styled
+from jaxfl.report.holdings import label_histogram as label_histogram
+from jaxfl.report.holdings import labels_per_sample as labels_per_sample
+from jaxfl.report.holdings import value_histogram as value_histogram
+from jaxfl.report.style import (
+    COLOURS,
+    DASHES,
+    axes_or_new,
+    legend_above,
+    legend_of,
+    new_figure,
+    numbers_of,
+    save,
+    styled,
+)
 from jaxfl.report.tables import megabytes, require_histories, takes_time
 from jaxfl.world.graph import edges, to_networkx
 
@@ -33,8 +46,6 @@ AXES = {
     "time": ("time", "simulated time (s)"),
     "gradients": ("total_gradients", "gradient evaluations, all nodes"),
 }
-BARS = 40  # nodes up to which label counts are bars
-KEYS = 12  # labels up to which they have a legend
 CELLS = 256  # pixels a side, at most, of an adjacency picture
 
 
@@ -193,14 +204,7 @@ def comparison(histories: Mapping[str, Any], nodes: int, path: str | Path | None
 def _numbers(what: str, given: Any) -> dict[str, np.ndarray]:
     if not isinstance(given, Mapping):
         raise InputError(f"{what} is a {type(given).__name__}, but must be a dict of curves by label.")
-    return {name: _floats(f"{what}[{name!r}]", v) for name, v in given.items()}
-
-
-def _floats(what: str, given: Any) -> np.ndarray:
-    try:
-        return np.asarray(given, float)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what} is a {type(given).__name__}, but must be an array of numbers.") from error
+    return {name: numbers_of(f"{what}[{name!r}]", v) for name, v in given.items()}
 
 
 @styled
@@ -309,60 +313,6 @@ def _adjacency(graph: Graph, ax: Any) -> Any:
     ax.locator_params(nbins=5, integer=True)
     ax.tick_params(labelsize=8)
     return ax.figure
-
-
-@styled
-def label_histogram(counts: Any, ax: Any = None) -> Any:
-    """How many samples of each label each node has: stacked bars up to 40 nodes, above that a heat map.
-
-    The map shows shares, with nodes ordered by their commonest label, so that heterogeneity is a staircase and equal
-    shares are an even field.
-
-    Args:
-        counts: `[n, classes]`, as `partition.label_histogram` returns it.
-        ax: axes to draw on (None: a new figure).
-
-    Raises:
-        InputError: `counts` is not a table of numbers of at least 0.
-    """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import BoundaryNorm
-
-    counts = _floats("counts", counts)
-    if counts.ndim != 2 or not counts.size or not (counts >= 0).all():
-        raise InputError(f"counts has shape {list(counts.shape)}: a table [n, classes] of counts is needed.")
-    n, classes = counts.shape
-    ax = axes_or_new(ax)
-    ax.set_xlabel("node")
-    ax.tick_params(labelsize=8)
-    if n > BARS:
-        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        order = np.lexsort((-share.max(1), share.argmax(1)))
-        image = ax.imshow(share[order].T, aspect="auto", cmap="cividis", origin="lower", vmin=0, vmax=1)
-        ax.set(xlabel="node, by commonest label", ylabel="label")
-        ax.locator_params(integer=True)
-        _colour_bar(ax, image, "share of the node's samples")
-        return ax.figure
-    shades: Any = ScalarMappable(BoundaryNorm(np.arange(classes + 1) - 0.5, 256), "viridis")
-    few = [*COLOURS[:-1], "#F0E442", COLOURS[-1]]
-    base = np.zeros(n)
-    for label in range(classes):
-        colour = few[label] if classes <= len(few) else shades.to_rgba(label)
-        ax.bar(np.arange(n), counts[:, label], 0.85, base, color=colour, label=label, edgecolor="white", linewidth=0.4)
-        base = base + counts[:, label]
-    ax.set_ylabel("samples")
-    ax.set_xlim(-0.6, n - 0.4)
-    ax.locator_params(axis="x", integer=True)
-    ax.spines[["top", "right"]].set_visible(False)
-    if classes <= KEYS:
-        ax.legend(title="label", reverse=True, handlelength=1.0, **BESIDE)
-    else:
-        _colour_bar(ax, shades, "label", np.arange(0, classes, 1 + (classes - 1) // 10))
-    return ax.figure
-
-
-def _colour_bar(ax: Any, image: Any, label: str, ticks: Any = None) -> None:
-    ax.figure.colorbar(image, ax=ax, label=label, ticks=ticks).ax.tick_params(which="both", labelsize=8)
 
 
 def heat_map(

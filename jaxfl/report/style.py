@@ -93,3 +93,11 @@ def save(fig: Any, path: str | Path) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise disk_error(path, error) from error
+
+
+def numbers_of(what: str, given: Any) -> np.ndarray:
+    """As an array of numbers, else InputError."""
+    try:
+        return np.asarray(given, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} is a {type(given).__name__}, but must be an array of numbers.") from error

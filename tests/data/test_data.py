@@ -111,7 +111,7 @@ class Columns(dict):
 def test_from_hugging_face_reads_columns():
     pixels = np.arange(10 * 4, dtype=np.uint8).reshape(10, 2, 2)
     ds = Columns(image=list(pixels), label=[0, 1] * 5, writer=list("ababababab"), ids=[[1, 2]] * 10, score=[0.5] * 10)
-    d = data.from_hugging_face(ds, group="writer", test_fraction=0.3, seed=1, name="hf")
+    d = data.from_hugging_face(ds, clients="writer", test_fraction=0.3, seed=1, name="hf")
     assert (d.x.shape, d.test_x.shape, d.classes, d.name) == ((7, 2, 2), (3, 2, 2), 7, "hf")
     np.testing.assert_array_equal(d.clients, d.y)
     np.testing.assert_allclose(np.sort(np.concatenate([d.x, d.test_x])[:, 0, 0]), np.arange(0, 40, 4) / 255, rtol=1e-6)
@@ -123,7 +123,7 @@ def test_from_hugging_face_reads_columns():
     for missing in (None, float("nan"), pd.NA):
         frame = pd.DataFrame({"image": [0.5] * 4, "label": [0, 1] * 2, "writer": ["a", missing, "b", "a"]})
         with pytest.raises(InputError, match="no key for 1 samples, the first is sample 1"):
-            data.from_hugging_face(frame, group="writer")
+            data.from_hugging_face(frame, clients="writer")
     with pytest.raises(InputError, match="no column 'picture'"):
         data.from_hugging_face(ds, x="picture")
     with pytest.raises(InputError, match="'image' must hold rows of one shape"):

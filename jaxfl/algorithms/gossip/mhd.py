@@ -171,8 +171,8 @@ def mutual_distillation(groups: Groups, codec: Codec = PLAIN, **kw) -> Algorithm
 def _public(given: Given) -> Example:
     """Even and odd nodes with narrow and wide networks, and a tenth of the data as public examples without labels."""
     known, n = given.dataset, given.nodes
-    if known.x.dtype != np.float32 or known.classes is None:
-        raise InputError(f"data is {known.name}, but these heads classify features, and it has none.")
+    if known.x.dtype != np.float32 or known.task != "classification" or known.classes is None:
+        raise InputError(f"data is {known.name}, but these heads classify features by one label, and it has none.")
     public, private = distill.hold_out(known, len(known.x) // 10, given.seed)
     shards = partition.dirichlet(private, n, SKEW, given.seed)
     x, features = known.x[:1], math.prod(known.x.shape[1:])
