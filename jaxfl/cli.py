@@ -1,4 +1,4 @@
-"""The command line: jaxfl list | run | compare | sweep | plan | reproduce | cite, each in a file of `jaxfl.commands`.
+"""The command line: `jaxfl run`, `compare`, `sweep` and so on, each in a file of `jaxfl.commands`.
 
 JAX starts only after the options are parsed. Bad input is one sentence on stderr and exit code 2; a reproduction that
 does not hold exits with 1, an interrupted run with 130 after writing what is there. Compiled programs are kept in the
@@ -11,10 +11,23 @@ from collections.abc import Sequence
 
 from jaxfl.commands.start import cache_folder, start_jax
 from jaxfl.errors import InputError
-from jaxfl.options.commands import ABOUT, Cite, Command, Compare, Experiment, List, Plan, Reproduce, Run, Sweep, parse
+from jaxfl.options.commands import (
+    ABOUT,
+    Cite,
+    Command,
+    Compare,
+    Experiment,
+    List,
+    Plan,
+    Predict,
+    Reproduce,
+    Run,
+    Sweep,
+    parse,
+)
 
 MODULES = {Run: "experiment", Compare: "experiment", Sweep: "sweep", Plan: "plan"}
-MODULES |= {Reproduce: "reproduce", List: "show", Cite: "show"}
+MODULES |= {Predict: "predict", Reproduce: "reproduce", List: "show", Cite: "show"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,6 +50,6 @@ def _dispatch(command: Command) -> int:
     """JAX starts before a command's module is imported, which may compile."""
     if isinstance(command, Experiment):
         start_jax(command.setup.devices)
-    elif isinstance(command, Reproduce):
+    elif isinstance(command, Predict | Reproduce):
         start_jax(None)
     return importlib.import_module(f"jaxfl.commands.{MODULES[type(command)]}").main(command)

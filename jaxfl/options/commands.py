@@ -24,6 +24,7 @@ Score = Annotated[
     str | None, arg(metavar="COLUMN", help_behavior_hint="(default: accuracy, else test_loss, else error)")
 ]
 Memory = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: none)")]
+Samples = Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: the run's own test set)")]
 DEFAULTS = Setup()
 ABOUT = "Federated and decentralized machine learning: thousands of nodes in one compiled step."
 
@@ -105,6 +106,26 @@ class Reproduce:
 
 
 @dataclasses.dataclass(frozen=True)
+class Predict:
+    """Write as CSV what the final model of a run says of new samples; where targets are known, print the accuracy."""
+
+    run: Positional[Annotated[str, arg(metavar="FOLDER")]]
+    """Folder of a run or a comparison."""
+    data: Positional[Samples] = None
+    """A file of samples as the run's data has them: .npz with x (and y), or .csv with a number a feature (and y)."""
+    system: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the only one)")] = None
+    """The system of a comparison."""
+    seed: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the first)")] = None
+    """The seed whose model predicts."""
+    node: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: the one model, or the nodes' mean)")
+    ] = None
+    """The node whose model predicts, in systems where every node has one."""
+    out: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: predictions-... in FOLDER)")] = None
+    """File to write; must be new."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Cite:
     """Print the reference of a system in BibTeX."""
 
@@ -112,7 +133,7 @@ class Cite:
     """A system of `jaxfl list`."""
 
 
-Command = List | Run | Compare | Sweep | Plan | Reproduce | Cite
+Command = List | Run | Compare | Sweep | Plan | Predict | Reproduce | Cite
 
 
 def name_of(command: One) -> str:
@@ -148,6 +169,7 @@ def parse(args: list[str], about: str = ABOUT) -> Command:
         | Annotated[Compare, subcommand("compare", default=Compare(setup, names=tuple(systems)))]
         | Annotated[Sweep, subcommand("sweep", default=Sweep(setup, name=one))]
         | Annotated[Plan, subcommand("plan", default=Plan(setup, name=one))]
+        | Annotated[Predict, subcommand("predict")]
         | Annotated[Reproduce, subcommand("reproduce")]
         | Annotated[Cite, subcommand("cite")]
     )
