@@ -10,6 +10,8 @@ import pandas as pd
 
 from jaxfl import plugins
 from jaxfl.commands import results
+from jaxfl.data.frames import more_rows
+from jaxfl.data.readers import TABLES, read_table
 from jaxfl.data.sets import Dataset
 from jaxfl.engine.saved import Model, load_model
 from jaxfl.errors import InputError, nearest
@@ -83,8 +85,9 @@ def samples(path: str | None, dataset: Dataset) -> tuple[np.ndarray, np.ndarray 
     """Inputs as the data set has them, `[N, ...]`, and their targets `[N, ...]` or None.
 
     Args:
-        path: an npz with `x` and perhaps `y`; a CSV of numbers, a column a feature in the data set's order, one called
-            `y` perhaps beside them, with or without a line of names; None: the test set.
+        path: of a run on a table, a table with its columns; else an npz with `x` and perhaps `y`, of which 8-bit inputs
+            are divided by 255, or a CSV of numbers, a column a feature in the data set's order, one called `y` perhaps
+            beside them, with or without a line of names; None: the test set.
         dataset: what the run learned from.
 
     Raises:
@@ -92,6 +95,12 @@ def samples(path: str | None, dataset: Dataset) -> tuple[np.ndarray, np.ndarray 
     """
     if path is None:
         return dataset.test_x, dataset.test_y
+    if dataset.table is not None:
+        if Path(path).suffix.lower() not in TABLES:
+            raise InputError(f"data is {path!r}, but the run learned from a table: {' or '.join(TABLES)} files are.")
+        if not Path(path).is_file():
+            raise InputError(f"data is {path}, but there is no such file.")
+        return more_rows(dataset, read_table(Path(path)), Path(path).name)
     readers = {".npz": _npz, ".csv": _csv}
     read = readers.get(Path(path).suffix)
     if read is None:
@@ -106,6 +115,8 @@ def samples(path: str | None, dataset: Dataset) -> tuple[np.ndarray, np.ndarray 
         says = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(f"data: {path} is no {Path(path).suffix} file of numbers ({says}).") from error
     like = dataset.x
+    if x.dtype == np.uint8 and like.dtype.kind == "f":
+        x = x / np.float32(255)
     if x.dtype.kind not in "biuf" or x.ndim == 0 or not len(x):
         raise InputError(f"data: {path} has x of {x.dtype}{list(x.shape)}, but must have numbers, a row a sample.")
     if x.shape[1:] != like.shape[1:] and math.prod(x.shape[1:]) != math.prod(like.shape[1:]):
@@ -158,21 +169,28 @@ def _said(task: Task, row: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def table(said: np.ndarray, y: np.ndarray | None, dataset: Dataset) -> pd.DataFrame:
-    """A row a sample: `target` if known, `prediction`, and of labels its `probability`; several are numbered."""
-    columns: dict[str, np.ndarray] = {}
-    if y is not None:
-        columns |= _numbered("target", y)
-    if dataset.classes is None or said.shape[1:-1] != dataset.y.shape[1:]:
-        columns |= _numbered("prediction", said)
+    """A row a sample: `target` where it is known, `prediction`, and of labels its `probability`.
+
+    Labels are called as the data set calls them; several a sample are a column each, 0 or 1.
+    """
+    names, columns = dataset.class_names, {}
+    if dataset.task == "multilabel":
+        parts = {"target": y, "prediction": (said > 0).astype(int), "probability": 1 / (1 + np.exp(-said))}
+    elif dataset.classes is None:
+        parts, names = {"target": y, "prediction": said}, None
     else:
-        columns |= _numbered("prediction", said.argmax(-1))
-        columns |= _numbered("probability", 1 / np.exp(said - said.max(-1, keepdims=True)).sum(-1))
+        sure = 1 / np.exp(said - said.max(-1, keepdims=True)).sum(-1)
+        parts = {"target": y, "prediction": said.argmax(-1), "probability": sure}
+        if names is not None:
+            called = np.array(names, object)
+            parts |= {part: called[a] for part, a in parts.items() if a is not None and part != "probability"}
+            names = None
+    for part, a in parts.items():
+        if a is not None:
+            rows = a.reshape(len(a), -1)
+            end = [""] if rows.shape[1] == 1 else [f"_{names[i] if names else i}" for i in range(rows.shape[1])]
+            columns |= {f"{part}{e}": rows[:, i] for i, e in enumerate(end)}
     return pd.DataFrame(columns)
-
-
-def _numbered(name: str, a: np.ndarray) -> dict[str, np.ndarray]:
-    rows = a.reshape(len(a), -1)
-    return {name if rows.shape[1] == 1 else f"{name}_{i}": rows[:, i] for i in range(rows.shape[1])}
 
 
 def _score(task: Task, said: np.ndarray, y: np.ndarray | None) -> str:

@@ -23,6 +23,14 @@ class Column(NamedTuple):
     words: tuple = ()  # of a category, sorted
 
 
+class Table(NamedTuple):
+    """How a table became a data set."""
+
+    columns: tuple[Column, ...]
+    target: tuple
+    several: bool  # targets a sample
+
+
 def from_pandas(
     frame: Any,
     target: Any,
@@ -104,7 +112,25 @@ def from_pandas(
     if clients is not None:
         known["clients"] = _keys(name, parts[0][clients])
         known |= {"test_clients": _keys(title, parts[1][clients])} if clients in parts[1].columns else {}
-    return from_arrays(x, ys[0], test_x, ys[1], task=kind, name=name, **known)
+    made = from_arrays(x, ys[0], test_x, ys[1], task=kind, name=name, **known)
+    return made._replace(table=Table(tuple(plan), tuple(chosen), several))
+
+
+def more_rows(data: Dataset, frame: Any, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Inputs of further rows, as `from_pandas` made those of `data`, and their targets if all target columns are there.
+
+    Raises:
+        InputError: a missing column or value, one of another kind than its column, or that the train rows do not have.
+    """
+    columns, target, several = data.table
+    _check_columns(name, frame, [c.name for c in columns])
+    if not len(frame):
+        raise InputError(f"{name} has no rows.")
+    x = np.concatenate([_encoded(name, frame[c.name], c) for c in columns], 1)
+    if not all(c in frame.columns for c in target):
+        return x, None
+    y = _target_as(name, frame[list(target)], data.task, data.class_names, several)
+    return x, y.astype(data.y.dtype)
 
 
 def _pandas() -> Any:

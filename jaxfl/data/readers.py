@@ -80,7 +80,7 @@ def from_file(
         return from_image_folder(path, size, **how)
     if kind == ".npz":
         return _npz(path, task, how)
-    frame = _csv(path) if kind == ".csv" else _parquet(path)
+    frame = read_table(path)
     if target is None:
         raise InputError(f"target is missing: it names a column of {path.name}: {_listed(frame.columns)}.")
     return from_pandas(frame, target, clients, features, task=task, name=path.name, **how)
@@ -128,6 +128,11 @@ def _npz(path: Path, task: str | None, how: dict[str, Any]) -> Dataset:
         return from_arrays(**arrays, task=task, tokens=tokens, name=path.name, **how)
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from error
+
+
+def read_table(path: Path) -> Any:
+    """The frame in a .csv or .parquet file. Raises InputError for a file that is no table."""
+    return _csv(path) if path.suffix.lower() == ".csv" else _parquet(path)
 
 
 def _csv(path: Path) -> Any:

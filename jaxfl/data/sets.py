@@ -38,6 +38,7 @@ class Dataset(NamedTuple):
     name: str = ""
     task: str = "classification"  # what the target is, one of `targets.TASKS`
     class_names: list | None = None  # class_names[k] is what label k stands for
+    table: Any = None  # of a table, how its columns became numbers: `frames.Table`
 
 
 def generator(seed: int) -> np.random.Generator:

@@ -112,7 +112,7 @@ class Predict:
     run: Positional[Annotated[str, arg(metavar="FOLDER")]]
     """Folder of a run or a comparison."""
     data: Positional[Samples] = None
-    """A file of samples as the run's data has them: .npz with x (and y), or .csv with a number a feature (and y)."""
+    """Samples as the run's data has them: the columns of its table; else .npz with x (and y), or .csv of numbers."""
     system: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the only one)")] = None
     """The system of a comparison."""
     seed: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the first)")] = None

@@ -70,6 +70,7 @@ def test_files_of_samples_and_the_model_of_a_node(run, tmp_path, capsys):
     pd.DataFrame(x).to_csv(tmp_path / "counted.csv", index=False)
     pd.DataFrame(x).rename(columns="pixel {}".format).assign(y=y).to_csv(tmp_path / "named.csv", index=False)
     model = load_model(run / "dsgd" / "models" / "seed-4-nodes.npz").row[2]
+    np.savez(tmp_path / "bytes.npz", x=np.round(255 * x).astype(np.uint8))
     given = {"flat.npz": False, "known.npz": True, "bare.csv": False, "counted.csv": False, "named.csv": True}
     for name, known in given.items():
         out = tmp_path / f"{name}.out"
@@ -77,6 +78,8 @@ def test_files_of_samples_and_the_model_of_a_node(run, tmp_path, capsys):
         assert jaxfl("predict", run, tmp_path / name, *options) == 0
         assert ("accuracy" in capsys.readouterr().out) == ("target" in pd.read_csv(out)) == known
         np.testing.assert_allclose(pd.read_csv(out)["probability"], by_hand(model, x).max(1), rtol=1e-4)
+    assert jaxfl("predict", run, tmp_path / "bytes.npz", *options[:-1], tmp_path / "o") == 0
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "o")["probability"], by_hand(model, x).max(1), rtol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_what_is_no_run_or_another_task(run, tmp_path, capsys):
     assert "not of the task" in capsys.readouterr().err
 
 
-def test_a_row_of_a_regression_and_of_tokens():
+def test_rows_of_a_regression_of_tokens_and_of_labels_with_names():
     real = data.from_arrays(np.zeros((4, 3)), np.ones((4, 2)), np.zeros((2, 3)), np.ones((2, 2)))
     told = predict.table(np.arange(4.0).reshape(2, 2), real.test_y, real)
     assert list(told) == ["target_0", "target_1", "prediction_0", "prediction_1"]
@@ -137,3 +140,16 @@ def test_a_row_of_a_regression_and_of_tokens():
     told = predict.table(logits, None, text)
     assert told["prediction_2"].to_list() == [0, 4]
     np.testing.assert_allclose(told["probability_2"], [0.2, 0.5])
+    labels, sure = [0, 1, 1, 0], np.array([[0, np.log(3.0)], [np.log(3.0), 0]])
+    called = data.from_arrays(np.zeros((4, 3)), labels, np.zeros((2, 3)), [0, 1], class_names=["no", "yes"])
+    told = predict.table(sure, called.test_y, called)
+    assert told.to_dict("list") == {
+        "target": ["no", "yes"],
+        "prediction": ["yes", "no"],
+        "probability": pytest.approx([0.75] * 2),
+    }
+    several = called._replace(task="multilabel", y=np.eye(4, 2, dtype=int), test_y=np.eye(2, dtype=int))
+    told = predict.table(sure - 0.1, several.test_y, several)
+    assert told["target_yes"].to_list() == [0, 1]
+    assert told["prediction_yes"].to_list() == [1, 0]
+    np.testing.assert_allclose(told["probability_no"], 1 / (1 + np.exp(0.1 - sure[:, 0])))
