@@ -18,11 +18,22 @@
 # accelerator and takes a few minutes on a CPU, seconds on a GPU.
 
 # %%
+SOURCE = "jaxfl"  # where jaxfl comes from, and only here: a name on the package index, a wheel, or git+https://...
+
+import importlib.metadata
 import importlib.util
+import subprocess
+import sys
 
 if importlib.util.find_spec("jaxfl") is None:
-    # %pip install -q jaxfl
-    pass
+    there = {found.name: found.version for found in importlib.metadata.distributions()}
+    # The jax that is there stays: in Colab it is built for the accelerator.
+    keep = [f"{name}=={there[name]}" for name in ("jax", "jaxlib") if name in there]
+    pip = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *keep]
+    got = subprocess.run(pip, capture_output=True, text=True)
+    if got.returncode:
+        why = (got.stderr.strip() or "pip says nothing").splitlines()[-1]
+        raise SystemExit(f"jaxfl cannot be installed from {SOURCE!r} beside {' and '.join(keep) or 'no jax'}: {why}")
 
 # %%
 import jax

@@ -18,6 +18,8 @@ from jaxfl.errors import InputError
 from jaxfl.models import convolution
 from jaxfl.models.conv_pool import ConvPool, conv_pool
 
+_List: Any = getattr(nnx, "List", list)  # flax before 0.12 holds modules in plain lists
+
 
 def _images(x: Array, image: tuple[int, int, int]) -> Array:
     """Images `[b, h, w, channels]` from the same, flat `[b, h * w * channels]`, or `[b, h, w]`."""
@@ -91,7 +93,7 @@ class MLP(nnx.Module):
     def __init__(self, sizes: Sequence[int], *, rngs: nnx.Rngs):
         if len(sizes) < 2 or min(sizes) < 1:
             raise InputError(f"sizes is {tuple(sizes)}, must be two or more sizes of at least 1.")
-        self.layers = nnx.List([_linear(a, b, rngs) for a, b in pairwise(sizes)])
+        self.layers = _List([_linear(a, b, rngs) for a, b in pairwise(sizes)])
 
     def __call__(self, x: Array) -> Array:
         """`[b, ...]`, flattened to `[b, sizes[0]]`, to `[b, sizes[-1]]`."""
@@ -204,7 +206,7 @@ class ResNet(nnx.Module):
             for i in range(blocks):
                 stages.append(_Block(channels, width, 2 if stage and not i else 1, groups, rngs=rngs))
                 channels = width
-        self.blocks = nnx.List(stages)
+        self.blocks = _List(stages)
         self.dense = _linear(widths[-1], classes, rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -261,7 +263,7 @@ class Transformer(nnx.Module):
         start = 0.02 * jax.random.normal(rngs.params(), ((vocab + length) * width,))
         self.token = nnx.Param(start[: vocab * width].reshape(vocab, width))
         self.position = nnx.Param(start[vocab * width :].reshape(length, width))
-        self.layers = nnx.List([_Layer(width, heads, rngs=rngs) for _ in range(depth)])
+        self.layers = _List([_Layer(width, heads, rngs=rngs) for _ in range(depth)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.head = _linear(width, vocab, rngs)
 
