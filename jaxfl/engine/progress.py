@@ -51,7 +51,7 @@ def _drawn(rounds: int, done: int) -> Iterator[Callable]:
     columns = (TextColumn("{task.fields[score]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("rounds", total=rounds, completed=done, score="")
-        yield lambda t, scores: progress.update(task, completed=t, score=_score(scores))
+        yield lambda t, scores: progress.update(task, completed=t, score=_score(scores), refresh=True)
 
 
 def _lines(rounds: int, done: int) -> Callable:
