@@ -47,7 +47,7 @@ def main(command: Run | Compare) -> int:
         results.describe(world, arms, folder)
     else:
         folder = Path(command.resume)
-    histories, seconds, code, at = {}, {}, 130, ""
+    histories, nodes, seconds, code, at = {}, {}, {}, 130, ""
     with contextlib.suppress(KeyboardInterrupt):
         for i, (name, arm) in enumerate(arms.items()):
             began = time.perf_counter()
@@ -55,7 +55,7 @@ def main(command: Run | Compare) -> int:
             own = folder / results.file_name(name)
             resume = (own / "log.jsonl").exists()
             result = result_of(arm, setup, own, mesh, checkpoints=setup.checkpoints, resume=resume)
-            histories[name], seconds[name] = result.history, time.perf_counter() - began
+            histories[name], nodes[name], seconds[name] = result.history, result.nodes, time.perf_counter() - began
             results.write_history(folder, histories)
             results.keep_models(own, name, arm, result, world)
             print(f"{i + 1}/{len(arms)} {name} {seconds[name]:.1f} s", file=sys.stderr, flush=True)
@@ -68,7 +68,7 @@ def main(command: Run | Compare) -> int:
         on = f"`jaxfl {word} --resume {folder}` goes on" if setup.checkpoints else "with --checkpoints it could go on"
         print(f"jaxfl: interrupted{at}; what was computed is in {folder}; {on}.", file=sys.stderr)
     if seconds:
-        results.conclude(world, histories, seconds, folder, as_json=command.json)
+        results.conclude(world, histories, seconds, folder, nodes=nodes, as_json=command.json)
     return code
 
 

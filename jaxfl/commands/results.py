@@ -108,11 +108,12 @@ def conclude(
     seconds: Mapping[str, float],
     folder: Path,
     *,
+    nodes: Mapping[str, Mapping[str, Any]] = {},
     columns: Mapping[str, Sequence] = {},
     says: str = "",
     as_json: bool = False,
 ) -> None:
-    """The table and the picture of all systems that are finished.
+    """The table and the pictures of all systems that are finished; `nodes` is what is by node, `Result.nodes`.
 
     `columns`, one value a system, are in the files and the JSON, not in the table; `says` is a line below it.
     """
@@ -129,6 +130,9 @@ def conclude(
         share = f"({setup.alpha:g})" if setup.partition == "dirichlet" else ""
         title += f", {setup.data} {setup.partition}{share}, {setup.model} of {world.task.dim:,} parameters"
         plots.comparison(histories, setup.nodes, path=folder / "comparison.png")
+    measured = {name: kept for name, kept in nodes.items() if any(c.startswith("local_") for c in kept)}
+    if world.held_out is not None and measured:
+        plots.own_samples(measured, world.held_out.size, folder / "nodes.png")
     frame["seconds"] = [seconds[name] for name in histories]
     whole = frame.assign(**columns)[[*columns, *frame.columns]]
     write(folder / "summary.csv", whole.to_csv(index_label="system"))

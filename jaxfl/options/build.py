@@ -15,13 +15,14 @@ import numpy as np
 
 from jaxfl import zoo
 from jaxfl.core import Algorithm, Graph, Links, Metric, Process, Scenario, Shards
+from jaxfl.data.hold_out import hold_out
 from jaxfl.data.sets import Dataset
 from jaxfl.errors import InputError
 from jaxfl.learn.task import Task
-from jaxfl.measure.metrics import distance_to
+from jaxfl.measure.metrics import distance_to, together
 from jaxfl.options.config import KEYED, TEXT, TIMES, Setup, check, filled
 from jaxfl.options.jobs import clock_of
-from jaxfl.options.learning import dataset_of, metric_of, shards_of, task_of
+from jaxfl.options.learning import dataset_of, local_metric_of, metric_of, shards_of, task_of
 from jaxfl.options.network import network_of
 from jaxfl.options.systems import accepted
 from jaxfl.options.topology import in_degree, topology_of
@@ -44,6 +45,7 @@ class World(NamedTuple):
     metric: Metric
     topology: Graph | Process | None  # None where no system needs one
     timed: bool  # transfers and steps take time
+    held_out: Shards | None = None  # what nodes keep for their own test
 
 
 class Arm(NamedTuple):
@@ -77,10 +79,11 @@ def prepare(setup: Setup, systems: Sequence[str]) -> World:
     setup = dataclasses.replace(setup, partition=setup.partition or dealt, model=setup.model or given)
     dataset = dataset_of(setup)
     task, shards = task_of(setup, dataset), shards_of(setup, dataset)
+    shards, held_out = hold_out(shards, setup.hold_out, setup.seed) if setup.hold_out else (shards, None)
     setup = filled(dataclasses.replace(setup, nodes=shards.size.shape[0]))
     check(setup)  # again, as a natural partition may have fewer nodes
     where = topology_of(setup) if "gossip" in kinds else None
-    return World(setup, dataset, shards, task, metric_of(setup, task, dataset), where, timed)
+    return World(setup, dataset, shards, task, metric_of(setup, task, dataset), where, timed, held_out)
 
 
 def build(
@@ -128,7 +131,10 @@ def build(
     if not isinstance(data, Shards):
         parts["nodes"] = setup.nodes
     model = own.model if own.model is not None else jnp.zeros(1) if task is None else task.init
-    return Arm(algorithm, scenario(data, **parts), model, own.metric or world.metric, where)
+    metric = own.metric or world.metric
+    if world.held_out is not None and world.task is not None and own.data is None:
+        metric = together(metric, local_metric_of(setup, world.task, world.held_out))
+    return Arm(algorithm, scenario(data, **parts), model, metric, where)
 
 
 def example_of(world: World, name: str) -> Example:

@@ -51,7 +51,9 @@ READ_BY = {
 # Options that only some kinds of systems read.
 _LEARNING = ("server", "asynchronous", "gossip", "reference")
 _OF_DATA = ("data", "data_folder", "partition", "alpha", "shard_size", "labels_per_node", "model", "hidden", "compute")
-KINDS: dict[str, tuple[str, ...]] = dict.fromkeys((*_OF_DATA, "test_samples", "lr", "steps", "batch"), _LEARNING)
+KINDS: dict[str, tuple[str, ...]] = dict.fromkeys(
+    (*_OF_DATA, "test_samples", "hold_out", "lr", "steps", "batch"), _LEARNING
+)
 KINDS |= dict.fromkeys(("topology", "degree", "mixing"), ("gossip", "protocol"))
 KINDS |= dict.fromkeys(("cohort", "strata"), ("server",)) | dict.fromkeys(("concurrency", "goal"), ("asynchronous",))
 
@@ -159,6 +161,8 @@ class Setup:
     """Rounds between evaluations."""
     test_samples: Count = 500
     """Test samples on which every node's model is evaluated, at most, evenly spaced over the test set."""
+    hold_out: Annotated[float, Range(least=0, below=1)] = 0.0
+    """Share of every node's samples that it keeps for a test of its own: who is served well, and who badly."""
     lr: Annotated[Positive | None, _maybe("FLOAT", "the system's own, mostly 0.1")] = None
     """Learning rate of local steps."""
     steps: Count = 3

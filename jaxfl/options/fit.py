@@ -47,6 +47,8 @@ def fit(world: World, label: str, options: Mapping[str, Any], swept: Mapping[str
     heard = {n: Setup.__dict__[n] for n in SLOTS}
     plain = changed(world, **heard) if judged or unheard else world
     own = example_of(plain, name)
+    if "hold_out" in given and "hold_out" not in unheard and own.data is not None:
+        unheard["hold_out"] = f"hold_out is {setup.hold_out}, but {name} brings its own data."
     arm = build(plain, name, options, swept, own)
     if not judged:
         return Fit(arm, unheard)

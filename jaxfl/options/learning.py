@@ -13,7 +13,7 @@ from jaxfl.core import Metric, Shards
 from jaxfl.data import partition, sets, synthetic, text
 from jaxfl.errors import InputError
 from jaxfl.learn.task import Task, classification, language_model, logistic_regression
-from jaxfl.measure.metrics import among, shared_test
+from jaxfl.measure.metrics import among, local_test, shared_test
 from jaxfl.models import networks
 from jaxfl.options.config import MODELS, Setup
 
@@ -97,3 +97,9 @@ def metric_of(setup: Setup, task: Task, dataset: data.Dataset) -> Metric:
     x, y = jnp.asarray(dataset.test_x[some]), jnp.asarray(dataset.test_y[some])
     test = shared_test(task, x, y, batch=EVALUATED.get(str(setup.model), 50))
     return among(test, np.arange(setup.byzantine, setup.nodes)) if setup.byzantine else test
+
+
+def local_metric_of(setup: Setup, task: Task, held_out: Shards) -> Metric:
+    """Scores of the nodes that do not lie, each on what it held out."""
+    honest = np.arange(setup.byzantine, setup.nodes) if setup.byzantine else None
+    return local_test(task, held_out, ids=honest, batch=EVALUATED.get(str(setup.model), 50))

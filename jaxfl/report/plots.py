@@ -19,10 +19,14 @@ from jaxfl.errors import InputError
 from jaxfl.report.holdings import label_histogram as label_histogram
 from jaxfl.report.holdings import labels_per_sample as labels_per_sample
 from jaxfl.report.holdings import value_histogram as value_histogram
+from jaxfl.report.nodes import gains as gains
+from jaxfl.report.nodes import own_samples as own_samples
+from jaxfl.report.nodes import per_node as per_node
 from jaxfl.report.style import (
     COLOURS,
-    DASHES,
     axes_or_new,
+    banded,
+    dress,
     legend_above,
     legend_of,
     new_figure,
@@ -39,6 +43,8 @@ NAMES = {
     "loss": "training loss",
     "worst_decile": "worst-decile accuracy",
     "consensus": "consensus distance",
+    "local_accuracy": "accuracy on own samples",
+    "local_accuracy_worst_decile": "worst-decile accuracy on own samples",
 }
 AXES = {
     "round": ("round", "round"),
@@ -78,30 +84,6 @@ def _curve(name: str, history: Any, x: str, y: str, nodes: int | None) -> tuple[
     return at, *(np.where(whole, v, np.nan) for v in (mean, low, high))
 
 
-def _line(ax: Any, i: int, label: str, curve: tuple, dashes: str | None = None) -> None:
-    """The `i`-th system's line and band; a lone point, which no line would show, gets a marker."""
-    at, mean, low, high = curve
-    colour = COLOURS[i % len(COLOURS)]
-    style = DASHES[i % len(DASHES)] if dashes is None else dashes
-    marker = "o" if np.isfinite(mean).sum() == 1 else None
-    ax.plot(at, mean, style, color=colour, label=label, marker=marker, markersize=4)
-    if np.any(high > low):
-        ax.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
-
-
-def _dress(ax: Any, xlabel: str, ylabel: str, log: bool = False) -> None:
-    # Ticks are made when the figure is drawn, outside STYLE: their looks must be set on the axes.
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    ax.tick_params(which="both", labelsize=8)
-    ax.grid(True, color="#dddddd", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.margins(x=0.02)
-    if log:
-        ax.set_yscale("log", nonpositive="mask")
-
-
 @styled
 def learning_curves(
     histories: Mapping[str, Any],
@@ -135,8 +117,8 @@ def learning_curves(
         raise InputError(f"styles has no {missing[0]!r}, only {', '.join(order)}.")
     ax = axes_or_new(ax)
     for name, history in systems.items():
-        _line(ax, order.index(name), name, _curve(name, history, x, y, nodes))
-    _dress(ax, AXES[x][1], NAMES.get(y, y.replace("_", " ")), log)
+        banded(ax, order.index(name), name, _curve(name, history, x, y, nodes))
+    dress(ax, AXES[x][1], NAMES.get(y, y.replace("_", " ")), log)
     legend_of(ax, own, ax.get_lines())
     return ax.figure
 
@@ -188,8 +170,8 @@ def comparison(histories: Mapping[str, Any], nodes: int, path: str | Path | None
     for ax, (y, x) in zip(grid, panels, strict=False):
         for i, (name, history) in enumerate(systems.items()):
             if _has(history, y) and AXES[x][0] in history:
-                _line(ax, i, name, _curve(name, history, x, y, nodes))
-        _dress(ax, AXES[x][1], NAMES[y], y == "consensus")
+                banded(ax, i, name, _curve(name, history, x, y, nodes))
+        dress(ax, AXES[x][1], NAMES[y], y == "consensus")
         if x in ("megabytes", "time"):
             _spread_out(ax)
         handles |= {line.get_label(): line for line in ax.get_lines()}
@@ -245,12 +227,12 @@ def rate(
     own, ax = ax is None, axes_or_new(ax)
     order = {name: i for i, name in enumerate(curves)}
     for name, v in curves.items():
-        _line(ax, order[name], name, (at, v.mean(0), v.min(0), v.max(0)), "-")
+        banded(ax, order[name], name, (at, v.mean(0), v.min(0), v.max(0)), "-")
     for name, v in lines.items():
         known = name in order
         colour = COLOURS[order[name] % len(COLOURS)] if known else "#555555"
         ax.plot(at, v, "--" if known else ":", color=colour, linewidth=1.1, label="_predicted" if known else name)
-    _dress(ax, xlabel, ylabel, log=True)
+    dress(ax, xlabel, ylabel, log=True)
     handles = [line for line in ax.get_lines() if line.get_label() != "_predicted"]
     if order.keys() & lines.keys():
         handles.append(Line2D([], [], linestyle="--", color="#000000", linewidth=1.1, label="predicted"))

@@ -61,6 +61,31 @@ def axes_or_new(ax: Any, size: tuple[float, float] = WIDE) -> Any:
     return new_figure(size).subplots() if ax is None else ax
 
 
+def banded(ax: Any, i: int, label: str, curve: tuple, dashes: str | None = None) -> None:
+    """The `i`-th system's line and band; a lone point, which no line would show, gets a marker."""
+    at, mean, low, high = curve
+    colour = COLOURS[i % len(COLOURS)]
+    style = DASHES[i % len(DASHES)] if dashes is None else dashes
+    marker = "o" if np.isfinite(mean).sum() == 1 else None
+    ax.plot(at, mean, style, color=colour, label=label, marker=marker, markersize=4)
+    if np.any(high > low):
+        ax.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def dress(ax: Any, xlabel: str, ylabel: str, log: bool = False) -> None:
+    """Labels, grid and spines of an axis."""
+    # Ticks are made when the figure is drawn, outside STYLE: their looks must be set on the axes.
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.tick_params(which="both", labelsize=8)
+    ax.grid(True, color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(x=0.02)
+    if log:
+        ax.set_yscale("log", nonpositive="mask")
+
+
 def legend_of(ax: Any, own: bool, handles: list) -> None:
     """Where it covers no line: over the axes of a figure of our `own`, beside the axes of another."""
     legend_above(ax.figure, handles) if own else ax.legend(handles=handles, **BESIDE)

@@ -14,18 +14,21 @@ import numpy as np
 from jaxfl.errors import InputError
 
 HIGHER = ("accuracy", "node_accuracy", "worst_decile")  # columns in which more is better
-SCORES = ("accuracy", "worst_decile", "consensus", "test_loss", "diverged")
+HIGHER += ("local_accuracy", "local_accuracy_worst_decile", "local_accuracy_weighted", "local_accuracy_jain")
+SCORES = ("accuracy", "worst_decile", "consensus", "test_loss")
+FAIRNESS = ("", "_worst_decile", "_spread", "_jain", "_weighted")  # what metrics.local_test says of a measurement
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxfl")
 
 
 def summary(histories: Mapping[str, Any], nodes: int) -> Any:
     """One row a system, at the last evaluation of each seed.
 
-    Columns, as far as a history has them: `accuracy`, `worst_decile`, `consensus`, `test_loss`, `diverged` (nodes
-    whose model is not finite), `megabytes` (sent and received up to then by the mean node, 10^6 bytes), `gradients`
-    (evaluated up to then by all nodes), `simulated_s` (simulated seconds up to then, where rounds differ in them), each
-    a mean over seeds and beside it `<column>_std`, the sample standard deviation over seeds (NaN with one seed);
-    `rounds` and `seeds`. A seed that is not finite makes its mean not finite.
+    Columns, as far as a history has them: `accuracy`, `worst_decile`, `consensus`, `test_loss`, those of
+    `metrics.local_test` (mean, worst decile, spread, Jain's index; of further parts of an answer the mean), `diverged`
+    (nodes whose model is not finite), `megabytes` (sent and received up to then by the mean node, 10^6 bytes),
+    `gradients` (evaluated up to then by all nodes), `simulated_s` (simulated seconds up to then, where rounds differ in
+    them), each a mean over seeds and beside it `<column>_std`, the sample standard deviation over seeds (NaN with one
+    seed); `rounds` and `seeds`. A seed that is not finite makes its mean not finite.
 
     Args:
         histories: `Result.history` of each system, by name.
@@ -40,8 +43,21 @@ def summary(histories: Mapping[str, Any], nodes: int) -> Any:
     if nodes < 1:
         raise InputError(f"nodes = {nodes}: at least 1 is needed.")
     clocked = any(takes_time(h) for h in histories.values())
-    rows = [_row(name, h, nodes, clocked) for name, h in histories.items()]
-    return pd.DataFrame(rows, index=list(histories))
+    scores = [*SCORES, *_local(histories), "diverged"]
+    frame = pd.DataFrame([_row(name, h, nodes, clocked, scores) for name, h in histories.items()], list(histories))
+    first = [c for score in scores for c in (score, f"{score}_std") if c in frame]
+    return frame[[*first, *(c for c in frame if c not in first)]]
+
+
+def _local(histories: Mapping[str, Any]) -> list[str]:
+    """The columns of `metrics.local_test`: how the main part is spread, of every further part the mean."""
+    main = [f"local_{what}{part}" for what in ("accuracy", "loss") for part in FAIRNESS]
+    known = dict.fromkeys(
+        c for h in histories.values() for c in h if str(c).startswith(("local_accuracy", "local_loss"))
+    )
+    return [c for c in main if c in known and not c.endswith(FAIRNESS[-1])] + [
+        c for c in known if c not in main and not c.endswith(FAIRNESS[1:])
+    ]
 
 
 def require_histories(histories: Any) -> None:
@@ -75,10 +91,10 @@ def takes_time(history: Any) -> bool:
     return "seconds" in history and not history["seconds"].dropna().isin((0.0, 1.0)).all()
 
 
-def _row(name: str, history: Any, nodes: int, clocked: bool) -> dict[str, Any]:
+def _row(name: str, history: Any, nodes: int, clocked: bool, scores: list[str]) -> dict[str, Any]:
     if not len(history):
         raise InputError(f"histories[{name!r}] has no rows, but at least one round is needed.")
-    scores = [c for c in SCORES if c in history]
+    scores = [c for c in scores if c in history]
     done = history[history[scores].notna().any(axis=1)] if scores else history
     last = done.sort_values("round", kind="stable").groupby("seed").tail(1)
     values = {c: last[c] for c in scores}

@@ -355,3 +355,29 @@ def test_a_value_that_is_the_default_never_complains(tmp_path, monkeypatch, caps
     same += ["--concurrency", 1, "--goal", 1, "--steps", 3, "--crash", 0, "--latency-ms", 0]
     assert jaxfl("run", "fedavg", *SMALL, *same, "--out", tmp_path / "a") == 0
     assert notes(capsys) == []
+
+
+def test_nodes_hold_out_a_part_of_their_samples(tmp_path, capsys):
+    """Trained on the rest, and scored by node where a system shares the data; also when it goes on."""
+    out, kw = tmp_path / "o", ["--hold-out", 0.4, "--byzantine", 1, "--checkpoints", "--every", 1]
+    assert jaxfl("compare", "fedavg", "mhd", *SMALL, *kw, "--out", out) == 0
+    assert "without --hold-out runs mhd: hold_out is 0.4, but mhd brings its own data." in capsys.readouterr().err
+    table = pd.read_csv(out / "summary.csv", index_col="system")
+    fair = ["local_accuracy", "local_accuracy_worst_decile", "local_accuracy_spread", "local_accuracy_jain"]
+    assert table.loc["fedavg", fair].between(0, 1).all()
+    assert table.loc["mhd", fair].isna().all()
+    with np.load(out / "fedavg" / "nodes" / "1-2.npz") as kept:
+        each = kept["_local_accuracy"]
+    assert each.shape == (2, 1, 8)
+    assert np.isnan(each[:, :, 0]).all()  # who lies is no score
+    np.testing.assert_allclose(table.loc["fedavg", "local_accuracy"], np.nanmean(each), rtol=1e-5)
+    picture = (out / "nodes.png").read_bytes()
+    (out / "nodes.png").unlink()
+    assert jaxfl("compare", "--resume", out) == 0
+    assert (out / "nodes.png").read_bytes() == picture
+
+
+def test_a_protocol_and_a_system_with_its_own_data_hold_nothing_out(capsys):
+    for name, says in (("push_sum", "of kind protocol"), ("mhd", "brings its own data")):
+        assert jaxfl("run", name, *SMALL, "--hold-out", 0.2) == 2
+        assert says in capsys.readouterr().err

@@ -13,7 +13,7 @@ PAPER = fl.Paper("Ditto: Fair and Robust Federated Learning Through Personalizat
 
 
 def ditto(task, net=fl.Network(), *, lr=0.1, lam=0.1, steps=5, batch=8):
-    """The answer is the personal models `[n, d]`; the global one is `State.shared["x"]`."""
+    """The answer is the global model `[d]` as `x`, and the personal ones `[n, d]`."""
     pull = lambda g, p, *, centre, **_: jax.tree.map(lambda g, p, c: g + lam * (p - c), g, p, centre)
     train = fl.local_sgd(task, optax.sgd(lr), steps=steps, batch=batch)
     adapt = fl.local_sgd(task, optax.chain(fl.hooks.stateless(pull), optax.sgd(lr)), steps=steps, batch=batch)
@@ -31,7 +31,7 @@ def ditto(task, net=fl.Network(), *, lr=0.1, lam=0.1, steps=5, batch=8):
         got = net.collect(key, env, s.mail, member, s.shared["x"], memory={"personal": s.nodes})
         return fl.State({"x": s.shared["x"] + got.mean}, got.memory["personal"], got.mail), got.log
 
-    return fl.Algorithm(init, round, read=lambda s: s.nodes)
+    return fl.Algorithm(init, round, read=lambda s: {"x": s.shared["x"], "personal": s.nodes})
 
 
 SYSTEMS = {"ditto": fl.System(ditto, PAPER)}

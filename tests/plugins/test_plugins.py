@@ -134,6 +134,24 @@ def test_ditto_and_its_global_model_is_that_of_fedavg():
     np.testing.assert_allclose(after(fedavg).shared["x"], x, atol=1e-5)
 
 
+def test_fedavg_stands_beside_ditto_on_every_nodes_own_samples():
+    """The personal models stand where FedAvg's one model does, and Ditto's global model beside them."""
+    train, test = fl.partition.hold_out(fl.partition.dirichlet(fl.data.digits(), 6, 0.3), 0.3)
+    model, world = fl.logistic_regression(64, 10), fl.scenario(train)
+    check = fl.metrics.local_test(model, test)
+    kw = {"lr": 0.1, "steps": 5, "batch": 8}
+    one, two = (fl.run(f(model, **kw), world, model.init, 6, every=3, evaluate=check) for f in (fedavg, ditto))
+    np.testing.assert_allclose(two.nodes["local_accuracy_x"], one.nodes["local_accuracy"], atol=0.02)
+    assert two.nodes["local_accuracy"].shape == (1, 3, 6)
+    assert two.nodes["evaluated"].tolist() == [[0, 3, 6]]
+    table = fl.summary({"FedAvg": one.history, "Ditto": two.history}, 6)
+    assert table["local_accuracy"].notna().all()
+    v = two.state.nodes
+    mine = np.asarray(test.order)[test.start[2] : test.start[2] + test.size[2]]
+    hit = (np.asarray(test.x)[mine] @ v[2, 10:].reshape(64, 10) + v[2, :10]).argmax(1) == np.asarray(test.y)[mine]
+    np.testing.assert_allclose(two.nodes["local_accuracy"][0, -1, 2], hit.mean(), rtol=1e-6)
+
+
 def test_qfedavg():
     x, q = np.ones(D), 1.5
     for members in MEMBERS:
