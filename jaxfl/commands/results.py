@@ -68,27 +68,31 @@ def write_history(folder: Path, histories: Mapping[str, Any], columns: Mapping[s
 def keep_models(folder: Path, label: str, arm: Arm, result: Result, world: World) -> None:
     """`models/seed-0.npz` and so on: the final model of each seed, of models by node the mean of those that do not lie.
 
-    All rows are in `models/seed-0-nodes.npz` too where they take at most `NODES_BYTES`. Nothing is kept of a system
-    whose answer is no model of the task: a protocol, unlike architectures.
+    All rows are in `models/seed-0-nodes.npz` too where they take at most `NODES_BYTES`. Of an answer in parts, one
+    model and models by node, the one is the final model. Nothing is kept of a system whose answer is no model of the
+    task: a protocol, unlike architectures.
     """
     task = world.task
     if task is None:
         return
     answer = jax.jit(jax.vmap(arm.algorithm.read))(result.state)  # compiled: what is not read is not touched
-    if not isinstance(answer, jax.Array) or answer.ndim not in (2, 3) or answer.shape[-1] != task.dim:
+    parts = answer if isinstance(answer, dict) else {"": answer}
+    if any(not isinstance(a, jax.Array) or a.ndim not in (2, 3) or a.shape[-1] != task.dim for a in parts.values()):
         return
     honest = ~np.asarray(arm.scenario.byz)
-    for seed, rows in enumerate(to_host(answer), world.setup.seed):
+    host = to_host(parts)
+    one, each = (next((a for a in host.values() if a.ndim == ndim), None) for ndim in (2, 3))
+    for i in range(world.setup.seeds):
+        seed = world.setup.seed + i
         about, path = {"system": label, "round": result.carry.t, "seed": seed}, folder / "models" / f"seed-{seed}.npz"
         path.parent.mkdir(exist_ok=True)
-        if rows.ndim == 2:
-            if rows.nbytes <= NODES_BYTES:
-                save_model(path.with_stem(f"{path.stem}-nodes"), task, rows, **about)
-            rows, about = (
-                rows[honest].mean(0, dtype=np.float64).astype(rows.dtype),
-                about | {"mean_of": int(honest.sum())},
-            )
-        save_model(path, task, rows, **about)
+        if each is not None and each[i].nbytes <= NODES_BYTES:
+            save_model(path.with_stem(f"{path.stem}-nodes"), task, each[i], **about)
+        if one is not None:
+            save_model(path, task, one[i], **about)
+        elif each is not None:
+            mean = each[i][honest].mean(0, dtype=np.float64).astype(each.dtype)
+            save_model(path, task, mean, **about, mean_of=int(honest.sum()))
 
 
 def describe(world: World, arms: Mapping[str, Arm], folder: Path) -> None:

@@ -137,7 +137,7 @@ def plan(
         scored = None
         if evaluate is not None:
             scored = _evaluate.trace(algorithm, evaluate.measure, runs, block, carry[1], fixed[1], test)
-        check_names(labels[0], traced.out_info[1], scored.out_info if scored else {})
+        check_names(labels[0], traced.out_info[1], scored.out_info[0] if scored else {})
         first, compiled = start.lower().compile(), traced.lower().compile()
         beside = max(_beside(first, held=_bytes(carry)), _beside(compiled))
         if scored is not None:

@@ -221,6 +221,11 @@ def test_the_command_line_compares_them_with_the_zoo_and_goes_on(tmp_path, capsy
     np.testing.assert_allclose(seconds["ditto"], round_trip(d) + 2 * 2 * 0.005, rtol=1e-5)
     np.testing.assert_allclose(seconds["qfedavg"], round_trip(d + 1), rtol=1e-5)
     np.testing.assert_allclose(seconds["extra"], 2 * (0.005 + 0.03 + 2 * d * 16 / 1e6), rtol=1e-5)
+    folder = next(out.glob("*ditto*/models"))
+    assert sorted(p.name for p in folder.iterdir()) == ["seed-0-nodes.npz", "seed-0.npz"]
+    rows, one = (fl.load_model(folder / f"seed-0{part}.npz").row for part in ("-nodes", ""))
+    assert rows.shape == (8, d)
+    assert one.shape == (d,)
     systems, setup = config.load(out / "config.toml")
     assert systems == ["fedavg", *(str(HERE / f"{name}.py:{name}") for name in ("feddyn", "ditto", "qfedavg", "extra"))]
     assert setup.codec == "half"
