@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 
 from jaxfl.errors import InputError
-from jaxfl.report.style import COLOURS, axes_or_new, banded, dress, legend_above, legend_of, new_figure, save, styled
+from jaxfl.report.style import (
+    COLOURS,
+    axes_or_new,
+    banded,
+    dress,
+    legend_above,
+    legend_of,
+    new_figure,
+    numbers_of,
+    save,
+    styled,
+)
 
 NAMES = {"local_accuracy": "accuracy on own samples", "local_loss": "loss on own samples"}
 SMALL, LARGE = 8.0, 90.0  # square points, area of the marker of the smallest and the largest node
@@ -20,10 +31,7 @@ PANELS = 3  # scatters beside the curves, at most
 
 def _last(what: str, values: Any) -> np.ndarray:
     """`[seeds, n]` of the last evaluation."""
-    try:
-        values = np.asarray(values, float)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what} is a {type(values).__name__}, but must be an array of numbers.") from error
+    values = numbers_of(what, values)
     if values.ndim not in (1, 2, 3) or not values.size or np.isnan(values).all():
         raise InputError(
             f"{what} has shape {list(values.shape)}, but [n], [seeds, n] or [seeds, evaluations, n] with a value is "
