@@ -11,6 +11,15 @@ Counts of bias correction are none. Optimizers of `optax.contrib` that use one c
 momo, momo_adam, madgrad, schedule_free, simplified_ademamix) count the steps since their state began, unless the rate
 is injected: `optax.inject_hyperparams(optax.contrib.prodigy)(learning_rate=schedule)`. A stateful schedule, which has a
 state of its own, is given `t` as any hook is.
+
+>>> import optax, jaxfl as fl
+>>> from jaxfl.algorithms.server.fedopt import fedopt
+>>> digits, model = fl.data.digits(), fl.logistic_regression(64, 10)
+>>> falling = optax.cosine_decay_schedule(0.3, 20)  # the rate of round t is falling(t)
+>>> local = optax.chain(optax.add_noise(0.01, 0.55, key=0), optax.sgd(falling))
+>>> world = fl.scenario(fl.partition.iid(digits, 4))
+>>> fl.run(fedopt(model, local=local, steps=2, batch=8), world, model.init, 2).history["loss"].round(1).tolist()
+[nan, 2.3, 2.1]
 """
 
 from collections.abc import Callable
