@@ -119,9 +119,16 @@ def file_of(name: str) -> Path | None:
     return where if where.suffix in (".py", *GRAPH_FILES) and where.is_file() else None
 
 
-def fingerprint(file: Path) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def fingerprint(path: Path) -> str | None:
+    """The SHA-256 of a file, or of the names and contents of all files in a folder; None where there is neither."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        return None
+    inside = sorted(p for p in path.rglob("*") if p.is_file())
+    lines = (f"{file.relative_to(path).as_posix()} {fingerprint(file)}\n" for file in inside)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @cache

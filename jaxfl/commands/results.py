@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from jaxfl.core import Shards
-from jaxfl.data.partition import label_histogram
+from jaxfl.data import Dataset, partition
 from jaxfl.engine.history import disk_error
 from jaxfl.engine.run import Result
 from jaxfl.engine.saved import save_model
@@ -101,9 +101,24 @@ def describe(world: World, arms: Mapping[str, Arm], folder: Path) -> None:
     heard = [arm.topology for arm in arms.values() if arm.topology is not None]
     if heard:
         plots.save(plots.topology(first_graph(heard[0])), folder / "topology.png")
-    if world.dataset is not None and world.dataset.y.ndim == 1 and world.dataset.classes:
-        counts = label_histogram(cast(Shards, world.data), world.dataset.classes)
-        plots.save(plots.label_histogram(counts), folder / "labels.png")
+    if world.dataset is not None:
+        for name, figure in _holdings(world.dataset, cast(Shards, world.data)).items():
+            plots.save(figure, folder / f"{name}.png")
+
+
+def _holdings(dataset: Dataset, shards: Shards) -> dict[str, Any]:
+    """Pictures of what nodes hold, by name: labels, how many of them, or values of the first target."""
+    if dataset.task == "regression":
+        return {"values": plots.value_histogram(*partition.value_histogram(shards))}
+    if dataset.task == "multilabel":
+        counts = partition.label_histogram(shards, dataset.classes or 0)
+        return {
+            "labels": plots.label_histogram(counts, of="labels"),
+            "labels-per-sample": plots.labels_per_sample(partition.labels_per_sample(shards)),
+        }
+    if dataset.y.ndim == 1 and dataset.classes:
+        return {"labels": plots.label_histogram(partition.label_histogram(shards, dataset.classes))}
+    return {}
 
 
 def conclude(
@@ -132,7 +147,7 @@ def conclude(
         plots.save(plots.learning_curves(histories, "error", log=True), folder / "comparison.png")
     else:
         share = f"({setup.alpha:g})" if setup.partition == "dirichlet" else ""
-        title += f", {setup.data} {setup.partition}{share}, {setup.model} of {world.task.dim:,} parameters"
+        title += f", {Path(setup.data).name} {setup.partition}{share}, {setup.model} of {world.task.dim:,} parameters"
         plots.comparison(histories, setup.nodes, path=folder / "comparison.png")
     measured = {name: kept for name, kept in nodes.items() if any(c.startswith("local_") for c in kept)}
     if world.held_out is not None and measured:

@@ -110,6 +110,7 @@ def from_pandas(
     )
     known = {"classes": None if kind == "regression" else len(names or ()), "class_names": names}
     if clients is not None:
+        _check_missing(name, frame[clients])
         known["clients"] = _keys(name, parts[0][clients])
         known |= {"test_clients": _keys(title, parts[1][clients])} if clients in parts[1].columns else {}
     made = from_arrays(x, ys[0], test_x, ys[1], task=kind, name=name, **known)
@@ -184,7 +185,7 @@ def _kind(title: str, column: Any) -> str:
         odd = np.array([k != common for k in kinds])
         raise InputError(
             f"{title}: column {column.name!r} mixes {' and '.join(sorted(set(kinds)))}, first in {_at(column, odd)}: "
-            f"{column[odd].iloc[0]!r}."
+            f"{column[odd].tolist()[0]!r}."
         )
     if kinds[0] in ("number", "bool", "date"):
         return kinds[0]
@@ -194,7 +195,7 @@ def _kind(title: str, column: Any) -> str:
     if numbers.mean() > 0.5:
         odd = ~numbers if not numbers.all() else numbers
         raise InputError(
-            f"{title}: column {column.name!r} holds {column[odd].iloc[0]!r} in {_at(column, odd)}, "
+            f"{title}: column {column.name!r} holds {column[odd].tolist()[0]!r} in {_at(column, odd)}, "
             + (
                 "among numbers."
                 if not numbers.all()
@@ -234,7 +235,7 @@ def _numbers(title: str, column: Any, kind: str) -> np.ndarray:
     bad = ~(np.abs(a) <= np.finfo(np.float32).max)
     if bad.any():
         raise InputError(
-            f"{title}: column {column.name!r} holds {column[bad].iloc[0]} in {_at(column, bad)}, it must be finite."
+            f"{title}: column {column.name!r} holds {column[bad].tolist()[0]} in {_at(column, bad)}, it must be finite."
         )
     return a
 
@@ -280,8 +281,8 @@ def _codes(title: str, column: Any, words: Sequence) -> np.ndarray:
     codes = np.array([place.get(v, -1) for v in column], np.int64)
     if (unknown := codes < 0).any():
         raise InputError(
-            f"{title}: column {column.name!r} holds {column[unknown].iloc[0]!r} in {_at(column, unknown)}, which the "
-            "train rows do not have."
+            f"{title}: column {column.name!r} holds {column[unknown].tolist()[0]!r} in {_at(column, unknown)}, which "
+            "the train rows do not have."
         )
     return codes
 
@@ -330,8 +331,8 @@ def _target_as(title: str, frame: Any, task: str, names: list | None, several: b
         parts.append(_numbers(title, column, kind))
         if task == "multilabel" and (odd := ~np.isin(parts[-1], (0, 1))).any():
             raise InputError(
-                f"{title}: column {column.name!r} holds {column[odd].iloc[0]} in {_at(column, odd)}, but a label of a "
-                "multilabel target is 0 or 1."
+                f"{title}: column {column.name!r} holds {column[odd].tolist()[0]} in {_at(column, odd)}, but labels "
+                "of a multilabel target are 0 or 1."
             )
     if task == "multilabel":
         return np.stack(parts, 1).astype(np.int64)

@@ -1,6 +1,5 @@
 """Data sets from files: arrays in .npz, tables in .csv and .parquet, folders of images."""
 
-import hashlib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +15,6 @@ from jaxfl.errors import InputError
 TABLES = (".csv", ".parquet")
 ENDINGS = (".npz", *TABLES)
 ARRAYS = ("x", "y", "test_x", "test_y", "clients", "test_clients")
-
-
-def is_file(name: str) -> bool:
-    """Whether a name is that of a data file, by its ending, or of a folder that is there."""
-    return Path(name).suffix.lower() in ENDINGS or Path(name).is_dir()
 
 
 def from_file(
@@ -44,8 +38,9 @@ def from_file(
     ('regression', (3, 4))
 
     A .npz holds the arrays `x` and `y`, and may hold `test_x`, `test_y`, `clients` and `test_clients` (`from_arrays`;
-    inputs of 8 bits are divided by 255, integers x and y of one shape `[N, length]` are tokens and those that follow). Tables are read
-    by `from_pandas`, which says what `target`, `clients` and `features` are; folders by `from_image_folder`.
+    inputs of 8 bits are divided by 255, integers x and y of one shape `[N, length]` are tokens and those that follow).
+    Tables are read by `from_pandas`, which says what `target`, `clients` and `features` are; folders by
+    `from_image_folder`.
 
     Args:
         path: the file or folder.
@@ -84,19 +79,6 @@ def from_file(
     if target is None:
         raise InputError(f"target is missing: it names a column of {path.name}: {_listed(frame.columns)}.")
     return from_pandas(frame, target, clients, features, task=task, name=path.name, **how)
-
-
-def sha256(path: Path) -> str | None:
-    """The SHA-256 of a file, or of the names and contents of all files in a folder; None where there is neither."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    if not path.is_dir():
-        return None
-    whole = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        whole.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
-    return whole.hexdigest()
 
 
 def _listed(names: Any) -> str:

@@ -20,9 +20,10 @@ from jaxfl.data.sets import Dataset
 from jaxfl.errors import InputError
 from jaxfl.learn.task import Task
 from jaxfl.measure.metrics import distance_to, together
-from jaxfl.options.config import KEYED, TEXT, TIMES, Setup, check, filled
+from jaxfl.options.config import TIMES, Setup, check, filled
+from jaxfl.options.data import dataset_of, shards_of, suited
 from jaxfl.options.jobs import clock_of
-from jaxfl.options.learning import dataset_of, local_metric_of, metric_of, shards_of, task_of
+from jaxfl.options.learning import local_metric_of, metric_of, task_of
 from jaxfl.options.network import network_of
 from jaxfl.options.systems import accepted
 from jaxfl.options.topology import in_degree, topology_of
@@ -74,10 +75,8 @@ def prepare(setup: Setup, systems: Sequence[str]) -> World:
         values = np.random.default_rng(setup.seed).standard_normal((setup.nodes, VALUES), np.float32)
         metric = distance_to(jnp.asarray(values.mean(0, dtype=np.float64), jnp.float32))
         return World(setup, None, values, None, metric, topology_of(setup), timed)
-    given = "transformer" if setup.data in TEXT else "logistic" if setup.data == "synthetic" else "mlp"
-    dealt = "natural" if setup.data in KEYED else "dirichlet"
-    setup = dataclasses.replace(setup, partition=setup.partition or dealt, model=setup.model or given)
     dataset = dataset_of(setup)
+    setup = suited(setup, dataset)
     task, shards = task_of(setup, dataset), shards_of(setup, dataset)
     shards, held_out = hold_out(shards, setup.hold_out, setup.seed) if setup.hold_out else (shards, None)
     setup = filled(dataclasses.replace(setup, nodes=shards.size.shape[0]))

@@ -17,12 +17,13 @@ from tyro.conf import UseAppendAction, arg
 
 from jaxfl import plugins
 from jaxfl.errors import InputError, nearest
+from jaxfl.options.files import DATA, READ_BY_FILES, check_files, file_ending
 
-DATA = ("mnist5k", "digits", "fashion", "shakespeare", "topics", "smartwatch", "synthetic")
 TEXT = ("shakespeare", "topics")
 KEYED = (*TEXT, "smartwatch", "synthetic")  # data sets whose samples have a natural key
 PARTITIONS = ("dirichlet", "iid", "pathological", "lognormal", "power", "natural", "resampled")
-MODELS = ("mlp", "cnn", "lenet", "resnet", "logistic", "transformer")
+MODELS = ("mlp", "cnn", "lenet", "resnet", "logistic", "linear", "transformer")
+TASKS = ("classification", "regression", "multilabel", "language_model")
 COMPUTES = ("float32", "bfloat16", "float16")
 MIXINGS = ("metropolis", "uniform", "lazy", "max_degree", "optimal")
 STATIC = ("ring", "torus", "grid", "hypercube", "exponential", "complete", "star", "regular", "erdos_renyi")
@@ -42,6 +43,7 @@ READ_BY = {
     "alpha": ("partition", ("dirichlet", "resampled")),
     "shard_size": ("partition", ("resampled",)),
     "labels_per_node": ("partition", ("pathological",)),
+    "bins": ("partition", ("dirichlet", "pathological", "resampled")),
     "hidden": ("model", ("mlp", "transformer")),
     "compute": ("model", tuple(name for name in MODELS if name != "logistic")),
     "degree": ("topology", (*DEGREE, *GROUPS)),
@@ -50,7 +52,19 @@ READ_BY = {
 
 # Options that only some kinds of systems read.
 _LEARNING = ("server", "asynchronous", "gossip", "reference")
-_OF_DATA = ("data", "data_folder", "partition", "alpha", "shard_size", "labels_per_node", "model", "hidden", "compute")
+_OF_DATA = (
+    "data",
+    "data_folder",
+    *READ_BY_FILES,
+    "partition",
+    "alpha",
+    "bins",
+    "shard_size",
+    "labels_per_node",
+    "model",
+    "hidden",
+    "compute",
+)
 KINDS: dict[str, tuple[str, ...]] = dict.fromkeys(
     (*_OF_DATA, "test_samples", "hold_out", "lr", "steps", "batch"), _LEARNING
 )
@@ -104,10 +118,23 @@ class Setup:
     nodes: Count = 1000
     """Nodes of the world; with a natural partition at most so many, those with the most samples."""
     data: Annotated[str, *_named(DATA, "mnist5k")] = "mnist5k"
-    """Data set."""
+    """Data set: a name, your own my.npz, my.csv, my.parquet or folder of class folders of images, or FILE.py:NAME."""
+    target: Annotated[str | None, _maybe("COLUMN[,COLUMN]", "none; tables need it")] = None
+    """Column of the target in your table; several are labels of 0 and 1, or numbers."""
+    client_column: Annotated[str | None, _maybe("COLUMN", "none")] = None
+    """Column of your table that says whose a row is; makes nodes of the natural partition."""
+    features: Annotated[str | None, _maybe("COLUMN[,COLUMN]", "all other columns")] = None
+    """Columns of your table that are inputs."""
+    task: Annotated[str | None, *_named(TASKS, "what the target looks like")] = None
+    """What the target of your file is."""
+    image_size: Annotated[Count | None, _maybe("INT", "that of the images, which must be one")] = None
+    """Pixels a side to which images of your folder are resized."""
     data_folder: Annotated[str | None, _maybe("PATH", "where it is installed")] = None
     """Folder or archive with the files of fashion, shakespeare or smartwatch."""
-    partition: Annotated[str | None, *_named(PARTITIONS, "natural where samples have a key, else dirichlet")] = None
+    partition: Annotated[
+        str | None,
+        *_named(PARTITIONS, "natural where samples have a key, else dirichlet; iid where there is no one target"),
+    ] = None
     """How samples are dealt to nodes."""
     alpha: Positive = 0.3
     """Concentration of the dirichlet and resampled partitions, for each label; small is heterogeneous."""
@@ -115,8 +142,10 @@ class Setup:
     """Samples of a node in the resampled partition, which deals any number of nodes."""
     labels_per_node: Count = 2
     """Slices of one label a node gets in the pathological partition."""
-    model: Annotated[str | None, *_named(MODELS, "mlp, transformer for text, logistic for synthetic")] = None
-    """Model of every node."""
+    bins: Annotated[Count | None, _maybe("INT", "10 for a regression")] = None
+    """Classes of equally many samples that stand for labels where the target of a partition by label is a number."""
+    model: Annotated[str | None, *_named(MODELS, "mlp, transformer for tokens, logistic for synthetic")] = None
+    """Model of every node; logistic is for labels, linear for a regression."""
     hidden: Count = 16
     """Hidden units of the mlp, width of the transformer."""
     compute: Annotated[str, *_named(COMPUTES, "float32")] = "float32"
@@ -246,6 +275,9 @@ def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup) -> 
     places = {name: plugins.absolute(v) for name in named if (v := getattr(setup, name, None)) is not None}
     systems = [plugins.absolute(name) for name in systems]
     found = dict.fromkeys(filter(None, map(plugins.file_of, (*systems, *places.values()))))
+    if file_ending(setup.data) is not None:
+        places["data"] = str(Path(setup.data).resolve())
+        found[Path(places["data"])] = None
     files = [f"{plugins.fingerprint(file)} {file}" for file in found]
     given, full = dataclasses.asdict(setup) | {"out": None} | places, dataclasses.asdict(filled)
     stood = {name: full[name] for name, value in given.items() if value is None and name != "out"}
@@ -274,7 +306,7 @@ def load(path: str | Path) -> tuple[list[str], Setup]:
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     values.pop("command", None)
     for mark, file in (line.split(" ", 1) for line in values.pop("files", ()) if " " in line):
-        if not Path(file).is_file() or plugins.fingerprint(Path(file)) != mark:
+        if plugins.fingerprint(Path(file)) != mark:
             raise InputError(f"config: {file} is not the file that {path} was written with; name it anew.")
     return list(values.pop("systems", ())), Setup(**values)
 
@@ -290,8 +322,11 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def check(setup: Setup) -> None:
     """Raise `InputError` for an unknown name or a number out of range, as far as that needs no data."""
+    check_files(setup)
     for name, allowed in _allowed():
         value = getattr(setup, name)
+        if name == "data" and file_ending(value) is not None:
+            continue
         if isinstance(allowed, Range):
             if value is not None and not allowed.holds(value):
                 raise InputError(f"{name} is {value}, but must be {allowed.words()}.")
@@ -317,8 +352,10 @@ def check(setup: Setup) -> None:
             continue
         if chosen is not None and chosen not in readers and value not in (None, _DEFAULTS[name]):
             raise InputError(f"{name} is {value}, but {other} {chosen} does not read it: {', '.join(readers)} do.")
+    if setup.data not in DATA:
+        return  # what a user's own data fit is known when they are read
     text, model = setup.data in TEXT, setup.model
-    if model is not None and text != (model == "transformer"):
+    if model in MODELS and text != (model == "transformer"):
         fit = "transformer" if text else ", ".join(m for m in MODELS if m != "transformer")
         raise InputError(f"model is {model}, but data {setup.data} needs {fit}.")
     if setup.partition == "natural" and setup.data not in KEYED:
