@@ -93,7 +93,7 @@ def test_targets_and_keys():
         ({"pay": [1j] * 30}, {}, "column 'pay' holds values of type complex"),
         ({"job": ["a"] * 30}, {"target": "job"}, "column 'job' holds 'a' alone"),
         ({}, {"target": ["job", "age"]}, "column 'job' is a category, but a regression needs numbers"),
-        ({}, {"target": ["grade", "ill"], "task": "multilabel"}, "column 'grade' holds . in row 0, but a label"),
+        ({}, {"target": ["grade", "ill"], "task": "multilabel"}, "column 'grade' holds . in row 0, but labels of"),
         ({"clinic": ["a", 1] * 15}, {"clients": "clinic", "features": ["age"]}, "keys of the types int, str"),
         ({}, {"target": "born", "task": "regression"}, "column 'born' is a date, but a regression needs numbers"),
     ],

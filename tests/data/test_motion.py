@@ -13,7 +13,7 @@ from jaxfl import data
 from jaxfl.data import motion
 from jaxfl.errors import InputError
 from jaxfl.options.config import Setup
-from jaxfl.options.learning import dataset_of, shards_of
+from jaxfl.options.data import dataset_of, shards_of
 
 LENGTHS, LABELS, SUBJECTS = (25, 40, 9), (0, 2, 1), (7, 3, 7)
 SERIES = [np.random.default_rng(i).normal(size=(n, 6)) for i, n in enumerate(LENGTHS)]
