@@ -102,14 +102,18 @@ def describe(world: World, arms: Mapping[str, Arm], folder: Path) -> None:
     if heard:
         plots.save(plots.topology(first_graph(heard[0])), folder / "topology.png")
     if world.dataset is not None:
-        for name, figure in _holdings(world.dataset, cast(Shards, world.data)).items():
+        for name, figure in _holdings(world.dataset, cast(Shards, world.data), world.setup.target).items():
             plots.save(figure, folder / f"{name}.png")
 
 
-def _holdings(dataset: Dataset, shards: Shards) -> dict[str, Any]:
+def _holdings(dataset: Dataset, shards: Shards, target: str | None) -> dict[str, Any]:
     """Pictures of what nodes hold, by name: labels, how many of them, or values of the first target."""
     if dataset.task == "regression":
-        return {"values": plots.value_histogram(*partition.value_histogram(shards))}
+        return {
+            "values": plots.value_histogram(
+                *partition.value_histogram(shards), label=(target or "target").split(",")[0]
+            )
+        }
     if dataset.task == "multilabel":
         counts = partition.label_histogram(shards, dataset.classes or 0)
         return {

@@ -76,6 +76,8 @@ def _of_file(setup: Setup) -> data.Dataset:
         seed=setup.seed,
     )
     classes = "" if made.classes is None else f" of {made.classes} {'tokens' if _tokens(made) else 'labels'}"
+    if made.task == "regression":
+        classes = f" of targets from {made.y.min():g} to {made.y.max():g}"
     clients = "" if made.client_names is None else f", {len(made.client_names)} clients"
     print(
         f"jaxfl: {made.name}, {made.task.replace('_', ' ')}{classes}: {len(made.y)} train and {len(made.test_y)} "

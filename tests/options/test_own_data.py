@@ -135,6 +135,15 @@ def test_a_config_keeps_where_the_data_were_and_what_they_were(folder, monkeypat
         config.load(folder / "c.toml")
 
 
+def test_a_line_says_what_the_data_were_taken_for(folder, capsys):
+    prepare(dataclasses.replace(TINY, **TABLE, target="dear", client_column="agent"), ["fedavg"])
+    prepare(dataclasses.replace(TINY, **TABLE, target="rent", model="linear"), ["fedavg"])
+    first, second = capsys.readouterr().err.splitlines()
+    want = "jaxfl: flats.csv, classification of 2 labels: 96 train and 24 test samples of shape [3], 8 clients."
+    assert first == want
+    assert re.fullmatch(r"jaxfl: flats.csv, regression of targets from 1\S* to 5\S*: 96 train and .*", second)
+
+
 def test_a_folder_is_kept_by_the_names_and_contents_in_it(folder):
     (folder / "imgs" / "a").mkdir(parents=True)
     (folder / "imgs" / "a" / "0.png").write_text("0")
