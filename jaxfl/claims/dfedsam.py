@@ -41,7 +41,7 @@ from jaxfl.world import graph, mixing
 from jaxfl.world.scenario import scenario
 
 NODES, ALPHA, STEPS, BATCH = 16, 0.1, 10, 16
-RATE, ROUNDS, RADIUS, GOSSIP = 0.1, 80, 0.1, 4
+RATE, ROUNDS, RADIUS, GOSSIP, TWICE = 0.1, 80, 0.1, 4, ", 2 x steps"
 
 
 def problem() -> Task:
@@ -67,15 +67,16 @@ def makes(task: Task) -> dict:
         "DFedAvg-MGS": partial(dsgd, task, mgs, **kw),
         "DFedSAM-MGS": partial(dfedsam_mgs, task, rho=RADIUS, gossip_steps=GOSSIP, **kw),
         "FedAvg": partial(fedavg, task, **kw),
-        "DFedAvg, 2 x steps": partial(dsgd, task, **kw | {"steps": 2 * STEPS}),
-        "DFedAvg-MGS, 2 x steps": partial(dsgd, task, mgs, **kw | {"steps": 2 * STEPS}),
+        f"DFedAvg{TWICE}": partial(dsgd, task, **kw | {"steps": 2 * STEPS}),
+        f"DFedAvg-MGS{TWICE}": partial(dsgd, task, mgs, **kw | {"steps": 2 * STEPS}),
     }
 
 
 def studies() -> list[Study]:
     """With and without SAM, with and without MGS, DFedAvg with the gradients and with the messages of ours, FedAvg."""
     task = problem()
-    arms = {name: Arm(make) for name, make in makes(task).items()}
+    made = makes(task)
+    arms = {name: Arm(make, small={"make": made[name.removesuffix(TWICE)]}) for name, make in made.items()}
     per_round = "the paper compares at equal rounds; equal gradients are asked beside"
     per_message = "it sends Q messages a round by design; equal messages are asked beside"
     says = partial(Inequality, "accuracy")

@@ -97,7 +97,13 @@ def studies() -> list[Study]:
             arms={
                 "AllReduce": Arm(partial(all_reduce, task(), **every), rounds=PHASE),
                 "OpenDiLoCo": Arm(partial(outer, open_diloco), grid=soon, paper=now),
-                "OpenDiLoCo, rare": Arm(partial(outer, open_diloco, steps=80), grid=soon, paper=now, rounds=1 / 8),
+                "OpenDiLoCo, rare": Arm(
+                    partial(outer, open_diloco, steps=80),
+                    grid=soon,
+                    paper=now,
+                    rounds=1 / 8,
+                    small={"make": partial(outer, open_diloco)},
+                ),
                 "CocktailSGD": Arm(partial(cocktail_sgd, task(), keep=0.0107, **every), rounds=PHASE),
                 "DiLoCoX": Arm(small, grid=slow, paper=late),
                 "without overlap": Arm(partial(small, delay=0), grid=soon, paper=now),

@@ -87,15 +87,16 @@ def arms(task: Task, concurrency: tuple[int, ...], goal: int, batch: int, alone:
         return scenario(world.data, cohort=buffered(len(world.data.size), c, k, LAW))
 
     late = partial(papaya, task, longest=255, **kw)
+    few = {"world": partial(buffer, 13, 10), "make": late}, {"world": partial(rounds, 13, 10)}
     found = {}
     for c in concurrency:
-        found[f"{ASYNC}, C = {c}"] = Arm(late, world=partial(buffer, c, goal))
-        found[f"{SYNC}, C = {c}"] = Arm(sync, world=partial(rounds, c, int(c / 1.3)), rounds=0.4)
+        found[f"{ASYNC}, C = {c}"] = Arm(late, world=partial(buffer, c, goal), small=few[0])
+        found[f"{SYNC}, C = {c}"] = Arm(sync, world=partial(rounds, c, int(c / 1.3)), rounds=0.4, small=few[1])
         if alone:
-            found[f"{WAITS}, C = {c}"] = Arm(sync, world=partial(rounds, c, c), rounds=0.4)
+            found[f"{WAITS}, C = {c}"] = Arm(sync, world=partial(rounds, c, c), rounds=0.4, small=few[1])
     if alone:
-        one = partial(papaya, task, longest=2047, **kw)
-        found[f"{ASYNC}, K = 1, C = {alone}"] = Arm(one, world=partial(buffer, alone, 1), rounds=24.0)
+        one, busy = partial(papaya, task, longest=2047, **kw), partial(buffer, alone, 1)
+        found[f"{ASYNC}, K = 1, C = {alone}"] = Arm(one, world=busy, rounds=24.0, small=few[0])
     return found
 
 

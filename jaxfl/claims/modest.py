@@ -46,7 +46,7 @@ from jaxfl.world.scenario import scenario
 
 NODES, SAMPLE, SIZE, TARGET, CRASH, LAST = 100, 10, 60, 0.85, 60, 20
 CALM, SLOWLY, ONCE = "nobody leaves", "5 crash a round", "80 crash at once"
-LATER = "ours, after a first look"
+LATER, SILENT = "ours, after a first look", {"announced": 0.0, "liveness": True}
 TASK = classification(partial(MLP, (64, 32, 10)), np.zeros((1, 64), np.float32))
 MODEL = 32.0 * TASK.dim  # bits
 
@@ -80,8 +80,8 @@ def script(leaves: list) -> Process:
     return churn.intervals(np.pad(first, more), np.pad(last, more))
 
 
-def world(seed: int, leaves: list, here: np.ndarray) -> Setting:
-    """One draw of data and machines; accuracy of the one model, or the mean over the models of the nodes `here`."""
+def world(seed: int, leaves: list) -> Setting:
+    """One draw of data and machines; accuracy of the one model, or the mean over the models of all nodes."""
     data, rng = digits(), np.random.default_rng(seed)
     speed, pace = rng.lognormal(0.0, 0.5, NODES), rng.lognormal(0.0, 0.5, NODES)
     shards = partition.resampled(data, NODES, 5.0, seed, size=SIZE)  # 0.5 for each of 10 labels
@@ -89,11 +89,10 @@ def world(seed: int, leaves: list, here: np.ndarray) -> Setting:
     who = cohort.uniform(NODES, SAMPLE)
 
     def measure(arrays, answer):
-        x, y, ids = arrays
-        rows = answer[None] if answer.ndim == 1 else answer[ids]
-        return {"accuracy": map_nodes(lambda test, row: scores(TASK, row, *test)["accuracy"], (x, y), rows).mean()}
+        rows = answer[None] if answer.ndim == 1 else answer
+        return {"accuracy": map_nodes(lambda test, row: scores(TASK, row, *test)["accuracy"], arrays, rows).mean()}
 
-    sets = jnp.asarray(data.test_x), jnp.asarray(data.test_y), jnp.asarray(here)
+    sets = jnp.asarray(data.test_x), jnp.asarray(data.test_y)
     return Setting(
         scenario(shards, cohort=who, churn=script(leaves), links=machines, round_seconds=0.0), Metric(measure, sets)
     )
@@ -107,9 +106,8 @@ def gossiping(world: Scenario) -> Scenario:
 def crashes(seed: int) -> dict[str, Setting]:
     """80 nodes go, at once or over 16 rounds."""
     gone = np.random.default_rng(seed).permutation(NODES)[:80]
-    stay = np.setdiff1d(np.arange(NODES), gone)
     slowly = [(CRASH + k, part) for k, part in enumerate(np.array_split(gone, 16))]
-    return {SLOWLY: world(seed, slowly, stay), ONCE: world(seed, [(CRASH, gone)], stay)}
+    return {SLOWLY: world(seed, slowly), ONCE: world(seed, [(CRASH, gone)])}
 
 
 def late(history, of) -> np.ndarray:
@@ -121,10 +119,10 @@ def late(history, of) -> np.ndarray:
 
 
 @cache
-def systems() -> dict[str, Callable]:
-    """MoDeST with one aggregator and with three."""
+def systems(small: bool = False) -> dict[str, Callable]:
+    """MoDeST with one aggregator and with three, which are one where `small`."""
     ours = partial(weighed, modest, sample=SAMPLE, steps=5, batch=10)
-    return {"a = 1": ours, "a = 3": partial(ours, aggregators=3)}
+    return {"a = 1": ours, "a = 3": ours if small else partial(ours, aggregators=3)}
 
 
 def extra(seeds: int, small: bool) -> Evidence:
@@ -133,12 +131,12 @@ def extra(seeds: int, small: bool) -> Evidence:
 
     runs, rounds = (2, 3) if small else (40, CRASH + 3)
     rows, checks = {}, []
-    for name, make in systems().items():
+    for name, make in systems(small).items():
         ends = []
         for seed in range(runs):
             gone = np.random.default_rng(seed).permutation(NODES)[:80]
-            place = world(0, [(rounds - 3, gone)], np.arange(1))
-            kw = {"seed": seed, "hyper": {"lr": [0.1], "announced": 0.0}, "every": 1, "progress": False}
+            place = world(0, [(rounds - 3, gone)])
+            kw = {"seed": seed, "seeds": 1, "hyper": {"lr": [0.1]} | SILENT, "every": 1, "progress": False}
             history = run(make, place.world, TASK.init, rounds, evaluate=place.evaluate, **kw).history
             ends.append(not history["gradients"].iloc[-2:].sum())
         rows["extra", ONCE, f"MoDeST, {name}"] = {"runs": runs, "ended": np.mean(ends)}
@@ -159,18 +157,17 @@ def as_fast(scores: Mapping) -> list[Check]:
 
 def studies() -> list[Study]:
     """What it costs to learn while nobody leaves, and what is left after the crashes."""
-    kw, silent = {"steps": 5, "batch": 10}, {"announced": 0.0}
+    kw, blind = {"steps": 5, "batch": 10}, SILENT | {"liveness": False}
     ours, three = systems().values()
-    blind = partial(ours, liveness=False)
     server = partial(weighed, lambda task, **kw: by_member(fedavg(task, **kw)), server=True, **kw)
     spent = lambda cost: Score(lambda h: first_at(h, "accuracy", TARGET, cost, least=True))
     sides = "a message between nodes is counted at both, one to or from the server once"
     than = partial(Inequality, setting=CALM)
     calm = Study(
-        settings=lambda seed: {CALM: world(seed, [], np.arange(NODES))},
+        settings=lambda seed: {CALM: world(seed, [])},
         arms={
-            "MoDeST": Arm(ours, silent),
-            "MoDeST, a = 3": Arm(three, silent),
+            "MoDeST": Arm(ours, SILENT),
+            "MoDeST, a = 3": Arm(three, SILENT, small={"make": ours}),
             "FedAvg": Arm(server),
             "D-SGD": Arm(partial(weighed, dsgd, **kw), world=gossiping),
         },
@@ -202,10 +199,10 @@ def studies() -> list[Study]:
     crash = Study(
         settings=crashes,
         arms={
-            "MoDeST": Arm(ours, silent),
-            "MoDeST, a = 3": Arm(three, silent),
-            "without pings": Arm(blind, silent),
-            "without pings, longer": Arm(blind, silent, rounds=1.6),
+            "MoDeST": Arm(ours, SILENT),
+            "MoDeST, a = 3": Arm(three, SILENT, small={"make": ours}),
+            "without pings": Arm(ours, blind),
+            "without pings, longer": Arm(ours, blind, rounds=1.6),
             "FedAvg": Arm(server),
         },
         ablations=("without pings", "without pings, longer"),

@@ -46,6 +46,7 @@ class Arm(NamedTuple):
     world: Callable[[Scenario], Scenario] = lambda world: world  # what else it lives in
     rounds: float = 1.0  # times those of the study
     settings: tuple[str, ...] = ()  # of the study, where it takes part; empty: all
+    small: Mapping[str, Any] = {}  # fields in the small study, where arms that differ in counts alone share a program
 
 
 class Score(NamedTuple):
@@ -118,7 +119,7 @@ def paper_point(study: Study, arm: Arm) -> dict[str, float]:
 
 def tiny(study: Study) -> Study:
     """The same study so small that it only shows that it runs: two rounds, the paper's points alone, no files."""
-    alone = lambda arm: arm._replace(grid={name: (paper_point(study, arm)[name],) for name in arm.grid})
+    alone = lambda arm: arm._replace(grid={name: (paper_point(study, arm)[name],) for name in arm.grid}, **arm.small)
     arms = {name: alone(arm) for name, arm in study.arms.items()}
     shared = {name: (study.paper[name],) for name in study.grid}
     return study._replace(arms=arms, grid=shared, rounds=2, every=1, settings=study.stand_in or study.settings)
@@ -239,6 +240,8 @@ def reproduce(claim: ModuleType, seeds: int = 3, *, small: bool = False) -> Evid
     from jaxfl.claims.judge import draw, judge
 
     found = [tiny(s) if small else s for s in (claim.studies() if hasattr(claim, "studies") else [])]
+    if small:  # one model for all, not drawn anew in every program
+        found = [s._replace(model=jax.jit(s.model)(jax.random.key(0))) for s in found]
     cells = [explore(study, seeds) for study in found]
     parts = [judge(study, c) for study, c in zip(found, cells, strict=True)]
     if hasattr(claim, "extra"):

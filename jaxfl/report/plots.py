@@ -52,6 +52,7 @@ AXES = {
     "time": ("time", "simulated time (s)"),
     "gradients": ("total_gradients", "gradient evaluations, all nodes"),
 }
+APART = ("megabytes", "time")  # in which systems may differ by orders of magnitude
 CELLS = 256  # pixels a side, at most, of an adjacency picture
 
 
@@ -101,7 +102,8 @@ def learning_curves(
         histories: `Result.history` of each system, by name.
         y: column to draw.
         x: "round", "megabytes" (sent and received up to then by the mean node, 10^6 bytes), "time" (simulated
-            seconds) or "gradients" (evaluated up to then by all nodes); where seeds differ in it, their mean.
+            seconds; both on a logarithmic axis where systems differ more than tenfold) or "gradients" (evaluated up to
+            then by all nodes); where seeds differ in it, their mean.
         ax: axes to draw on (None: a new figure).
         nodes: nodes of the world, needed for megabytes.
         log: logarithmic y axis; values of 0 are left out.
@@ -119,6 +121,8 @@ def learning_curves(
     for name, history in systems.items():
         banded(ax, order.index(name), name, _curve(name, history, x, y, nodes))
     dress(ax, AXES[x][1], NAMES.get(y, y.replace("_", " ")), log)
+    if x in APART:
+        _spread_out(ax)
     legend_of(ax, own, ax.get_lines())
     return ax.figure
 
@@ -172,7 +176,7 @@ def comparison(histories: Mapping[str, Any], nodes: int, path: str | Path | None
             if _has(history, y) and AXES[x][0] in history:
                 banded(ax, i, name, _curve(name, history, x, y, nodes))
         dress(ax, AXES[x][1], NAMES[y], y == "consensus")
-        if x in ("megabytes", "time"):
+        if x in APART:
             _spread_out(ax)
         handles |= {line.get_label(): line for line in ax.get_lines()}
     for ax in grid[len(panels) :]:

@@ -158,7 +158,8 @@ def test_it_runs_what_run_runs_and_other_data_are_other_seeds():
     assert found["one", "plain", (0.02,)]["round"].max() == 2
     drawn = explore(s._replace(settings=lambda seed: {"one": Setting(world, size)}), 2)
     np.testing.assert_allclose(drawn["one", "ours", (0.02,)]["size"], alone["size"], rtol=1e-6)
-    assert tiny(s).rounds == 2
+    few = tiny(s._replace(arms=arms | {"plain": arms["plain"]._replace(small={"rounds": 3.0})}, stand_in={"one": 1}))
+    assert (few.rounds, few.settings, few.arms["plain"].rounds, few.arms["ours"].rounds) == (2, {"one": 1}, 3, 1)
     claim = SimpleNamespace(studies=lambda: [s], extra=lambda seeds, small: judge(s, found))
     with pytest.raises(InputError, match="two checks are called"):
         reproduce(claim, 2, small=True)

@@ -61,10 +61,10 @@ def system(**kw):
     return functools.partial(modest, TASK, **ONE | kw)
 
 
-def quadratic_run(rounds, *, up=None, carry=None, announced=1.0, data=DATA, world=None, **kw):
+def quadratic_run(rounds, *, up=None, carry=None, announced=1.0, liveness=True, data=DATA, world=None, **kw):
     n = data.size.shape[0]
     here = scenario(data, churn=script(n) if up is None else up, **world or {})
-    hyper = {"announced": announced}
+    hyper = {"announced": announced, "liveness": liveness}
     return run(system(**kw), here, jnp.ones(3), rounds, every=1, carry=carry, hyper=hyper)
 
 

@@ -149,6 +149,12 @@ def test_consensus_is_logarithmic(runs):
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [0, 1, 0.5, 1 / 3])
 
 
+def test_systems_whose_times_differ_tenfold_have_a_logarithmic_axis():
+    near, far = (history(0.5).assign(time=lambda h, k=k: k * h["round"]) for k in (1.0, 50.0))
+    scales = [plots.learning_curves({"a": near, "b": b}, x="time").axes[0].get_xscale() for b in (near, far)]
+    assert scales == ["linear", "log"]
+
+
 def test_legends_cover_no_axes(runs):
     own = plots.learning_curves(runs)
     other = Figure(layout="constrained")

@@ -120,7 +120,7 @@ def modest(
     success: float = 1.0,
     window: int | None = None,
     announced: float | Array | Callable = 1.0,
-    liveness: bool = True,
+    liveness: bool | Array = True,
     private: bool = False,
     room: int = 2,
     ping_timeout: float | Array = 5.0,
@@ -188,7 +188,7 @@ def modest(
     def train(key, env: Env, views: View, held: Held, salt: Array) -> tuple[View, Work, Log, Flow]:
         """The aggregators look for the participants of the round and send them the model; these train."""
         n, alive, hash, on = n_nodes(env), up(env), public_hash(salt, env.t, n_nodes(env)), held.on & up(env)[held.ids]
-        pick = find(env, views, held.ids, hash, alive if liveness else jnp.ones(n, bool), env.t, sample)
+        pick = find(env, views, held.ids, hash, alive | ~jnp.asarray(liveness, bool), env.t, sample)
         asked = mark(pick.ids, pick.found, n) & on[:, None]  # [a, n]
         who = first_alive(hash, asked.any(0), alive, min(n, slots * sample))
         link = asked[:, who.ids].T & who.found[:, None]  # [c, a]
