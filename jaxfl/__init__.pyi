@@ -102,6 +102,8 @@ from .learn import distill as distill
 from .learn import heads as heads
 from .learn import hooks as hooks
 from .learn import task as task
+from .learn.layers import layers as layers
+from .learn.layers import part as part
 from .learn.local import local_gradient as local_gradient
 from .learn.local import local_sgd as local_sgd
 from .learn.multilabel import multilabel as multilabel
@@ -119,6 +121,9 @@ from .learn.task import (
     logistic_regression as logistic_regression,
 )
 from .learn.task import regression as regression
+from .learn.task import (
+    to_module as to_module,
+)
 from .mapping.at import at as at
 from .measure import curvature as curvature
 from .measure import influence as influence

@@ -15,7 +15,8 @@ from jaxfl.data.readers import TABLES, read_table
 from jaxfl.data.sets import Dataset
 from jaxfl.engine.saved import Model, load_model
 from jaxfl.errors import InputError, nearest
-from jaxfl.learn.task import Task, layers
+from jaxfl.learn.layers import layers
+from jaxfl.learn.task import Task
 from jaxfl.options import config
 from jaxfl.options.build import prepare
 from jaxfl.options.commands import Predict

@@ -38,6 +38,7 @@ from jaxfl.engine.sharding import (
     wait_for_all,
 )
 from jaxfl.errors import InputError
+from jaxfl.exchange.personal import own_models
 from jaxfl.mapping.blocks import block_of
 from jaxfl.mapping.canonical import canonical
 
@@ -141,7 +142,7 @@ def _chunk(algorithm, step, count, runs, block, t, carry, key, hyper, *rest):
 @partial(jax.jit, static_argnames=("algorithm", "measure", "runs", "block"))
 def _evaluate(algorithm, measure, runs, block, state, hyper, arrays):
     def one(arrays, _, hyper, state):
-        answer = build(algorithm, hyper).read(state)
+        answer = own_models(state.mail, build(algorithm, hyper).read(state))
         scores, by_node = check_scores(measure(arrays, answer))
         floats = [a for a in map(jnp.asarray, jax.tree.leaves(answer)) if jnp.issubdtype(a.dtype, jnp.floating)]
         if floats:
@@ -305,7 +306,7 @@ def run(
     if carry is not None and not isinstance(carry, Carry):
         raise InputError("carry must be `Result.carry`, or a `Carry` that says what was spent before.")
     calls = Calls(callback)
-    every = max(1, rounds // 10) if every is None else every
+    every = max(1, rounds // 10) if every is None else int(every)
     folder = None if out is None else Path(out)
     if (checkpoints or resume) and folder is None:
         raise InputError("out is None, but checkpoints and resume need a folder.")

@@ -19,7 +19,8 @@ import numpy as np
 from jaxfl.core import Array
 from jaxfl.engine.history import disk_error
 from jaxfl.errors import InputError
-from jaxfl.learn.task import Layer, Task, layers
+from jaxfl.learn.layers import Layer, layers
+from jaxfl.learn.task import Task
 
 HEADER = "model.json"
 FORMAT = "jaxfl model 1"
@@ -43,7 +44,7 @@ def save_model(path: str | Path, model: Task | Sequence[Layer], row: Array | np.
 
     Args:
         path: the file, by custom `.npz`.
-        model: the task of the model, or the places of its layers, `learn.task.layers(task)`.
+        model: the task of the model, or the places of its layers, `learn.layers.layers(task)`.
         row: `[d]`, or `[n, d]` for models of many nodes; floats of any type, which come back bit for bit.
         about: what else to keep: system, round, seed, ...; strings, numbers, lists and dicts of such.
 
@@ -53,7 +54,7 @@ def save_model(path: str | Path, model: Task | Sequence[Layer], row: Array | np.
     """
     places = layers(model) if isinstance(model, Task) else list(model)
     if not places or not all(isinstance(place, Layer) for place in places):
-        raise InputError("model must be a Task, or the list of its layers, `learn.task.layers(task)`.")
+        raise InputError("model must be a Task, or the list of its layers, `learn.layers.layers(task)`.")
     rows, dim = np.asarray(row), places[-1].stop
     if rows.ndim not in (1, 2) or rows.shape[-1] != dim or not jnp.issubdtype(rows.dtype, jnp.floating):
         raise InputError(f"row is {rows.dtype}{list(rows.shape)}, but must be floats [{dim}], or [n, {dim}].")

@@ -68,7 +68,7 @@ def low_rank(
     feedback: bool = True,
     least_saving: float = 1.0,
 ) -> Collective:
-    """The compressor above, for messages that hold arrays of `shapes` one after the other (`learn.task.layers`).
+    """The compressor above, for messages that hold arrays of `shapes` one after the other (`learn.layers.layers`).
 
     An array takes `r (a + b)` integers and two scales, or where that does not save, `a b` integers and one scale.
     Arrays of more axes count as matrices of their last one, vectors are always sent whole. An absent member (weight 0)

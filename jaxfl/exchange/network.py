@@ -7,13 +7,13 @@ several vectors is their concatenation, so its bits are counted.
 """
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfl.core import (
     Array,
@@ -33,10 +33,11 @@ from jaxfl.core import (
     tile,
 )
 from jaxfl.errors import InputError
-from jaxfl.exchange import rules, timing
+from jaxfl.exchange import personal, rules, timing
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.codecs import FLOAT, PLAIN, Codec, Collective
 from jaxfl.exchange.mix import mix
+from jaxfl.learn.layers import Part
 from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import map_memory, map_nodes, put_rows, rows_of
 from jaxfl.world.tiers import tiers_of
@@ -59,7 +60,8 @@ class Network(NamedTuple):
     `rule` combines what a receiver heard, `codec` encodes a message, `attack` is what Byzantine senders (`Env.byz`)
     say instead (None: they say what they are told), `repeats` is the number of exchanges in one gossip phase
     (multiple gossip steps: mixing by the power of the matrix, each step a message on every link). `collective`
-    replaces codec and rule at a server by a compressed all-reduce.
+    replaces codec and rule at a server by a compressed all-reduce. `personal` is the part of the model that nodes keep
+    to themselves (`learn.layers.part`): it is neither sent nor counted, and each node's own model is evaluated.
     """
 
     rule: Callable = rules.mean
@@ -67,6 +69,7 @@ class Network(NamedTuple):
     attack: Attack | None = None
     repeats: int = 1
     collective: Collective | None = None
+    personal: Part | None = None
 
     def fill(self, system: str, **slots: Any) -> "Network":
         """The network with the slots that `system` brings itself.
@@ -97,6 +100,10 @@ class Network(NamedTuple):
                 raise InputError(f"{name} is {value!r}, but must be {kind.__name__}(...) such as {where}.")
         if not isinstance(self.collective, Collective | None):
             raise InputError(f"collective is {self.collective!r}, but must be a Collective such as low_rank(...).")
+        if not isinstance(self.personal, Part | None):
+            raise InputError(f"personal is {self.personal!r}, but must be a Part such as part(task, 'layers/1/*').")
+        if self.personal is not None and self.collective is not None:
+            raise InputError("net.personal is set, but a collective sends whole models: leave one of them out.")
         if type(self.repeats) is not int or self.repeats < 1:
             raise InputError(f"repeats is {self.repeats!r}, but must be a whole number of at least 1.")
         if self.collective is not None:
@@ -112,10 +119,13 @@ class Network(NamedTuple):
         self.check()
         if jnp.ndim(message) != 1:
             raise InputError(f"message has shape {jnp.shape(message)}, but must be what ONE node sends, [m].")
+        n, own = n_nodes(env), ()
+        if self.personal is not None:
+            own = personal.none_yet(self.personal, n)
+            message = message[personal.split(self.personal, len(message))[1]]
         colluders = () if self.attack is None else self.attack.init(message)
         mine, common = ((), ()) if self.collective is None else self.collective.init(message)
-        n = n_nodes(env)
-        return Mail((tile(self.codec.init(message), n), tile(mine, n)), (colluders, common))
+        return Mail((tile(self.codec.init(message), n), tile(mine, n), own), (colluders, common))
 
     def _send(
         self, key: Array, mail: Mail, who: Cohort, messages: Array, present: Array | None = None
@@ -127,7 +137,7 @@ class Network(NamedTuple):
         c, m = messages.shape
         if self.codec is PLAIN:
             return messages, mail, jnp.full(c, 32.0 * m)
-        memory, other = mail.nodes
+        memory, *other = mail.nodes
         keys = node_keys(stream(key, "codec"), who.ids)
 
         def send(_, row: tuple, mine: Tree) -> tuple:
@@ -136,7 +146,7 @@ class Network(NamedTuple):
             return (sent, bits), mine
 
         (sent, bits), memory = map_memory(who, send, (), (keys, messages), memory, present=present)
-        return sent, mail._replace(nodes=(memory, other)), bits
+        return sent, mail._replace(nodes=(memory, *other)), bits
 
     def _plan(self, key: Array, mail: Mail, sent: Array, weight: Array, bad: Array) -> tuple[Mail, Tree]:
         """What the colluders agree on, once a round, having seen every message."""
@@ -154,6 +164,11 @@ class Network(NamedTuple):
         holds against the messages in rules that need it, such as what it aggregated before. It logs nothing: for those
         who count time themselves.
         """
+        if self.personal is not None:
+            raise InputError("net.personal is set, but this system hands out and combines whole models.")
+        return self._combine(key, env, mail, messages, reference)
+
+    def _combine(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None):
         c = env.cohort
         self._hear_once()
         chex.assert_shape(messages, (c.ids.shape[0], None))
@@ -230,16 +245,26 @@ class Network(NamedTuple):
                 `timing.all_reduce(...)`.
             own: further named arguments, leaves `[c, ...]`; arrays of floats among them are handed down too.
         """
-        c = env.cohort
+        c, part = env.cohort, self.personal
         self._hear_once()
         plain = self.codec is PLAIN and self.attack is None and self.collective is None and self.rule is rules.mean
+        if part is not None:
+            learn, memory = personal.keeping(learn, part), {"personal": mail.nodes[-1]} | dict(memory or {})
         train = lift(c, learn, counts(c) if plain else None)
         out, new, each = train(key, env, x, dict(shared or {}) | dict(known or {}), memory, **own)
+        m = out.shape[-1]
+        mine, sent = (np.arange(0), slice(None)) if part is None else personal.split(part, m)
         if plain:
-            bits = jnp.full(c.ids.shape, 32.0 * out.size)
+            bits = jnp.full(c.ids.shape, 32.0 * (m - len(mine)))
         else:
-            out, mail, bits = self.combine(key, env, mail, out, reference)
-        handed = FLOAT * (x.shape[-1] + _numbers(shared) + _numbers(own, 1))
+            held = None if reference is None else reference[sent]
+            out, mail, bits = self._combine(key, env, mail, out[:, sent], held)
+        if part is not None:
+            back = personal.handed_back(part, c, x, each.pop("same"), m)
+            out = (out if plain else jnp.zeros(m).at[sent].set(out)).at[mine].set(back)
+            mail = mail._replace(nodes=(*mail.nodes[:-1], new.pop("personal")))
+        handed = [(x, x.ndim - 1), (shared, 0), (own, 1)]
+        handed = FLOAT * sum(personal.numbers(tree, axis, part) for tree, axis in handed)
         log = reported(c, each) | cost(env, each["steps"], handed, bits)
         return Collected(out, (c.weight > 0).any(), log, mail, new, each)
 
@@ -256,6 +281,13 @@ class Network(NamedTuple):
         chex.assert_shape(messages, (n_nodes(env), None))
         if g.column_stochastic and not column_stochastic:
             raise InputError("topology has column stochastic weights, which would shrink models: give row sums of one.")
+        if self.personal is not None:
+            sent = personal.split(self.personal, messages.shape[1])[1]
+            out, mail, log = self._replace(personal=None)._gossip(key, env, g, mail, messages[:, sent])
+            return messages.at[:, sent].set(out), mail, log
+        return self._gossip(key, env, g, mail, messages)
+
+    def _gossip(self, key: Array, env: Env, g: Graph, mail: Mail, messages: Array) -> tuple[Array, Mail, Log]:
         if self.repeats == 1:
             return self._gossip_once(key, env, g, mail, messages)
 
@@ -344,15 +376,6 @@ def _normalised(c: Cohort) -> Array:
     return counts(c._replace(total=None))
 
 
-def _numbers(tree: Tree, axis: int = 0) -> int:
-    """Floats in one message that holds the leaves of `tree`, without their first axes."""
-    return sum(
-        math.prod(jnp.shape(a)[axis:])
-        for a in jax.tree.leaves(tree)
-        if jnp.ndim(a) > axis and jnp.issubdtype(jnp.result_type(a), jnp.floating)
-    )
-
-
 def _inbox(g: Graph, message: Array, speaks: Array) -> Inbox:
     """What the rows of a neighbour table hear."""
     if message.ndim == 3 and g.rev is None:
@@ -364,11 +387,11 @@ def _inbox(g: Graph, message: Array, speaks: Array) -> Inbox:
 
 
 def _all_reduce(collective: Collective, key: Array, who: Cohort, mail: Mail, messages: Array, weight: Array):
-    (coder, memory), (colluders, common) = mail
+    (coder, memory, own), (colluders, common) = mail
     mine = rows_of(who, memory)
     out, mine, common, bits = collective.reduce(stream(key, "collective"), mine, common, messages, weight)
     memory = put_rows(who, memory, mine)
-    return out, Mail((coder, memory), (colluders, common)), bits
+    return out, Mail((coder, memory, own), (colluders, common)), bits
 
 
 def _graph(env: Env) -> Any:

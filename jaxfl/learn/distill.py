@@ -176,6 +176,9 @@ def distilled_sgd(
         choose: the selector, by default `most_confident()`.
         own_head: as in `lesson_losses`.
 
+    Raises:
+        InputError: a count below 1, a task with a loss of its own in training.
+
     Returns:
         `learn(key, data: Public, i, x [d], *, state, images, index, said, teachers, live, nu_aux, nu_emb=None,
         alike=None, steps=None, t=0) -> (y [d], log)`. Step `k` sees the public examples `images[index[k]]` (leaves
@@ -187,6 +190,10 @@ def distilled_sgd(
     """
     require("steps", steps, least=1)
     require("batch", batch, least=1)
+    if task.train is not None:
+        raise InputError(
+            "task has dropout or statistics (BatchNorm), which distillation does not train: leave them out."
+        )
     choose, most = most_confident() if choose is None else choose, steps
     tx = optax.with_extra_args_support(optimizer)
 
@@ -218,12 +225,12 @@ def distilled_sgd(
         def step(carry, now):
             p, opt = carry
             k, mine, mask, index, teachers, live = now
-            private = batch_loss(task, shard, mine, mask)
+            private = batch_loss(task, shard, mine, mask, noise)
             seen = jax.tree.map(lambda a: a[index], images)
             heard = said.logits[teachers[:, None], :, index]  # [a, b, taught, classes]
 
             def loss(p):
-                own, value = predict(task, p, seen), private(p)
+                own, value = predict(task, p, seen), private(p)[0]
                 plan = lessons(own.logits.shape[0])
                 aux = jnp.float32(0)
                 if plan:
@@ -243,8 +250,8 @@ def distilled_sgd(
                 return jax.grad(loss, has_aux=True)(q)[0]
 
             (total, (value, aux)), g = jax.value_and_grad(loss, has_aux=True)(p)
-            mine = {"value": total, "grad_fn": grad_fn, "anchor": anchor, "key": jax.random.fold_in(noise, k), "t": t}
-            u, new = tx.update(g, opt, p, **mine)
+            now = {"anchor": anchor, "key": jax.random.fold_in(noise, k), "t": t, "step": k}
+            u, new = tx.update(g, opt, p, value=total, grad_fn=grad_fn, **now)
             log = jnp.stack([value, aux, jnp.float32(1), jnp.float32(1 + len(points))])
             if steps is not None:
                 keep = lambda a, b: jax.tree.map(lambda a, b: jnp.where(k < steps, a, b), a, b)

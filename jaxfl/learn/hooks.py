@@ -2,10 +2,11 @@
 
 `local_sgd` hands every transformation the extra arguments `value` (the loss), `grad_fn` (the gradient of the same
 mini-batch at other parameters), `anchor` (the model the node started from), `key` (of seed, node, round and step),
-`t` (the round, int32), and the named vectors of the algorithm (`control`, `direction`, ...). What is the size of a
-model is a parameter tree. Chain a hook before an optimizer: `optax.chain(prox(0.1), optax.sgd(0.05))`. Gradient
-clipping and weight decay are optax's own. A schedule of optax counts rounds where the optimizer starts anew every
-round, and the node's own steps where its state is kept; a hook has `t` in both.
+`t` (the round, int32), `step` (the local step, from 0), and the named vectors of the algorithm (`control`, `direction`,
+...). What is the size of a model is a parameter tree. Chain a hook before an optimizer:
+`optax.chain(prox(0.1), optax.sgd(0.05))`. Gradient clipping and weight decay are optax's own. A schedule of optax
+counts rounds where the optimizer starts anew every round, and the node's own steps where its state is kept; a hook has
+`t` in both.
 """
 
 import inspect
@@ -18,6 +19,8 @@ import optax
 
 from jaxfl.core import Array, Tree
 from jaxfl.errors import InputError, require
+from jaxfl.learn.layers import Part
+from jaxfl.learn.task import Task
 
 Hook = optax.GradientTransformationExtraArgs
 
@@ -67,6 +70,20 @@ def drift(scale: float | Array = 1.0) -> Hook:
 def blend(beta: float | Array) -> Hook:
     """Global momentum in every local step: `beta * g + (1 - beta) * direction` (FedAvg-M, Cheng et al., ICLR 2024)."""
     return stateless(lambda g, p, *, direction, **_: jax.tree.map(lambda g, m: beta * g + (1 - beta) * m, g, direction))
+
+
+def part_first(task: Task, part: Part, steps: int | Array) -> Hook:
+    """The local steps before `steps` move the part alone, those after it all the rest. Chained after the optimizer.
+
+    With `Network(personal=part)` this is FedRep (Collins et al., ICML 2021, https://arxiv.org/abs/2102.07078): each
+    client fits its head to the body it was handed, then moves the body.
+    """
+
+    def chosen(u, p, *, step, **_):
+        moves = task.unravel(jnp.asarray(part.mask))
+        return jax.tree.map(lambda u, inside: jnp.where(inside == (step < steps), u, 0.0), u, moves)
+
+    return stateless(chosen)
 
 
 def storm(beta: float | Array) -> Hook:

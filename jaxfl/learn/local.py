@@ -5,12 +5,13 @@ a cohort. It speaks optax: the optimizer may be a chain with the hooks of `learn
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Array, Shards, Tree
+from jaxfl.core import Array, Shards, Tree, stream
 from jaxfl.errors import InputError, require
 from jaxfl.learn.optimizer import begin, begin_nodes, pinned
 from jaxfl.learn.task import Task, require_task
@@ -58,12 +59,30 @@ def _batches(key, data, i, steps, epochs, batch):
     return drawn_batches(key, data, i, steps, batch), None
 
 
-def batch_loss(task: Task, data: Shards, index: Array, mask: Array | None) -> Callable:
-    """Mean loss of one mini-batch as a function of the parameter tree."""
+def batch_loss(task: Task, data: Shards, index: Array, mask: Array | None, key: Array) -> Callable:
+    """What training minimises on one mini-batch: `(params) -> (mean loss, params)`, renewed in what is untrained.
+
+    Dropout draws by `key`, at every point where the loss is asked for alike.
+    """
     x, y = jax.tree.map(lambda a: a[index], data.x), data.y[index]
-    if mask is None:
-        return lambda p: task.loss(p, x, y).mean()
-    return lambda p: (task.loss(p, x, y) * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+
+    def loss(p: Tree) -> tuple[Array, Tree]:
+        if task.train is None:
+            each, new = task.loss(p, x, y), ()
+        else:
+            each, new = task.train(_renewed(task, p, jax.lax.stop_gradient(p)), x, y, key, mask)
+        return each.mean() if mask is None else (each * mask).sum() / jnp.maximum(mask.sum(), 1.0), new
+
+    return loss
+
+
+def _renewed(task: Task, params: Tree, new: Tree) -> Tree:
+    """`params` with what is untrained as it is in `new`."""
+    if not task.untrained:
+        return params
+    old, structure = jax.tree.flatten(params)
+    pairs = zip(old, jax.tree.leaves(new), task.untrained, strict=True)
+    return structure.unflatten([b if untrained else a for a, b, untrained in pairs])
 
 
 def local_sgd(
@@ -91,10 +110,11 @@ def local_sgd(
             `state`. `optimizer_state` makes the first. A schedule then counts the node's own local steps, as in optax.
 
     Returns:
-        `learn(key, data, i, x, *, t=0, steps=None, state=None, **vectors) -> (y [d], log)`. `t` is the round. Its
-        `steps` bounds how many steps this node runs this round, the rest are masked. `vectors` `[d]` reach the hooks as
-        trees. `log` holds `loss` (mean over the steps run, 0 where there is none), `steps` and `gradients` (mini-batch
-        gradients evaluated).
+        `learn(key, data, i, x, *, t=0, steps=None, state=None, personal=None, **vectors) -> (y [d], log)`. `t` is the
+        round. Its `steps` bounds how many steps this node runs, the rest are masked. `vectors` `[d]` reach the hooks as
+        trees. `personal` is `(Part, [p])`, columns of this node alone: it trains with them in `x`, logs the new ones as
+        `personal`, and returns and reports nothing of them. `log` holds `loss` (mean over the steps run, 0 where there
+        is none), `steps` and `gradients` (mini-batch gradients evaluated).
 
     Raises:
         InputError: unless exactly one of `steps` and `epochs` is given, or for a count below 1.
@@ -110,7 +130,13 @@ def local_sgd(
     most = steps
     uneven = epochs is not None and batch is not None
 
-    def learn(key, data, i, x, *, t: Array | int = 0, steps: Array | None = None, state: Tree = None, **vectors):
+    def learn(
+        key, data, i, x, *, t: Array | int = 0, steps: Array | None = None, state: Tree = None, personal=None, **vectors
+    ):
+        handed = x
+        if personal is not None:
+            own = personal[0].columns
+            x = x.at[own].set(personal[1])
         anchor = task.unravel(x)
         extra = {name: task.unravel(v) for name, v in vectors.items()}
         draw, noise = jax.random.split(key)
@@ -118,38 +144,44 @@ def local_sgd(
 
         def step(carry, now):
             (p, opt, total), (k, index, mask) = carry, now
-            loss = batch_loss(task, data, index, mask)
+            mine = jax.random.fold_in(noise, k)
+            loss = batch_loss(task, data, index, mask, stream(mine, "loss"))
             points = []  # where the hooks ask for further gradients: counted while tracing
 
             def grad_fn(q):
                 points.append(q)
-                return jax.grad(loss)(q)
+                return jax.grad(loss, has_aux=True)(q)[0]
 
-            value, g = jax.value_and_grad(loss)(p)
-            mine = {"value": value, "grad_fn": grad_fn, "anchor": anchor, "key": jax.random.fold_in(noise, k), "t": t}
+            (value, after), g = jax.value_and_grad(loss, has_aux=True)(p)
+            mine = {"value": value, "grad_fn": grad_fn, "anchor": anchor, "key": mine, "t": t, "step": k}
             u, new = tx.update(g, opt, p, **mine, **extra)
             new = new if keep_state else pinned(new, t)
             more = jax.tree.map(jnp.add, total, g) if keep_gradient else ()
+            q = _renewed(task, optax.apply_updates(p, u), after)
             log = jnp.stack([value, jnp.float32(1), jnp.float32(1 + len(points))])
             if uneven or steps is not None:
                 run = jnp.bool_(True) if steps is None else k < steps
                 if uneven:
                     run &= mask.sum() > 0
                 keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(run, a, b), new, old)
-                u, new, more = keep(u, optax.tree.zeros_like(u)), keep(new, opt), keep(more, total)
-                log = keep(log, jnp.zeros_like(log))
-            return (optax.apply_updates(p, u), new, more), log
+                q, new, more, log = keep(q, p), keep(new, opt), keep(more, total), keep(log, jnp.zeros_like(log))
+            return (q, new, more), log
 
         first = state if keep_state else begin(tx, anchor, key, t)
         carry = anchor, first, optax.tree.zeros_like(anchor) if keep_gradient else ()
         (p, state, total), logs = jax.lax.scan(step, carry, (jnp.arange(index.shape[0]), index, mask))
         loss, ran, gradients = logs.sum(0)
         log = {"loss": loss / jnp.maximum(ran, 1), "steps": ran, "gradients": gradients}
+        row = task.ravel(p)
         if keep_gradient:
             log["gradient"] = task.ravel(total) / jnp.maximum(ran, 1)
         if keep_state:
             log["state"] = state
-        return task.ravel(p), log
+        if personal is not None:
+            log["personal"], row = row[own], row.at[own].set(handed[own])
+            if keep_gradient:
+                log["gradient"] = log["gradient"].at[own].set(0.0)
+        return row, log
 
     return learn
 
@@ -175,17 +207,24 @@ def displacement(learn: Callable) -> Callable:
 def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
     """The mini-batch gradient itself: `(key, data, i, x, *, t=0, steps=None) -> (g [d], log)`.
 
-    `batch=None` is the whole shard. A node whose `steps` is 0 computes nothing: gradient, loss and what is counted are
-    0. `log` is that of `local_sgd`; the round `t` makes no difference.
+    `batch=None` is the whole shard. A task that keeps statistics is refused. A node whose `steps` is 0 computes
+    nothing: gradient, loss and what is counted are 0. `log` is that of `local_sgd`; the round `t` makes no difference.
     """
     require_task(task)
     require("batch", batch, least=1)
+    if task.untrained:
+        raise InputError("task keeps statistics (BatchNorm), but this system sends gradients, which renew none.")
 
-    def learn(key, data, i, x, *, t: Array | int = 0, steps: Array | None = None):
+    def learn(key, data, i, x, *, t: Array | int = 0, steps: Array | None = None, personal: Any = None):
         del t
+        if personal is not None:
+            raise InputError(
+                "net.personal is set, but this system sends gradients, and no node trains a part of its own."
+            )
         index, mask = _batches(key, data, i, 1, None, batch)
         index, mask = jax.tree.map(lambda a: a[0], (index, mask))
-        value, g = jax.value_and_grad(batch_loss(task, data, index, mask))(task.unravel(x))
+        loss = batch_loss(task, data, index, mask, stream(key, "loss"))
+        (value, _), g = jax.value_and_grad(loss, has_aux=True)(task.unravel(x))
         out = task.ravel(g), {"loss": value, "steps": jnp.float32(1), "gradients": jnp.float32(1)}
         return out if steps is None else jax.tree.map(lambda a: jnp.where(steps > 0, a, 0), out)
 

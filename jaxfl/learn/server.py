@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxfl.core import Array, stream
+from jaxfl.learn.layers import statistics
 from jaxfl.learn.optimizer import begin
+from jaxfl.learn.task import Task
 
 
 class MomentsState(NamedTuple):
@@ -50,6 +52,21 @@ def adam_moment(b2: float | Array) -> Callable:
 def yogi_moment(b2: float | Array) -> Callable:
     """`v - (1 - b2) g^2 sign(v - g^2)`: the step never exceeds `(1 - b2) g^2` (Zaheer et al., NeurIPS 2018)."""
     return lambda v, square: v - (1 - b2) * square * jnp.sign(v - square)
+
+
+def for_parameters(tx: optax.GradientTransformation, task: Task) -> optax.GradientTransformation:
+    """`tx` for the parameters in a row `[d]`; what no optimizer moves (`BatchNorm`'s statistics) is averaged."""
+    kept = statistics(task)
+    if kept is None:
+        return tx
+    at, tx = kept.columns, optax.with_extra_args_support(tx)
+
+    def update(updates, state, params=None, **extra):
+        g = jnp.asarray(updates)
+        u, state = tx.update(g.at[at].set(0.0), state, params, **extra)
+        return jnp.asarray(u).at[at].set(-g[at]), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def first(tx: optax.GradientTransformation, x: Array, key: Array) -> optax.OptState:

@@ -1,21 +1,22 @@
 """What is learned: a task is a loss of one model, and the way between that model and its flat row `[d]`.
 
 Models travel as rows and are trained as trees. `unravel` is a split and reshapes, `ravel` one concatenation, both of
-static shape, so a local loop pays for them once. What a flax module computes is in `learn.modules`.
+static shape, so a local loop pays for them once. What a flax module computes is in `models.modules`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxfl.core import Array, Tree
 from jaxfl.errors import InputError
-from jaxfl.models.modules import functional
+from jaxfl.models.modules import Functional, functional
+
+Trained = str | Sequence[str] | None
 
 
 class Task(NamedTuple):
@@ -28,6 +29,9 @@ class Task(NamedTuple):
     unravel: Callable[[Array], Tree]  # (row [d]) -> params
     ravel: Callable[[Tree], Array]  # (params) -> [d]
     dim: int  # d
+    train: Callable | None = None  # (params, x, y, key, mask [b] or None) -> ([b], params); None: the loss is `loss`
+    untrained: tuple[bool, ...] = ()  # leaf by leaf of params, what `train` renews and no gradient moves; (): nothing
+    module: Callable[[Tree], Any] | None = None  # (params) -> the flax module that has them
 
 
 def require_task(task: Any) -> None:
@@ -40,20 +44,13 @@ def require_task(task: Any) -> None:
         )
 
 
-class Layer(NamedTuple):
-    """The place of one parameter array in the row: `row[start:stop].reshape(shape)`."""
-
-    path: str
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-
-
 def from_functions(
     init_params: Callable[[Array], Tree],
     loss: Callable[[Tree, Tree, Array], Array],
     predict: Callable[[Tree, Tree], Array] | None = None,
     correct: Callable[[Array, Array], Array] | None = None,
+    train: Callable | None = None,
+    untrained: Sequence[bool] = (),
 ) -> Task:
     """A task from plain functions of a parameter tree.
 
@@ -62,16 +59,25 @@ def from_functions(
         loss: `(params, x [b, ...], y [b, ...]) -> [b]`, one loss an example.
         predict: `(params, x) -> [b, ...]`.
         correct: `(prediction, y) -> [b]`, each in [0, 1].
+        train: what local training minimises, where that is not `loss`: `(params, x, y, key, mask) -> (losses [b],
+            params)`. It may draw (dropout) and renews what is `untrained`; `mask` `[b]`, None for all, is 0 for
+            examples that only fill the batch.
+        untrained: leaf by leaf of the tree, whether it is state (`BatchNorm`'s statistics) in place of a parameter. It
+            is in the row: it travels, is averaged and costs bits, but no optimizer moves it.
 
     Raises:
         InputError: there is no parameter, or one is not floating; while tracing, `row` is not `[d]`, `params` is not
-            the model's tree, or `loss` does not return `[b]`; `correct` is given without `predict`.
+            the model's tree, or `loss` does not return `[b]`; `correct` is given without `predict`, `untrained`
+            without `train` or not leaf by leaf.
     """
     if correct is not None and predict is None:
         raise InputError("correct is given but predict is None, accuracy needs a prediction.")
     leaves, structure = jax.tree.flatten(jax.eval_shape(init_params, jax.random.key(0)))
     if not leaves or any(not jnp.issubdtype(a.dtype, jnp.floating) for a in leaves):
         raise InputError(f"init_params gives leaves {[str(a.dtype) for a in leaves]}, allowed are one or more floats.")
+    untrained = tuple(untrained) if any(untrained) else ()
+    if untrained and (train is None or len(untrained) != len(leaves)):
+        raise InputError(f"untrained names {len(untrained)} of {len(leaves)} leaves, and needs `train` to renew them.")
     shapes = [a.shape for a in leaves]
     sizes = [math.prod(shape) for shape in shapes]
     dim = sum(sizes)
@@ -98,7 +104,21 @@ def from_functions(
             raise InputError(f"loss returned shape {out.shape} for {y.shape[0]} examples, must be one number each.")
         return out
 
-    return Task(init, one_each, predict, correct, unravel, ravel, dim)
+    return Task(init, one_each, predict, correct, unravel, ravel, dim, train, untrained)
+
+
+def task_of(made: Functional, loss: Callable, correct: Callable | None = None) -> Task:
+    """The task of `models.modules.functional`, with losses `loss(output, y) -> [b]` and hits `correct(output, y)`."""
+    drawn = made.train
+
+    def train(params: Tree, x: Tree, y: Array, key: Array, mask: Array | None) -> tuple[Array, Tree]:
+        assert drawn is not None
+        out, new = drawn(params, x, key, mask)
+        return loss(out, y), new
+
+    of_use = lambda params, x, y: loss(made.apply(params, x), y)
+    more = {} if drawn is None else {"train": train, "untrained": made.untrained}
+    return from_functions(made.init, of_use, made.apply, correct, **more)._replace(module=made.module)
 
 
 def _check_labels(logits: Array, y: Array) -> None:
@@ -122,7 +142,9 @@ def _hits(logits: Array, y: Array) -> Array:
     return (logits.argmax(-1) == y).astype(jnp.float32).reshape(y.shape[0], -1).mean(axis=1)
 
 
-def classification(module: Any, sample_x: Tree, classes: int | None = None, compute: Any = None) -> Task:
+def classification(
+    module: Any, sample_x: Tree, classes: int | None = None, compute: Any = None, trained: Trained = None
+) -> Task:
     """Softmax cross-entropy in nats of a flax module that maps `x [b, ...]` to logits `[b, classes]`.
 
     Args:
@@ -132,21 +154,28 @@ def classification(module: Any, sample_x: Tree, classes: int | None = None, comp
         classes: where given, the number of logits the module must have.
         compute: type of the module's arithmetic, such as "bfloat16", which an accelerator multiplies faster and in half
             the memory of activations; parameters, updates and the loss stay float32. None: that of the parameters.
+        trained: paths of the parameters that are learned and sent, such as "*lora*", with `*` for anything; the row
+            has no others, these stay as the module draws them of key 0 (or as it loads them: a function of `rngs` may
+            return a module with weights of its own). None: all of them.
+
+    What the module keeps beside its parameters (`BatchNorm`'s statistics) is in the row and renewed by training:
+    averaged with the parameters, or kept by the node (`Network.personal`). Dropout draws by seed, node, round and step.
+    Evaluation does neither.
 
     Labels are integers `[b]`; a label out of range (-1 for unknown) makes the loss NaN.
 
     Raises:
-        InputError: `module` is neither, or has variables other than parameters (batch statistics), or draws random
-            numbers (dropout, which a module that is called without a key would leave out), or its output is not
-            `[b, classes]`; while tracing, labels of another shape or type.
+        InputError: `module` is neither, or asks for more than its input and whether it trains, keeps what is no float,
+            draws random numbers when it is used, or has dropout or statistics that are off in training; or its output
+            is not `[b, classes]`; `trained` matches nothing; while tracing, labels of another shape or type.
     """
-    init, apply, logits = functional(module, sample_x, compute)
+    made, logits = functional(module, sample_x, compute, trained)
     if len(logits.shape) != 2 or classes not in (None, logits.shape[-1]):
         raise InputError(f"module gives logits {logits.shape}, must be [b, {classes or 'classes'}].")
-    return from_functions(init, lambda p, x, y: _cross_entropy(apply(p, x), y), apply, _hits)
+    return task_of(made, _cross_entropy, _hits)
 
 
-def language_model(module: Any, sample_x: Tree, compute: Any = None) -> Task:
+def language_model(module: Any, sample_x: Tree, compute: Any = None, trained: Trained = None) -> Task:
     """Next-token cross-entropy in nats a token: `x [b, length]` integers, `y [b, length]` the tokens that follow.
 
     Loss and accuracy of an example are means over its tokens. `module` maps `x` to logits `[b, length, vocabulary]`;
@@ -155,12 +184,12 @@ def language_model(module: Any, sample_x: Tree, compute: Any = None) -> Task:
     Raises:
         InputError: as `classification`, for an output that is not `[b, length, vocabulary]`.
     """
-    init, apply, logits = functional(module, sample_x, compute)
+    made, logits = functional(module, sample_x, compute, trained)
     if logits.shape[:-1] != sample_x.shape or len(logits.shape) != 3:
         raise InputError(
             f"module gives logits {logits.shape} for tokens {sample_x.shape}, must be [b, length, vocabulary]."
         )
-    return from_functions(init, lambda p, x, y: _cross_entropy(apply(p, x), y), apply, _hits)
+    return task_of(made, _cross_entropy, _hits)
 
 
 def _half_square(prediction: Array, y: Array) -> Array:
@@ -172,7 +201,7 @@ def _half_square(prediction: Array, y: Array) -> Array:
     return 0.5 * ((prediction - y) ** 2).reshape(y.shape[0], -1).sum(axis=1)
 
 
-def regression(module: Any, sample_x: Tree, compute: Any = None) -> Task:
+def regression(module: Any, sample_x: Tree, compute: Any = None, trained: Trained = None) -> Task:
     """Half the squared error, summed over outputs, of a flax module that maps `x [b, ...]` to the shape of `y`.
 
     An output `[b, 1]` also serves targets `[b]`. Arguments are those of `classification`; there is no accuracy.
@@ -180,8 +209,8 @@ def regression(module: Any, sample_x: Tree, compute: Any = None) -> Task:
     Raises:
         InputError: as `classification`; while tracing, targets of another shape than the predictions.
     """
-    init, apply, _ = functional(module, sample_x, compute)
-    return from_functions(init, lambda p, x, y: _half_square(apply(p, x), y), apply)
+    made, _ = functional(module, sample_x, compute, trained)
+    return task_of(made, _half_square)
 
 
 def _at_least(name: str, value: float, least: float) -> None:
@@ -320,27 +349,15 @@ def scores(task: Task, row: Array, x: Tree, y: Array, batch: int | None = None) 
     return jax.tree.map(lambda a: a / count, total)
 
 
-def layers(task: Task) -> list[Layer]:
-    """The layer map of the row, in its order: path ("conv1/kernel"), start, stop and shape of each parameter array."""
+def to_module(task: Task, row: Array) -> Any:
+    """The flax module with the parameters of the row `[d]`, to be used: `to_module(task, row)(x)` are its outputs.
 
-    def places() -> Iterator[Layer]:
-        start = 0
-        tree = jax.eval_shape(task.unravel, jax.ShapeDtypeStruct((task.dim,), jnp.float32))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            stop = start + math.prod(leaf.shape)
-            yield Layer(jax.tree_util.keystr(path, simple=True, separator="/"), start, stop, leaf.shape)
-            start = stop
-
-    return list(places())
-
-
-def mask(task: Task, predicate: Callable[[str], bool]) -> Array:
-    """The part of a row `[d]` bool whose layer paths satisfy `predicate`: what is shared, frozen or personal.
+    Of flax.nnx a module of its own after `eval()`; of flax.linen the module bound to its variables (`unbind()` parts
+    them), which is still told that it does not train where it must be.
 
     Raises:
-        InputError: no layer satisfies `predicate`.
+        InputError: the task was made of functions.
     """
-    chosen = [(bool(predicate(layer.path)), layer.stop - layer.start) for layer in layers(task)]
-    if not any(yes for yes, _ in chosen):
-        raise InputError(f"predicate matches no layer, the paths are {[layer.path for layer in layers(task)]}.")
-    return jnp.asarray(np.repeat([yes for yes, _ in chosen], [size for _, size in chosen]))
+    if task.module is None:
+        raise InputError("task is made of functions, but only one made of a flax module has a module to go back to.")
+    return task.module(task.unravel(row))

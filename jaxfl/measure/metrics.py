@@ -258,7 +258,7 @@ def local_test(task: Task, shards: Shards, *, ids: Any = None, batch: int | None
 
 def training_objective(task: Task, data: Shards) -> Metric:
     """`train_loss` and `gradient_norm` at the mean model of `f = mean_i F_i`, each `F_i` over its whole shard."""
-    gradient = local_gradient(task)
+    gradient = local_gradient(task._replace(train=None, untrained=()))  # of the model as it is used
 
     def measure(data, answer):
         n = data.size.shape[0]

@@ -1,7 +1,14 @@
-"""Flax modules as pure functions of their parameters. Flax is imported only where there is a module."""
+"""Flax modules as pure functions of one tree of floats. Flax is imported only where there is a module.
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+The tree holds the parameters and, where the module has some, what it keeps beside them (`BatchNorm`'s statistics): that
+travels in the row with the parameters, but no gradient moves it. A module is told whether it trains by its own
+arguments (`FLAGS`) and, in flax.nnx, by `train()` and `eval()`.
+"""
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,91 +17,105 @@ from jax.interpreters import partial_eval
 from jaxfl.core import Array, Tree
 from jaxfl.errors import InputError
 
+FLAGS = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
+
+
+class Functional(NamedTuple):
+    """A module as functions of `tree`, the part of its variables that is in the row."""
+
+    init: Callable[[Array], Tree]  # (key) -> tree
+    apply: Callable[[Tree, Tree], Array]  # (tree, x [b, ...]) -> output, as the model is used
+    train: Callable | None  # (tree, x, key, mask [b] or None) -> (output, tree); None: training computes the same
+    untrained: tuple[bool, ...]  # leaf by leaf, what no gradient moves
+    module: Callable[[Tree], Any]  # (tree) -> the flax module that has these variables
+
 
 def functional(
-    module: Any, sample_x: Tree, compute: Any = None
-) -> tuple[Callable[[Array], Tree], Callable[[Tree, Tree], Array], Array]:
-    """`(key) -> params`, `(params, x) -> output` and the abstract output of a flax module.
+    module: Any, sample_x: Tree, compute: Any = None, trained: str | Sequence[str] | None = None
+) -> tuple[Functional, Any]:
+    """The functions of a flax module, and the shape and type of its output.
 
-    `compute` is the type of its arithmetic, None that of its parameters; the output is float32 again.
+    `compute` is the type of its arithmetic, None that of its parameters; the output is float32 again. `trained` are
+    patterns of the paths of what is in the row, None all of it (`learn.task.classification`).
     """
     from flax import linen, nnx
 
+    if isinstance(module, type) and issubclass(module, linen.Module):
+        raise InputError(f"module is the class {module.__name__}, must be an instance of it: {module.__name__}(...).")
     if isinstance(module, linen.Module):
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), sample_x)
-        met = []
-
-        def meet(method: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-            met.append(context.module)
-            return method(*args, **kwargs)
-
-        with linen.intercept_methods(meet):
-            extra = sorted(set(jax.eval_shape(module.init, jax.random.key(0), one)) - {"params"})
-        _refuse_dropout(met)
-
-        def init(key: Array) -> Tree:
-            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), one)
-            return module.init(key, zeros)["params"]
-
-        def apply(params: Tree, x: Tree) -> Array:
-            out: Any = module.apply({"params": params}, x)
-            return out
-
+        from jaxfl.models.of_linen import functions
     elif callable(module) and not isinstance(module, nnx.Module):
-        shape: Any = nnx.eval_shape(lambda: module(rngs=nnx.Rngs(0)))
-        _refuse_dropout(part for _, part in nnx.iter_modules(shape))
-        graph, _, random, rest = nnx.split(shape, nnx.Param, nnx.RngState, ...)
-        extra = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]
-
-        def init(key: Array) -> Tree:
-            return nnx.to_pure_dict(nnx.state(module(rngs=nnx.Rngs(key)), nnx.Param))
-
-        held, structure = jax.tree.flatten(random)
-        kinds = tuple(held)  # as a tuple it can be compared with that of a task built anew
-
-        def drawing(keys: Sequence[Array], params: Tree, x: Tree) -> Array:
-            model: Any = nnx.merge(graph, params, structure.unflatten(keys))
-            return model(x)
-
-        def apply(params: Tree, x: Tree) -> Array:
-            # recurrent cells hold keys, from which they draw a first state of zeros
-            return drawing([_no_key(a) for a in kinds], params, x)
-
-        if not extra and _depends(drawing, held, jax.eval_shape(init, jax.random.key(0)), sample_x):
-            raise InputError("module draws random numbers when it is called, but a loss is given no key for them.")
-
+        from jaxfl.models.of_nnx import functions
     else:
         raise InputError(
             f"module is {type(module).__name__}, must be a flax.linen module or a function of `rngs` that returns a "
             "flax.nnx module, such as functools.partial(MLP, (784, 64, 10))."
         )
-    if extra:
+    made, drops = functions(module, sample_x)  # type: ignore[arg-type]
+    shapes = jax.eval_shape(made.init, jax.random.key(0))
+    odd = [path for path, a in _paths(shapes) if not jnp.issubdtype(a.dtype, jnp.floating)]
+    if odd:
+        raise InputError(f"module keeps {', '.join(odd)}, which are no floats, and a model is a row of floats.")
+    if not _draws(made, shapes, sample_x, drops) and not any(made.untrained):
+        made = made._replace(train=None)
+    if trained is not None:
+        made, shapes = _part(made, shapes, trained)
+    if compute not in (None, "float32"):
+        made = _in_type(made, compute)
+    return made, jax.eval_shape(made.apply, shapes, sample_x)
+
+
+def flags(call: Callable, training: bool) -> dict[str, bool]:
+    """What `call(x, ...)` of a module is given beside `x`.
+
+    Raises:
+        InputError: it asks for something else.
+    """
+    first, *more = (p for p in inspect.signature(call).parameters.values() if p.name != "self")
+    needs = [p.name for p in more if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    unknown = [name for name in needs if name not in FLAGS]
+    if unknown:
         raise InputError(
-            f"module has variables that are not parameters ({', '.join(extra)}), allowed is a model of parameters "
-            "only: GroupNorm or LayerNorm for BatchNorm."
+            f"module is called with {first.name} and {', '.join(unknown)}, but beside {first.name} it can be told only "
+            f"whether it trains: {', '.join(FLAGS)}."
         )
-    forward = apply if compute in (None, "float32") else _in_type(apply, compute)
-    return init, forward, jax.eval_shape(forward, jax.eval_shape(init, jax.random.key(0)), sample_x)
+    return {p.name: FLAGS[p.name] == training for p in more if p.name in FLAGS}
 
 
-def _refuse_dropout(modules: Iterable) -> None:
-    """A call without a key would leave dropout out, and train another model than the one that is written down."""
+def dropout_rates(modules: Any) -> str | None:
+    """What of the modules drops at random, in words."""
     for part in modules:
         rate = part.rate if type(part).__name__ == "Dropout" else getattr(part, "dropout_rate", None)
         if isinstance(rate, int | float) and rate > 0:
-            raise InputError(
-                f"module has {type(part).__name__} with a dropout rate of {rate}, but a loss is given no key for it, "
-                "so that nothing would be dropped: leave it out."
-            )
+            return f"{type(part).__name__} with a dropout rate of {rate}"
+    return None
 
 
-def _no_key(a: Any) -> Array:
-    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(jax.random.key(0), a.shape)
-    return jnp.zeros(a.shape, a.dtype)
+def along(mask: Array, x: Array) -> Array:
+    """The examples `mask` `[b]` of the array `x`, whose first axis is that of the batch or `[b * steps]` of it."""
+    mask = jnp.where(mask.any(), mask != 0, True)  # statistics of nothing are NaN; who has no example runs no step
+    return jnp.repeat(mask, x.shape[0] // mask.shape[0]).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _depends(f: Callable, keys: Sequence, *args: Tree) -> bool:
+def _draws(made: Functional, shapes: Tree, sample_x: Tree, drops: str | None) -> bool:
+    """Whether training draws random numbers. What would silently not happen is refused."""
+    train = lambda key, tree, x: made.train(tree, x, key, None)  # type: ignore[misc]
+    traced = jax.make_jaxpr(train)(jax.random.key(0), shapes, sample_x).jaxpr
+    leaves = len(made.untrained)
+    old, new = traced.invars[1 : 1 + leaves], traced.outvars[-leaves:]
+    still = [p for (p, _), a, b, kept in zip(_paths(shapes), old, new, made.untrained, strict=True) if kept and a is b]
+    if still:
+        raise InputError(
+            f"module never renews {', '.join(still)} in training: use_running_average must be False there, by an "
+            "argument such as `train` of its call."
+        )
+    _, used = partial_eval.dce_jaxpr(traced, [True] * (len(traced.outvars) - leaves) + [False] * leaves)
+    if drops and not used[0]:
+        raise InputError(f"module has {drops}, but drops nothing in training: deterministic must be False there.")
+    return bool(used[0])
+
+
+def depends(f: Callable, keys: Sequence, *args: Tree) -> bool:
     """Whether `f(keys, *args)` uses any of the `keys`, known from its traced program."""
     if not keys:
         return False
@@ -103,10 +124,72 @@ def _depends(f: Callable, keys: Sequence, *args: Tree) -> bool:
     return any(used[: len(keys)])
 
 
-def _in_type(apply: Callable, compute: Any) -> Callable:
-    """`apply` whose arithmetic is of the type `compute`, with float32 parameters (and gradients) and outputs."""
+def _paths(tree: Tree) -> list[tuple[str, Any]]:
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
+
+
+def matching(paths: Sequence[str], patterns: str | Sequence[str]) -> list[bool]:
+    """Which of the paths match one of the patterns, as file names do (`*` matches `/` too).
+
+    Raises:
+        InputError: a pattern matches none.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    idle = [p for p in patterns if not fnmatch.filter(paths, p)] or ([] if patterns else ["(none)"])
+    if idle:
+        raise InputError(f"{', '.join(idle)} matches no part of the model, its parts are {', '.join(paths)}.")
+    return [any(fnmatch.fnmatchcase(path, p) for p in patterns) for path in paths]
+
+
+def _part(made: Functional, shapes: Tree, trained: str | Sequence[str]) -> tuple[Functional, Tree]:
+    """`made` with the trained leaves alone in its tree, a dict by path; others stay as `init` of key 0 draws them."""
+    paths = [path for path, _ in _paths(shapes)]
+    mine = matching(paths, trained)
+    structure = jax.tree.structure(shapes)
+    fixed = [a for a, yes in zip(jax.tree.leaves(made.init(jax.random.key(0))), mine, strict=True) if not yes]
+    names = [path for path, yes in zip(paths, mine, strict=True) if yes]
+    order = sorted(range(len(names)), key=lambda i: names[i])  # as JAX flattens a dict
+
+    def whole(tree: Tree) -> Tree:
+        held, given = iter(fixed), iter(tree[name] for name in names)
+        return structure.unflatten([next(given) if yes else next(held) for yes in mine])
+
+    def part(tree: Tree) -> Tree:
+        return dict(zip(names, (a for a, yes in zip(jax.tree.leaves(tree), mine, strict=True) if yes), strict=True))
+
+    def train(tree: Tree, x: Tree, key: Array, mask: Array | None) -> tuple[Array, Tree]:
+        assert made.train is not None
+        out, new = made.train(whole(tree), x, key, mask)
+        return out, part(new)
+
+    kept = [kept for kept, yes in zip(made.untrained, mine, strict=True) if yes]
+    out = Functional(
+        lambda key: part(made.init(key)),
+        lambda tree, x: made.apply(whole(tree), x),
+        None if made.train is None else train,
+        tuple(kept[i] for i in order),
+        lambda tree: made.module(whole(tree)),
+    )
+    return out, part(shapes)
+
+
+def _in_type(made: Functional, compute: Any) -> Functional:
+    """`made` whose arithmetic is of the type `compute`, with float32 variables (and gradients) and outputs."""
     dtype = jnp.dtype(compute)
     if dtype not in (jnp.bfloat16, jnp.float16):
         raise InputError(f"compute is {dtype}, allowed are bfloat16, float16 and float32.")
     cast = lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
-    return lambda params, x: apply(*jax.tree.map(cast, (params, x))).astype(jnp.float32)
+
+    def inside(tree: Tree) -> Tree:
+        """Statistics stay as they are: small steps towards a mean would be rounded away."""
+        leaves, structure = jax.tree.flatten(tree)
+        return structure.unflatten([a if k else cast(a) for a, k in zip(leaves, made.untrained, strict=True)])
+
+    def train(tree: Tree, x: Tree, key: Array, mask: Array | None) -> tuple[Array, Tree]:
+        assert made.train is not None
+        out, new = made.train(inside(tree), jax.tree.map(cast, x), key, mask)
+        return out.astype(jnp.float32), jax.tree.map(lambda a: a.astype(jnp.float32), new)
+
+    apply = lambda tree, x: made.apply(inside(tree), jax.tree.map(cast, x)).astype(jnp.float32)
+    return made._replace(apply=apply, train=None if made.train is None else train)

@@ -110,7 +110,7 @@ def build(
     first = own.arguments if own.arguments is not None else () if task is None else (task,)
     parameters = inspect.signature(system.make).parameters
     if {"net", "codec"} & set(parameters):
-        net = network_of(setup, _heard(setup, system.kind, where, chosen))
+        net = network_of(setup, _heard(setup, system.kind, where, chosen), task)
         first += (net if "net" in parameters else net.codec,)
     built, *_ = [system.make(*first, **chosen | point) for point in _tried(swept)]
     fixed = {k: v for k, v in chosen.items() if k not in swept}

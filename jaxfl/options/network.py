@@ -4,18 +4,22 @@ from jaxfl import plugins
 from jaxfl.errors import InputError
 from jaxfl.exchange import attacks, codecs, rules
 from jaxfl.exchange.network import Network
+from jaxfl.learn.layers import part
+from jaxfl.learn.task import Task
 from jaxfl.options.config import Setup
 
 KEPT = 0.05  # share of the entries that top_k sends
 
 
-def network_of(setup: Setup, heard: int) -> Network:
+def network_of(setup: Setup, heard: int, task: Task | None = None) -> Network:
     """How messages travel in this setup, where a receiver combines `heard` of them, its own included.
+
+    `task` is what is learned; its layers are what `setup.personal` names.
 
     A rule that wants a number of liars is given those expected among so many messages, rounded up, and at least one.
 
     Raises:
-        InputError: more of them than the rule stands.
+        InputError: more of them than the rule stands, or a personal part that the model does not have.
     """
     share = setup.byzantine / setup.nodes
     f = max(1, -(-setup.byzantine * heard // setup.nodes))
@@ -51,4 +55,5 @@ def network_of(setup: Setup, heard: int) -> Network:
     rule = combine.get(setup.rule) or plugins.find("rule", setup.rule)
     lie = lies.get(setup.attack or "sign_flip") or plugins.find("attack", str(setup.attack))
     codec = coded.get(setup.codec) or plugins.find("codec", str(setup.codec))
-    return Network(rule=rule(), codec=codec(), attack=lie() if setup.byzantine else None)
+    own = part(task, *setup.personal.split(",")) if setup.personal and task is not None else None
+    return Network(rule=rule(), codec=codec(), attack=lie() if setup.byzantine else None, personal=own)

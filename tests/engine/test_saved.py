@@ -11,7 +11,8 @@ import pytest
 
 from jaxfl.engine.saved import load_model, save_model
 from jaxfl.errors import InputError
-from jaxfl.learn.task import layers, logistic_regression, quadratic
+from jaxfl.learn.layers import layers
+from jaxfl.learn.task import logistic_regression, quadratic
 
 TASK = logistic_regression(3, 2)
 

@@ -90,7 +90,7 @@ CASES = [
     ({"evaluate": Metric(TEST)}, "evaluate is a Metric, but must be a Metric or None"),
     ({"evaluate": "accuracy"}, "evaluate is 'accuracy', but must be a Metric or None"),
     ({"evaluate": Metric(lambda arrays, answer: answer.sum())}, "must return a dict of numbers"),
-    ({"evaluate": measuring(norms=jnp.ones(4))}, r"evaluate measures norms as float32\[4\], but every"),
+    ({"evaluate": measuring(norms=jnp.ones((4, 2)))}, r"norms as float32\[4, ?2\], but must measure one number"),
     # names of columns
     ({"evaluate": measuring(loss=1.0)}, "evaluate measures 'loss', but this is the name of a log"),
     ({"evaluate": measuring(up_bits=1.0)}, "evaluate measures 'up_bits', but this is the name of a log"),

@@ -101,6 +101,7 @@ def diloco(
     require("delay", delay, least=0)
     inner = optax.adamw(lr) if local is None else local
     tx = optax.sgd(0.7, momentum=0.9, nesterov=True) if server is None else server
+    tx = servers.for_parameters(tx, task)
     train = local_sgd(task, inner, steps=None if epochs else steps, epochs=epochs, batch=batch, keep_state=keep_state)
 
     def learn(key, data, i, x, **arguments):

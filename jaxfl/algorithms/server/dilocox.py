@@ -24,7 +24,8 @@ from jaxfl.errors import require
 from jaxfl.exchange.codecs import FLOAT, error_feedback, quantize, top_k
 from jaxfl.exchange.low_rank import effective_rank, low_rank
 from jaxfl.exchange.network import Network
-from jaxfl.learn.task import Task, layers
+from jaxfl.learn.layers import layers
+from jaxfl.learn.task import Task
 from jaxfl.paper import Paper, System
 
 PAPER = Paper(
