@@ -292,7 +292,7 @@ def test_a_hook_whose_vector_is_missing_is_named():
     ("data", "parts", "words"),
     [
         (digits(), {"nodes": 4}, "data is a Dataset with leaves of type .* but must be arrays or Shards"),
-        (jnp.ones((4, 2)), {"nodes": 4, "topology": networkx.path_graph(5)}, "graph has 5 nodes"),
+        (jnp.ones((4, 2)), {"nodes": 4, "topology": networkx.path_graph(5)}, "topology has 5 nodes"),
         (jnp.ones((4, 2)), {"nodes": 4, "topology": np.eye(4)}, "node 0 is isolated"),
         (jnp.ones((4, 2)), {"nodes": 4, "cohort": np.ones(4)}, "cohort is a numpy.ndarray, but must be a Process"),
         (jnp.ones((4, 2)), {"nodes": 4, "links": 3.0}, "links is a builtins.float, but must be world.links.links"),
