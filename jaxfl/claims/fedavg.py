@@ -2,7 +2,8 @@
 
 Claim. Table 2 of the paper, MNIST CNN, a tenth of the clients a round, the rate tuned for each cell: to 99 % of test
 accuracy FedSGD needs 31 times the rounds of E = 5, B = 10 and 35 times those of E = 20 on the IID split, 2.1 and 2.8
-times on the pathological one. Figure 1: the average of two models trained from different starts is much worse than
+times on the pathological one; Shakespeare by speaking role, LSTM, to 54 %: 95 times those of E = 5, B = 10 and 24 times
+those of E = 1, B = 10. Figure 1: the average of two models trained from different starts is much worse than
 both, that of two from one start is better.
 
 Setting. Digits of scikit-learn, perceptron 64-50-10, 50 clients, 10 a round, B = 8: IID, two label slices a client
@@ -13,6 +14,12 @@ does, only in small batches. As the paper tunes each cell, the bounds are asked 
 here 0.32, at which FedAvg was best in a first look. The bounds are of the size that a perceptron on 1,437 images
 allows. Arms of more epochs run for fewer rounds: who needs more never arrives. "Far below" in figure 1 is read as 0.05
 of accuracy and twice the training loss.
+
+The second task is the paper's text, next characters of Shakespeare by speaking role (`text.shakespeare`, another split
+than the paper's): 60 roles drawn anew for each seed, 6 a round, windows of 20 characters, from each role's first 1,000
+and at least 200, so that sizes are as unbalanced as roles are up to there; a GRU of 32 units in place of two layers of
+256, B = 5, so that a role takes about as many local steps as in the paper (at most 8 an epoch there 7.4). The target,
+0.3, is what these few characters allow, set after one run of FedSGD; the paper's point is here 3.
 """
 
 from collections.abc import Mapping
@@ -27,20 +34,23 @@ from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.claims.evidence import Check, Evidence, check
 from jaxfl.claims.study import POINTS, Arm, Inequality, Score, Setting, Study
 from jaxfl.core import ALL_STEPS, Metric, Process, Scenario
-from jaxfl.data import partition
+from jaxfl.data import partition, text
 from jaxfl.data.sets import Dataset, digits
 from jaxfl.learn.local import local_sgd
-from jaxfl.learn.task import Task, classification, scores
+from jaxfl.learn.task import Task, classification, language_model, scores
 from jaxfl.models.networks import MLP
+from jaxfl.models.recurrent import GRU
 from jaxfl.report.style import new_figure, styled
 from jaxfl.report.tables import rounds_to
 from jaxfl.world import cohort
 from jaxfl.world.process import process
 from jaxfl.world.scenario import scenario
 
+E1, E5, E20 = (f"FedAvg, E = {epochs}" for epochs in (1, 5, 20))
 NODES, MEMBERS, BATCH = 50, 10, 8
 IID, SKEWED, UNBALANCED = "IID", "pathological", "unbalanced"
-TARGET = {IID: 0.9, SKEWED: 0.8, UNBALANCED: 0.9}
+ROLES, SPEAKERS, SPEAKING, WINDOW, LINES, TESTED = "Shakespeare by role", 60, 6, 20, 40, 200
+TARGET = {IID: 0.9, SKEWED: 0.8, UNBALANCED: 0.9, ROLES: 0.3}
 
 
 def settings(seed: int, task: Task, data: Dataset, measure) -> dict[str, Setting]:
@@ -81,6 +91,9 @@ def needed(history) -> np.ndarray:
     return rounds_to(history, "accuracy", float(history["target"].dropna().iloc[0])).fillna(np.inf).to_numpy()
 
 
+SCORES = {"rounds": Score(needed), "speed": Score(lambda h: 1 / needed(h), "high")}
+
+
 def smaller_gain(found: Mapping) -> list[Check]:
     """Non-IID data leave a smaller gain."""
 
@@ -95,8 +108,58 @@ def smaller_gain(found: Mapping) -> list[Check]:
     ]
 
 
+def roles(seed: int, task: Task, data: Dataset) -> dict[str, Setting]:
+    """A draw of roles, each with its first windows, and some windows of the ends of all roles."""
+    rng, clients = np.random.default_rng(seed), np.asarray(data.clients)
+    known = np.arange(1 + clients.max())
+    node = np.full(len(known), -1)
+    drawn = np.sort(rng.choice(known, SPEAKERS, replace=False))
+    node[drawn] = np.arange(SPEAKERS)
+    first = np.arange(len(clients)) - np.searchsorted(clients, clients) < LINES
+    shards = partition.shards(data, np.where(first, node[clients], -1), SPEAKERS)
+    some = rng.choice(len(data.test_x), TESTED, replace=False)
+    test = jnp.asarray(data.test_x[some]), jnp.asarray(data.test_y[some])
+
+    def measure(arrays, x):
+        test, target = arrays
+        return {"accuracy": scores(task, x, *test)["accuracy"], "target": target}
+
+    world = scenario(shards, cohort=cohort.uniform(SPEAKERS, SPEAKING))
+    return {ROLES: Setting(world, Metric(measure, (test, TARGET[ROLES])))}
+
+
+def says(ours: str, theirs: str, setting: str, bound: float | None = None, *, headline: bool = True) -> Inequality:
+    """That `ours` is faster, by `bound` at all points."""
+    why = "local gradients are what it buys rounds with, and a round sends the same bits in all arms"
+    args = {"setting": setting, "tuned": bound, "headline": headline, "costlier": why if headline else ""}
+    return Inequality("speed", ours, "/", theirs, bound, **args)
+
+
+def speaking() -> Study:
+    """Shakespeare; the small study reads Python's own documentation."""
+    task = language_model(partial(GRU, text.VOCABULARY, 32), jax.ShapeDtypeStruct((2, WINDOW), jnp.int32))
+    make = lambda epochs, batch: partial(fedavg, task, epochs=epochs, batch=batch)
+    return Study(
+        settings=lambda seed: roles(seed, task, text.shakespeare(length=WINDOW, min_chars=200)),
+        arms={
+            "FedSGD": Arm(make(1, None)),
+            E1: Arm(make(1, 5), rounds=0.3),
+            E5: Arm(make(5, 5), rounds=0.1),
+        },
+        ablations=("FedSGD",),
+        model=task.init,
+        rounds=200,
+        every=2,
+        grid={"lr": (1.0, 1.8, 3.0, 5.6, 10.0)},
+        paper={"lr": 3.0},
+        scores=SCORES,
+        says=(says(E5, "FedSGD", ROLES, 4.0), says(E1, "FedSGD", ROLES), says(E5, E1, ROLES, headline=False)),
+        stand_in=lambda seed: roles(seed, task, text.pydoc_topics(length=WINDOW, min_chars=200)),
+    )
+
+
 def studies() -> list[Study]:
-    """FedSGD and FedAvg of 1, 5 and 20 epochs."""
+    """FedSGD and FedAvg of 1, 5 and 20 epochs, on roles and on digits."""
     data = digits()
     task = classification(partial(MLP, (64, 50, 10)), data.x)
 
@@ -104,21 +167,16 @@ def studies() -> list[Study]:
         test, target = arrays
         return {"accuracy": scores(task, x, *test)["accuracy"], "target": target}
 
-    def says(ours: str, theirs: str, setting: str, bound: float | None = None, *, headline: bool = True) -> Inequality:
-        why = "local gradients are what it buys rounds with, and a round sends the same bits in all arms"
-        args = {"setting": setting, "tuned": bound, "headline": headline, "costlier": why if headline else ""}
-        return Inequality("speed", ours, "/", theirs, bound, **args)
-
-    e1, e5, e20 = (f"FedAvg, E = {e}" for e in (1, 5, 20))
     five, twenty = (partial(fedavg, task, epochs=e, batch=BATCH) for e in (5, 20))
     return [
+        speaking(),
         Study(
             settings=lambda seed: settings(seed, task, data, measure),
             arms={
                 "FedSGD": Arm(partial(fedavg, task, epochs=1, batch=None)),
-                e1: Arm(five, world=one_epoch, rounds=2 / 3),
-                e5: Arm(five, rounds=1 / 2),
-                e20: Arm(twenty, rounds=1 / 3),
+                E1: Arm(five, world=one_epoch, rounds=2 / 3),
+                E5: Arm(five, rounds=1 / 2),
+                E20: Arm(twenty, rounds=1 / 3),
             },
             ablations=("FedSGD",),
             model=task.init,
@@ -126,22 +184,22 @@ def studies() -> list[Study]:
             every=1,
             grid={"lr": (0.1, 0.22, 0.32, 0.46, 0.68, 1.0, 2.0)},
             paper={"lr": 0.32},
-            scores={"rounds": Score(needed), "speed": Score(lambda h: 1 / needed(h), "high")},
+            scores=SCORES,
             says=(
-                says(e5, "FedSGD", IID, 4.0),
-                says(e20, "FedSGD", IID, 8.0),
-                says(e5, "FedSGD", SKEWED, 1.5),
-                says(e5, "FedSGD", UNBALANCED),
-                says(e20, "FedSGD", SKEWED, headline=False),
-                says(e20, "FedSGD", UNBALANCED, headline=False),
-                says(e1, "FedSGD", IID, headline=False),
-                says(e1, "FedSGD", SKEWED, headline=False),
-                says(e1, "FedSGD", UNBALANCED, headline=False),
-                says(e5, e1, IID, headline=False),
-                says(e20, e5, IID, headline=False),
+                says(E5, "FedSGD", IID, 4.0),
+                says(E20, "FedSGD", IID, 8.0),
+                says(E5, "FedSGD", SKEWED, 1.5),
+                says(E5, "FedSGD", UNBALANCED),
+                says(E20, "FedSGD", SKEWED, headline=False),
+                says(E20, "FedSGD", UNBALANCED, headline=False),
+                says(E1, "FedSGD", IID, headline=False),
+                says(E1, "FedSGD", SKEWED, headline=False),
+                says(E1, "FedSGD", UNBALANCED, headline=False),
+                says(E5, E1, IID, headline=False),
+                says(E20, E5, IID, headline=False),
             ),
             beside=smaller_gain,
-        )
+        ),
     ]
 
 

@@ -51,7 +51,7 @@ def test_fedsgd_is_one_full_gradient_step():
 
 def test_the_claim_s_arms_meet_the_same_cohorts_of_three_splits():
     """The splits differ in labels and sizes; one epoch is that of the longest shard; another seed deals anew."""
-    (found,) = claim.studies()
+    _, found = claim.studies()
     worlds = {name: setting.world for name, setting in found.settings(1).items()}
     iid, skewed, unbalanced = (worlds[name] for name in (claim.IID, claim.SKEWED, claim.UNBALANCED))
     assert iid.step is skewed.step is unbalanced.step

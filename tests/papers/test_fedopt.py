@@ -64,10 +64,10 @@ def test_a_kept_optimizer_goes_on_where_the_client_was():
 
 
 def test_the_claim_s_methods_are_tuned_with_the_same_effort():
-    (found,) = claim.studies()
-    assert {len(points(found, arm)) for arm in found.arms.values()} == {30}
-    for arm in found.arms.values():
-        np.testing.assert_allclose(np.diff(np.log10(arm.grid["server_lr"])), 0.5, atol=0.03)
+    for found in claim.studies():
+        assert len({len(points(found, arm)) for arm in found.arms.values()}) == 1
+        for arm in found.arms.values():
+            np.testing.assert_allclose(np.diff(np.log10(arm.grid["server_lr"])), 0.5, atol=0.03)
 
 
 def test_data_without_the_dense_block_keep_its_columns_at_zero():

@@ -36,7 +36,7 @@ def test_three_rounds_from_the_papers_equations_in_float64():
 
 def test_the_claim_s_arms_meet_the_same_devices_and_stragglers():
     """Dropping takes away the weight of those who run less than all epochs, and nothing else."""
-    settings, (found,) = claim.settings(1), claim.studies()
+    settings, (_, found) = claim.settings(1), claim.studies()
     (slow, metric), even = settings[claim.SLOW], settings["no stragglers"].world
     kept, dropped = (drawn(found.arms[name].world(slow), 5) for name in ("FedProx, mu = 0", "FedAvg, drops"))
     full = claim.EPOCHS * -(-slow.data.longest // claim.BATCH)
