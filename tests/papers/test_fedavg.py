@@ -10,6 +10,7 @@ from members import cohorts, drawn, idle, slope, world
 
 from jaxfl.algorithms.server.fedavg import fedavg, fedsgd
 from jaxfl.claims import fedavg as claim
+from jaxfl.data import text
 from jaxfl.data.partition import label_histogram
 from jaxfl.data.sets import digits
 from jaxfl.engine.run import run
@@ -81,3 +82,18 @@ def test_the_claim_s_interpolation_ends_at_the_two_models():
     assert (mixed["loss"][0, :, 1] > mixed["loss"][1, :, 1]).all()
     np.testing.assert_allclose(mixed["loss"][0, :, 2], mixed["loss"][1, :, 2], rtol=1e-5)  # theta = 1 is w in both
     assert (mixed["loss"][0, :, 0] != mixed["loss"][1, :, 0]).all()  # theta = 0 is another w'
+
+
+def test_the_claim_s_roles_have_their_first_lines():
+    """Roles of unequal length, another draw each seed, each with the start of its text."""
+    found, data = claim.studies()[0], text.pydoc_topics(length=claim.WINDOW, min_chars=200)
+    one, two = (found.stand_in(seed)[claim.ROLES].world.data for seed in (0, 1))
+    assert one.size.shape == two.size.shape == (claim.SPEAKERS,)
+    assert 7 <= one.size.min() < claim.LINES / 2
+    assert one.size.max() == claim.LINES
+    assert (np.asarray(one.size) != np.asarray(two.size)).any()
+    first = np.asarray(one.order)[np.asarray(one.start)]
+    for i, (at, size) in enumerate(zip(first, np.asarray(one.size), strict=True)):
+        mine = np.asarray(one.order)[int(one.start[i]) : int(one.start[i]) + int(size)]
+        of = data.clients[at]
+        np.testing.assert_array_equal(np.sort(mine), np.flatnonzero(data.clients == of)[: claim.LINES])

@@ -46,3 +46,13 @@ def test_the_claim_s_arms_meet_the_same_devices_and_stragglers():
     assert (drawn(even, 5).steps == full).all()
     got = metric.measure(metric.arrays, jnp.zeros(claim.TASK.dim))
     assert got["train_loss"] == pytest.approx(np.log(10), rel=1e-5)
+
+
+def test_the_claim_s_people_move_at_ten_hertz():
+    data = claim.robots()
+    (setting,) = claim.people(data).values()
+    assert setting.world.data.x.shape == (70, 20, 6)
+    np.testing.assert_array_equal(setting.world.data.x[3, 7], data.x[3, 35])
+    kept = drawn(setting.world, 5)
+    assert (np.sort(kept.ids, 1) == np.arange(10)).all()
+    assert ((kept.steps == claim.EPOCHS).sum(1) == 1).all()
