@@ -17,9 +17,9 @@ Why. Keeping partial work does what the paper says at every rate. The proximal t
 gains accuracy and no stability, and once each system has its best rate, a tenth of the paper's, mu changes nothing.
 The setting is the cause, as far as tried: what mu forgives is a rate too large for 20 epochs on unlike devices, and
 figure 1 has one rate for all. The bound of 1/3 on the wobble was the plan's for one draw of Synthetic(1, 1); over three
-draws it is missed by chance of the draw (standard error 0.1). On people partial work gains 4 points of accuracy too, and mu nothing: at the paper's mu = 1 it costs 3 points.
-No code is: at mu = 0 all three are one system, and three
-rounds equal the paper's equations in float64.
+draws it is missed by chance of the draw (standard error 0.1). On people it is the same: partial work gains 4 points of
+accuracy, and mu none; at mu = 1 and the paper's rate it takes 3 away, as it holds back devices that are not so unlike.
+No code is: at mu = 0 all three are one system, and three rounds equal the paper's equations in float64.
 """
 
 from functools import partial
