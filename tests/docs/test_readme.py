@@ -15,7 +15,7 @@ def test_its_python_runs(monkeypatch, tmp_path):
     scope: dict = {}
     for block in blocks:
         exec(block, scope)  # our own README
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert scope["histories"]["FedAvg"]["accuracy"].dropna().iloc[-1] > 0.8
     assert scope["history"]["accuracy"].iloc[-1] > 0.7
 
