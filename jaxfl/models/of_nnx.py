@@ -46,7 +46,7 @@ def functions(make: Callable, sample_x: Tree) -> tuple[Functional, str | None]:
         model = module([_key(a, key, i) for i, a in enumerate(kinds)], tree)
         model.train()
         if mask is not None:
-            for _, part in nnx.iter_modules(model):
+            for _, part in nnx.iter_graph(model):
                 if isinstance(part, nnx.BatchNorm):
                     part.__class__ = _masked(type(part), mask)
         out = model(x, **training)
@@ -54,7 +54,7 @@ def functions(make: Callable, sample_x: Tree) -> tuple[Functional, str | None]:
 
     if depends(drawing, held, jax.eval_shape(init, jax.random.key(0)), sample_x):
         raise InputError("module draws random numbers when it is used, not only when it is trained.")
-    drops = dropout_rates(part for _, part in nnx.iter_modules(shape))
+    drops = dropout_rates(part for _, part in nnx.iter_graph(shape))
 
     def whole(tree: Tree) -> Any:
         model = make(rngs=nnx.Rngs(0))
