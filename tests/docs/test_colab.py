@@ -53,7 +53,8 @@ def test_the_first_cell_keeps_jax_and_says_in_one_sentence_what_is_missing(there
     if there:
         exec(cell, {})
     else:
-        with pytest.raises(SystemExit, match=r"^jaxfl cannot be installed from 'jaxfl' beside jax==[^\n]*: [^\n]*No matching"):
+        says = r"^jaxfl cannot be installed from 'jaxfl' beside jax==[^\n]*: [^\n]*No matching"
+        with pytest.raises(SystemExit, match=says):
             exec(cell, {})
     (command,) = commands
     source = command.index("jaxfl")
