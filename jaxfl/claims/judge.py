@@ -169,6 +169,8 @@ def draw(studies: Sequence[Study], cells: Sequence[Cells]) -> Any:
                 curves[name] = mine[best_point(study, {point: _scored(study, h) for point, h in mine.items()})]
         picture = {"y": _column(curves), "ax": places[i], "styles": tuple(study.arms)} | dict(study.picture)
         learning_curves(curves, **picture)
+        if max(study.arms[name].rounds for name in curves) > 2:  # the others would be squeezed
+            places[i].set_xscale("log", nonpositive="mask")
         places[i].set_title(f"{where}, best point of each" if where else "best point of each")
         last = places[i - 1].get_legend() if i % columns else None
         if last is not None and [t.get_text() for t in last.get_texts()] == list(curves):

@@ -71,7 +71,7 @@ def test_a_mixing_phase_contracts_as_its_second_eigenvalue_says(exchanges):
 def test_the_claim_s_seeds_are_other_splits():
     """Whole ones, and the arms of twice the steps and four times the rounds are DFedAvg otherwise."""
     (found,) = claim.studies()
-    worlds = [found.settings(seed)["ring"].world for seed in (0, 1)]
+    worlds = [found.stand_in(seed)["ring"].world for seed in (0, 1)]
     assert not np.array_equal(worlds[0].data.size, worlds[1].data.size)
     assert all(int(w.data.size.sum()) == len(w.data.y) for w in worlds)
     plain, twice, longer = (found.arms[f"DFedAvg{more}"] for more in ("", ", 2 x steps", ", 4 x rounds"))
