@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+import signal
 from pathlib import Path
 
 # Programs of tests are small: to compile them takes longer than to run them. Half as long at level 0 and without the
@@ -13,6 +14,9 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # no places of source code in programs: quicker to trace
 gc.set_threshold(200_000)  # tracing makes many small objects that live: to look for dead ones takes a tenth of the time
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a suite in the background; tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest

@@ -183,7 +183,7 @@ sys.path[:0] = sys.argv[2:]
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
-from test_local import spread
+from test_local_test import spread
 np.savez(sys.argv[1], **spread())
 """
 
