@@ -18,6 +18,7 @@ from jaxfl.engine.run import Result
 from jaxfl.engine.saved import save_model
 from jaxfl.engine.sharding import to_host
 from jaxfl.errors import InputError
+from jaxfl.exchange.personal import own_models
 from jaxfl.options.build import Arm, World
 from jaxfl.options.topology import first_graph
 from jaxfl.report import plots, tables
@@ -68,6 +69,7 @@ def write_history(folder: Path, histories: Mapping[str, Any], columns: Mapping[s
 def keep_models(folder: Path, label: str, arm: Arm, result: Result, world: World) -> None:
     """`models/seed-0.npz` and so on: the final model of each seed, of models by node the mean of those that do not lie.
 
+    Where nodes keep parts to themselves (`Network.personal`) a server's model is one by node too, each with its own.
     All rows are in `models/seed-0-nodes.npz` too where they take at most `NODES_BYTES`. Of an answer in parts, one
     model and models by node, the one is the final model. Nothing is kept of a system whose answer is no model of the
     task: a protocol, unlike architectures.
@@ -75,7 +77,8 @@ def keep_models(folder: Path, label: str, arm: Arm, result: Result, world: World
     task = world.task
     if task is None:
         return
-    answer = jax.jit(jax.vmap(arm.algorithm.read))(result.state)  # compiled: what is not read is not touched
+    read = lambda state: own_models(state.mail, arm.algorithm.read(state))
+    answer = jax.jit(jax.vmap(read))(result.state)  # compiled: what is not read is not touched
     parts = answer if isinstance(answer, dict) else {"": answer}
     if any(not isinstance(a, jax.Array) or a.ndim not in (2, 3) or a.shape[-1] != task.dim for a in parts.values()):
         return

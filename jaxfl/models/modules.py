@@ -7,6 +7,7 @@ arguments (`FLAGS`) and, in flax.nnx, by `train()` and `eval()`.
 
 import fnmatch
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -56,7 +57,16 @@ def functional(
     odd = [path for path, a in _paths(shapes) if not jnp.issubdtype(a.dtype, jnp.floating)]
     if odd:
         raise InputError(f"module keeps {', '.join(odd)}, which are no floats, and a model is a row of floats.")
-    if not _draws(made, shapes, sample_x, drops) and not any(made.untrained):
+    out, new = jax.eval_shape(made.train, shapes, sample_x, jax.random.key(0), None)  # type: ignore[misc]
+    if not isinstance(out, jax.ShapeDtypeStruct):
+        raise InputError(f"module returns a {type(out).__name__}, must return one array.")
+    if _paths(new) != _paths(shapes):
+        found, kept = dict(_paths(new)), dict(_paths(shapes))
+        odd = sorted(path for path in found.keys() | kept.keys() if found.get(path) != kept.get(path))
+        raise InputError(
+            f"module keeps {', '.join(odd)}, which training makes larger or smaller, and a row stays as long."
+        )
+    if not _draws(made, shapes, sample_x, drops) and not any(made.untrained) and _alike(made, shapes, sample_x):
         made = made._replace(train=None)
     if trained is not None:
         made, shapes = _part(made, shapes, trained)
@@ -93,6 +103,8 @@ def dropout_rates(modules: Any) -> str | None:
 
 def along(mask: Array, x: Array) -> Array:
     """The examples `mask` `[b]` of the array `x`, whose first axis is that of the batch or `[b * steps]` of it."""
+    if x.shape[0] % mask.shape[0]:
+        raise InputError(f"BatchNorm sees {x.shape[0]} rows of {mask.shape[0]} examples, must see the batch first.")
     mask = jnp.where(mask.any(), mask != 0, True)  # statistics of nothing are NaN; who has no example runs no step
     return jnp.repeat(mask, x.shape[0] // mask.shape[0]).reshape(-1, *[1] * (x.ndim - 1))
 
@@ -113,6 +125,17 @@ def _draws(made: Functional, shapes: Tree, sample_x: Tree, drops: str | None) ->
     if drops and not used[0]:
         raise InputError(f"module has {drops}, but drops nothing in training: deterministic must be False there.")
     return bool(used[0])
+
+
+def _alike(made: Functional, shapes: Tree, sample_x: Tree) -> bool:
+    """Whether training computes what use does, by their programs without the addresses of functions in them."""
+
+    def text(f: Callable) -> str:
+        traced = jax.make_jaxpr(f)(jax.random.key(0), shapes, sample_x).jaxpr
+        return re.sub(r" at 0x\w+", "", str(partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))[0]))
+
+    train = lambda key, tree, x: made.train(tree, x, key, None)[0]  # type: ignore[misc]
+    return text(train) == text(lambda key, tree, x: made.apply(tree, x))
 
 
 def depends(f: Callable, keys: Sequence, *args: Tree) -> bool:
@@ -146,6 +169,9 @@ def _part(made: Functional, shapes: Tree, trained: str | Sequence[str]) -> tuple
     """`made` with the trained leaves alone in its tree, a dict by path; others stay as `init` of key 0 draws them."""
     paths = [path for path, _ in _paths(shapes)]
     mine = matching(paths, trained)
+    lost = [path for path, kept, yes in zip(paths, made.untrained, mine, strict=True) if kept and not yes]
+    if lost:
+        raise InputError(f"trained leaves out {', '.join(lost)}, which training renews: name them too.")
     structure = jax.tree.structure(shapes)
     fixed = [a for a, yes in zip(jax.tree.leaves(made.init(jax.random.key(0))), mine, strict=True) if not yes]
     names = [path for path, yes in zip(paths, mine, strict=True) if yes]

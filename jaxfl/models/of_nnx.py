@@ -50,7 +50,7 @@ def functions(make: Callable, sample_x: Tree) -> tuple[Functional, str | None]:
                 if isinstance(part, nnx.BatchNorm):
                     part.__class__ = _masked(type(part), mask)
         out = model(x, **training)
-        return out, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
+        return out, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Any(nnx.RngState, nnx.Intermediate))))
 
     if depends(drawing, held, jax.eval_shape(init, jax.random.key(0)), sample_x):
         raise InputError("module draws random numbers when it is used, not only when it is trained.")

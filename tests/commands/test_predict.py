@@ -82,6 +82,25 @@ def test_files_of_samples_and_the_model_of_a_node(run, tmp_path, capsys):
     np.testing.assert_allclose(pd.read_csv(tmp_path / "o")["probability"], by_hand(model, x).max(1), rtol=1e-2)
 
 
+def test_what_is_kept_of_personal_parts_is_every_nodes_own_model(run, tmp_path, capsys):
+    folder, digits = tmp_path / "own", data.digits()
+    assert jaxfl("run", "fedavg:lr=0.3", *SMALL, "--personal", "bias", "--out", folder) == 0
+    kept = folder / "fedavg-lr=0.3" / "models"
+    kept = kept if kept.exists() else folder / "models"
+    rows = load_model(kept / "seed-3-nodes.npz").row
+    each = [logistic_regression(64, 10).unravel(row) for row in rows]
+    assert all((p["kernel"] == each[0]["kernel"]).all() for p in each)
+    assert len({np.asarray(p["bias"]).tobytes() for p in each}) > 1
+    said = [(by_hand(row, digits.test_x).argmax(1) == digits.test_y).mean() for row in rows]
+    history = pd.read_csv(folder / "history.csv").query("round == 2 and seed == 3")
+    assert np.mean(said) == pytest.approx(history["accuracy"].item(), abs=0.01)  # it looks at some of the samples
+    mean = load_model(kept / "seed-3.npz")
+    np.testing.assert_allclose(mean.row, rows.astype(float).mean(0), atol=1e-6)
+    assert mean.about["mean_of"] == 6
+    assert jaxfl("predict", folder, "--seed", 3, "--node", 2) == 0
+    assert f"accuracy {said[2]:.4f}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxfl.algorithms import dsgd, fedavg, fedbuff, scaffold
+from jaxfl.algorithms.server.diloco import all_reduce
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.algorithms.server.modest import modest
 from jaxfl.algorithms.server.robust_sgd import robust_sgd
@@ -192,6 +193,7 @@ def refused(system):
         (lambda: Network(personal="head").check(), "personal is 'head', but must be a Part"),  # type: ignore[arg-type]
         (refused(fedavg(TASK, Network(personal=Part(99, ((0, 1),))))), "row of 99, but"),
         (refused(modest(TASK, Network(personal=HEAD), sample=3, aggregators=1)), "whole models"),
+        (lambda: all_reduce(TASK, Network(personal=HEAD)), "sends gradients"),
         (refused(robust_sgd(TASK, Network(personal=HEAD))), "sends gradients"),
     ],
 )

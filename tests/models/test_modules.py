@@ -26,6 +26,7 @@ from jaxfl.learn.layers import layers, part, statistics
 from jaxfl.learn.local import local_gradient, local_sgd
 from jaxfl.mapping.canonical import canonical
 from jaxfl.measure.metrics import Metric
+from jaxfl.models.modules import along
 from jaxfl.world.graph import ring
 from jaxfl.world.mixing import metropolis
 from jaxfl.world.scenario import scenario
@@ -293,7 +294,65 @@ def test_statistics_stay_in_float32_where_arithmetic_does_not():
     assert (moved != np.asarray(jnp.asarray(moved, jnp.bfloat16), np.float32)).any()
 
 
+class Louder(linen.Module):
+    """Twice as loud in training, without a draw and without statistics."""
+
+    @linen.compact
+    def __call__(self, x, train):
+        return linen.Dense(3)(2 * x if train else x)
+
+
+class LouderNnx(nnx.Module):
+    def __init__(self, *, rngs):
+        self.dense = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x, train):
+        return self.dense(2 * x if train else x)
+
+
+@pytest.mark.parametrize("module", [LouderNnx, Louder()])
+def test_what_training_computes_otherwise_is_trained_so(module):
+    task = T.classification(module, X)
+    _, log = local_sgd(task, optax.sgd(0.1), steps=1)(KEY, shards([10]), 0, task.init(KEY))
+    p = task.unravel(task.init(KEY))
+    p = p.get("dense", p.get("Dense_0"))
+    logits = 2 * X.astype(float) @ np.asarray(p["kernel"], float) + np.asarray(p["bias"], float)
+    want = np.log(np.exp(logits).sum(1)) - logits[np.arange(10), Y]
+    np.testing.assert_allclose(log["loss"], want.mean(), rtol=1e-5)
+
+
+class Shows(nnx.Module):
+    def __init__(self, *, rngs):
+        self.dense, self.drop = nnx.Linear(4, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.drop(self.dense(x))
+        self.sow(nnx.Intermediate, "seen", x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+def test_what_a_module_shows_of_itself_is_not_in_the_row():
+    task = T.classification(Shows, X)
+    y, _ = local_sgd(task, optax.sgd(0.1), steps=2)(KEY, shards([10]), 0, task.init(KEY))
+    assert y.shape == (15,)
+    assert task.untrained == ()
+
+
 # ---- refused
+
+
+class Penalised(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        self.sow("losses", "penalty", (x**2).mean())
+        return linen.Dense(3)(x)
+
+
+class TwoOutputs(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(3)(x), x
 
 
 class Noisy(nnx.Module):
@@ -354,6 +413,13 @@ class Sized(nnx.Module):
             "Dropout with a dropout rate of 0.5, but drops nothing in training",
         ),
         (lambda: T.classification(NeverRenews(), X), "never renews batch_stats/BatchNorm_0/mean"),
+        (lambda: T.classification(Penalised(), X), "keeps losses/penalty/1, which training makes larger"),
+        (lambda: along(jnp.ones(6), jnp.zeros((4, 6))), "4 rows of 6 examples"),
+        (lambda: T.classification(TwoOutputs(), X), "returns a tuple, must return one array"),
+        (
+            lambda: T.classification(Normed, X, trained="out/*"),
+            "trained leaves out norm/mean, norm/var, which training renews",
+        ),
         (lambda: T.classification(Counts, X), "keeps calls, which are no floats"),
         (lambda: T.classification(NeedsMore(), X), "called with x and temperature"),
         (lambda: T.classification(LinenNormed, X), r"the class LinenNormed, must be an instance of it: LinenNormed\("),

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxfl.core import Algorithm, Array, State, n_nodes
-from jaxfl.errors import require
+from jaxfl.errors import InputError, require
 from jaxfl.exchange import timing
 from jaxfl.exchange.codecs import half
 from jaxfl.exchange.network import Network
@@ -154,8 +154,14 @@ def all_reduce(
     batch: int | None = 16,
     delay: int = 0,
 ) -> Algorithm:
-    """Data-parallel training: gradients are averaged in every step, and one optimizer (None: AdamW) takes the mean."""
+    """Data-parallel training: gradients are averaged in every step, and one optimizer (None: AdamW) takes the mean.
+
+    Raises:
+        InputError: a number out of range, or a personal part, which that optimizer would not move.
+    """
     require("lr", lr, above=0)
+    if net.personal is not None:
+        raise InputError("net.personal is set, but this system sends gradients, and no node trains a part of its own.")
     server = optax.adamw(lr) if optimizer is None else optimizer
     return diloco(task, net, local=optax.sgd(1.0), server=server, steps=1, batch=batch, keep_state=False, delay=delay)
 
