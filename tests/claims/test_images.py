@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from jaxfl.claims import dfedsam, images, study
+from jaxfl.claims import dfedsam, images, momentum_fl, study
 from jaxfl.data.sets import fashion_mnist, from_arrays
 from jaxfl.errors import InputError
 
@@ -26,7 +26,7 @@ def test_the_stand_in_has_the_shapes_of_the_images():
     assert np.bincount(made.y).tolist() == [3] * 10
 
 
-@pytest.mark.parametrize("claim", [dfedsam])
+@pytest.mark.parametrize("claim", [dfedsam, momentum_fl])
 def test_without_the_files_there_is_one_sentence_before_any_run(claim, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "_whole", partial(fashion_mnist, tmp_path))
     monkeypatch.setattr(study, "run", lambda *a, **kw: pytest.fail("it ran"))
