@@ -144,7 +144,7 @@ def _load(what: str, place: str) -> Any:
         names = [*getattr(module, "SYSTEMS", {}), *(n for n, v in vars(module).items() if callable(v) and n[0] != "_")]
         raise InputError(f"{what} {place!r}: {where} has no {name!r}, {nearest(name, names)}")
     if not _makes(found):
-        raise InputError(f"{what} {place!r} is a {type(found).__name__}, but must be a function that makes a {what}.")
+        raise InputError(f"{what} {place!r} is of type {type(found).__name__}, but must be a function that makes one.")
     return found
 
 

@@ -28,6 +28,8 @@ def hold_out(data: Shards, fraction: float = 0.2, seed: int = 0) -> tuple[Shards
     Raises:
         InputError: `fraction` is out of range, or so small that no node has a test sample.
     """
+    if not isinstance(data, Shards):
+        raise InputError(f"data is a {type(data).__name__}, but must be Shards: deal it by a partition first.")
     require("fraction", fraction, above=0, below=1)
     generator(seed)  # looks at the seed
     rng, n = np.random.default_rng([seed, 2]), data.size.shape[0]  # another stream than the deal's

@@ -122,10 +122,14 @@ def _csv(path: Path) -> Any:
 
     try:
         frame = pd.read_csv(path, encoding="utf-8-sig", low_memory=False)
+        titles = pd.read_csv(path, encoding="utf-8-sig", header=None, nrows=1, dtype=str).iloc[0]
         with path.open("rb") as file:
             lines = sum(1 for _ in file)
     except (OSError, ValueError, UnicodeDecodeError) as error:  # what pandas raises are ValueErrors
         raise InputError(f"{path} cannot be read as a table with a header ({_said(error)}).") from error
+    twice = sorted(set(titles[titles.duplicated() & titles.notna()]))
+    if twice:
+        raise InputError(f"{path} has two columns {twice[0]!r}, but each name can be there once.")
     one_each = lines == len(frame) + 1  # no blank lines, no line breaks in a value
     frame.index = pd.RangeIndex(
         2 if one_each else 1, len(frame) + (2 if one_each else 1), name="line" if one_each else None

@@ -52,7 +52,14 @@ def functional(
             f"module is {type(module).__name__}, must be a flax.linen module or a function of `rngs` that returns a "
             "flax.nnx module, such as functools.partial(MLP, (784, 64, 10))."
         )
-    made, drops = functions(module, sample_x)  # type: ignore[arg-type]
+    try:
+        made, drops = functions(module, sample_x)  # type: ignore[arg-type]
+    except InputError:
+        raise
+    except Exception as error:  # of the module's own code, or of flax
+        shapes = [list(a.shape) for a in jax.tree.leaves(sample_x)]
+        says = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise InputError(f"module cannot be called with inputs {shapes} ({type(error).__name__}: {says}).") from error
     shapes = jax.eval_shape(made.init, jax.random.key(0))
     odd = [path for path, a in _paths(shapes) if not jnp.issubdtype(a.dtype, jnp.floating)]
     if odd:

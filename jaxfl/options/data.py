@@ -33,7 +33,7 @@ def dataset_of(setup: Setup) -> data.Dataset:
         return _of_file(setup)
     made = (known.get(setup.data) or plugins.find("data", setup.data))()
     if not isinstance(made, data.Dataset):
-        raise InputError(f"data {setup.data!r} makes a {type(made).__name__}, but must make a data.Dataset.")
+        raise InputError(f"data {setup.data!r} makes {type(made).__name__}, but must make a data.Dataset.")
     return made
 
 

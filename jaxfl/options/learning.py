@@ -1,5 +1,6 @@
 """Model and metric, by the names of their options."""
 
+import inspect
 import math
 from functools import partial
 from typing import Any
@@ -52,7 +53,7 @@ def _module(setup: Setup, shape: tuple[int, ...], outputs: int) -> Any:
     if model == "transformer":
         return partial(networks.Transformer, outputs, setup.hidden, DEPTH, length=shape[0])
     if model not in MODELS:
-        return plugins.find("model", model)(shape, outputs)
+        return _own_module(model, plugins.find("model", model), shape, outputs)
     side = math.isqrt(features)
     if len(shape) == 1 and side * side != features:
         raise InputError(f"model is {model}, but data {setup.data} has {features} features, not square images.")
@@ -64,6 +65,24 @@ def _module(setup: Setup, shape: tuple[int, ...], outputs: int) -> Any:
             f"{side if len(shape) == 1 else ' x '.join(map(str, shape))}."
         )
     return partial(networks.MODELS[model], image, outputs)
+
+
+def _own_module(name: str, found: Any, shape: tuple[int, ...], outputs: int) -> Any:
+    """A user's module, or what a user's function of shape and outputs makes."""
+    from flax import linen, nnx
+
+    if isinstance(found, linen.Module | nnx.Module):
+        return found
+    if isinstance(found, type) and issubclass(found, linen.Module | nnx.Module):
+        return found
+    try:
+        inspect.signature(found).bind(shape, outputs)
+    except TypeError as error:
+        raise InputError(
+            f"model {name!r} must be a flax module, or a function of the shape of one input and the number of outputs "
+            f"that makes one ({error})."
+        ) from None
+    return found(shape, outputs)
 
 
 def metric_of(setup: Setup, task: Task, dataset: data.Dataset) -> Metric:

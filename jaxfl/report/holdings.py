@@ -45,7 +45,7 @@ def label_histogram(counts: Any, ax: Any = None, what: str = "label", of: str = 
         ax.locator_params(integer=True)
         _colour_bar(ax, image, f"share of the node's {of}")
         return ax.figure
-    shades: Any = ScalarMappable(BoundaryNorm(np.arange(classes + 1) - 0.5, 256), "viridis")
+    shades: Any = ScalarMappable(BoundaryNorm(np.arange(classes + 1) - 0.5, max(256, classes)), "viridis")
     few = [*COLOURS[:-1], "#F0E442", COLOURS[-1]]
     base = np.zeros(n)
     for label in range(classes):

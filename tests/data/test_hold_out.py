@@ -8,7 +8,7 @@ import pytest
 
 from jaxfl.data import partition, text
 from jaxfl.data.cut import owned
-from jaxfl.data.sets import from_arrays
+from jaxfl.data.sets import digits, from_arrays
 from jaxfl.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -80,6 +80,11 @@ def test_a_sample_that_several_nodes_own_is_tested_by_all_of_them_or_by_none():
 def test_bad_arguments_of_hold_out(kw, words):
     with pytest.raises(InputError, match=words):
         partition.hold_out(partition.iid(make(), 30), **kw)
+
+
+def test_a_data_set_that_nobody_dealt_is_named():
+    with pytest.raises(InputError, match="data is a Dataset, but must be Shards"):
+        partition.hold_out(digits())  # type: ignore[arg-type]
 
 
 def test_test_samples_of_a_nodes_own_client():

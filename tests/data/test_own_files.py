@@ -72,6 +72,9 @@ def test_lines_of_a_csv_are_named(tmp_path):
     path.write_text('a,y\n"1\n2",0.5\n,1.5\n')
     with pytest.raises(InputError, match="column 'a' has no value in 1 of 2 rows, first in row 2"):
         data.from_file(path, "y")
+    path.write_text("a,a,y\n1,2,3\n2,3,4\n")
+    with pytest.raises(InputError, match="has two columns 'a'"):
+        data.from_file(path, "y")
     for text, says in (("", "cannot be read as a table"), ('a,y\n"1,2\n', "cannot be read as a table")):
         path.write_text(text)
         with pytest.raises(InputError, match=says):

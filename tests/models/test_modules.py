@@ -427,6 +427,7 @@ class Sized(nnx.Module):
         (lambda: T.classification(lambda rngs: 3, X), "returns something else"),
         (lambda: T.classification(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), X), "function of `rngs`"),
         (lambda: T.classification(3, X), "function of `rngs`"),
+        (lambda: T.classification(Normed, X[:, :2]), r"cannot be called with inputs \[\[10, 2\]\] \(TypeError: dot_gen"),
         (
             lambda: T.classification(Adapted, X, trained="*adapter*"),
             "matches no part of the model, its parts are body/",

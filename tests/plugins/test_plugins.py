@@ -281,7 +281,7 @@ def test_data_models_rules_attacks_and_codecs_of_a_user(tmp_path, capsys):
     [
         ("./none.py:f", "there is no file none.py"),
         ("{mine}:my_rull", "has no 'my_rull', did you mean my_rule"),
-        ("{mine}:broken", "is a int, but must be a function"),
+        ("{mine}:broken", "is of type int, but must be a function"),
         ("{bad}:f", "does not run (ZeroDivisionError: division by zero, line 2 of bad.py)"),
         ("{wrong}:f", "does not run (SyntaxError"),
         ("no_such_module:f", "no_such_module cannot be imported (ModuleNotFoundError"),

@@ -261,6 +261,7 @@ def test_label_histogram_stacks_bars_or_paints_a_map():
     many = plots.label_histogram(np.ones((3, 30), int))
     assert many.axes[0].get_legend() is None
     assert many.axes[1].get_ylabel() == "label"
+    plots.label_histogram(np.ones((3, 300), int))  # more than a colour map has shades
     host = Figure().subplots()
     counts = np.arange(41 * 3).reshape(41, 3)
     assert plots.label_histogram(counts, ax=host) is host.figure
