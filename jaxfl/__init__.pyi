@@ -97,6 +97,7 @@ from .exchange import codecs as codecs
 from .exchange import rules as rules
 from .exchange import staleness as staleness
 from .exchange.network import Network as Network
+from .exchange.personal import answer as answer
 from .exchange.program import program as program
 from .learn import distill as distill
 from .learn import heads as heads

@@ -4,6 +4,7 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from jaxfl.engine.run import Result
 from jaxfl.engine.saved import save_model
 from jaxfl.engine.sharding import to_host
 from jaxfl.errors import InputError
-from jaxfl.exchange.personal import own_models
+from jaxfl.exchange.personal import answer
 from jaxfl.options.build import Arm, World
 from jaxfl.options.topology import first_graph
 from jaxfl.report import plots, tables
@@ -77,9 +78,9 @@ def keep_models(folder: Path, label: str, arm: Arm, result: Result, world: World
     task = world.task
     if task is None:
         return
-    read = lambda state: own_models(state.mail, arm.algorithm.read(state))
-    answer = jax.jit(jax.vmap(read))(result.state)  # compiled: what is not read is not touched
-    parts = answer if isinstance(answer, dict) else {"": answer}
+    read = partial(answer, arm.algorithm)  # type: ignore[arg-type]
+    said = jax.jit(jax.vmap(read))(result.state)  # compiled: what is not read is not touched
+    parts = said if isinstance(said, dict) else {"": said}
     if any(not isinstance(a, jax.Array) or a.ndim not in (2, 3) or a.shape[-1] != task.dim for a in parts.values()):
         return
     honest = ~np.asarray(arm.scenario.byz)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Cohort, Mail, Tree
+from jaxfl.core import Algorithm, Array, Cohort, Mail, State, Tree
 from jaxfl.errors import InputError
 from jaxfl.learn.layers import Part
 from jaxfl.mapping.nodes import map_nodes
@@ -87,6 +87,14 @@ def numbers(tree: Tree, axis: int, part: Part | None) -> int:
         if jnp.ndim(a) > axis and jnp.issubdtype(jnp.result_type(a), jnp.floating)
     ]
     return sum(m if part is None or m < part.dim else len(split(part, m)[1]) for m in floats)
+
+
+def answer(algorithm: Algorithm, state: State) -> Tree:
+    """What a system says in the state of a run without an axis of seeds, as it is evaluated: `algorithm.read(state)`.
+
+    Where parts of a server's model are personal, it is each node's own model `[n, d]`, in place of the one `[d]`.
+    """
+    return own_models(state.mail, algorithm.read(state))
 
 
 def own_models(mail: Mail, answer: Tree) -> Tree:

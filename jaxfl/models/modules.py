@@ -53,13 +53,19 @@ def functional(
             "flax.nnx module, such as functools.partial(MLP, (784, 64, 10))."
         )
     try:
-        made, drops = functions(module, sample_x)  # type: ignore[arg-type]
+        return _checked(*functions(module, sample_x), sample_x, compute, trained)  # type: ignore[arg-type]
     except InputError:
         raise
     except Exception as error:  # of the module's own code, or of flax
         shapes = [list(a.shape) for a in jax.tree.leaves(sample_x)]
         says = (str(error).splitlines() or [""])[0].rstrip(".")
         raise InputError(f"module cannot be called with inputs {shapes} ({type(error).__name__}: {says}).") from error
+
+
+def _checked(
+    made: Functional, drops: str | None, sample_x: Tree, compute: Any, trained: str | Sequence[str] | None
+) -> tuple[Functional, Any]:
+    """`functional` of what linen or nnx made of a module, some part of which may drop at random."""
     shapes = jax.eval_shape(made.init, jax.random.key(0))
     odd = [path for path, a in _paths(shapes) if not jnp.issubdtype(a.dtype, jnp.floating)]
     if odd:
@@ -73,6 +79,7 @@ def functional(
         raise InputError(
             f"module keeps {', '.join(odd)}, which training makes larger or smaller, and a row stays as long."
         )
+    made = _with_variances(made, shapes)
     if not _draws(made, shapes, sample_x, drops) and not any(made.untrained) and _alike(made, shapes, sample_x):
         made = made._replace(train=None)
     if trained is not None:
@@ -152,6 +159,20 @@ def depends(f: Callable, keys: Sequence, *args: Tree) -> bool:
     traced = jax.make_jaxpr(f)(keys, *args).jaxpr
     _, used = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
     return any(used[: len(keys)])
+
+
+def _with_variances(made: Functional, shapes: Tree) -> Functional:
+    """`made` whose variances are used as 0 where an average of messages (coded, from liars, beyond it) is below."""
+    below = [kept and path.endswith("var") for (path, _), kept in zip(_paths(shapes), made.untrained, strict=True)]
+    if not any(below):
+        return made
+
+    def apply(tree: Tree, x: Tree) -> Array:
+        leaves, structure = jax.tree.flatten(tree)
+        at_least = [jnp.maximum(a, 0) if var else a for a, var in zip(leaves, below, strict=True)]
+        return made.apply(structure.unflatten(at_least), x)
+
+    return made._replace(apply=apply)
 
 
 def _paths(tree: Tree) -> list[tuple[str, Any]]:

@@ -71,9 +71,10 @@ def _own_module(name: str, found: Any, shape: tuple[int, ...], outputs: int) -> 
     """A user's module, or what a user's function of shape and outputs makes."""
     from flax import linen, nnx
 
-    if isinstance(found, linen.Module | nnx.Module):
-        return found
-    if isinstance(found, type) and issubclass(found, linen.Module | nnx.Module):
+    made = found.func if isinstance(found, partial) else found
+    if isinstance(found, linen.Module | nnx.Module) or (
+        isinstance(made, type) and issubclass(made, linen.Module | nnx.Module)
+    ):
         return found
     try:
         inspect.signature(found).bind(shape, outputs)

@@ -207,6 +207,17 @@ def test_batch_norm_kept_by_the_node_beats_averaged_where_inputs_are_scaled_diff
     np.testing.assert_allclose(bits, 1 - 20 / task.dim)
 
 
+@pytest.mark.parametrize("kind", NORMED)
+def test_a_variance_that_an_average_made_negative_counts_as_0(kind):
+    task = T.classification(NORMED[kind], X)
+    tree = task.unravel(task.init(KEY))
+    below, zero = (
+        jax.tree.map_with_path(lambda path, a, v=v: a * 0 + v if path[-1].key == "var" else a, tree) for v in (-0.1, 0)
+    )
+    np.testing.assert_array_equal(task.predict(below, X), task.predict(zero, X))
+    assert np.isfinite(task.predict(below, X)).all()
+
+
 @pytest.mark.parametrize("kind", DROPPED)
 def test_dropout_is_random_in_training_and_not_in_evaluation(kind):
     task = T.classification(DROPPED[kind], X)
@@ -427,7 +438,10 @@ class Sized(nnx.Module):
         (lambda: T.classification(lambda rngs: 3, X), "returns something else"),
         (lambda: T.classification(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), X), "function of `rngs`"),
         (lambda: T.classification(3, X), "function of `rngs`"),
-        (lambda: T.classification(Normed, X[:, :2]), r"cannot be called with inputs \[\[10, 2\]\] \(TypeError: dot_gen"),
+        (
+            lambda: T.classification(Normed, X[:, :2]),
+            r"cannot be called with inputs \[\[10, 2\]\] \(TypeError: dot_gen",
+        ),
         (
             lambda: T.classification(Adapted, X, trained="*adapter*"),
             "matches no part of the model, its parts are body/",
