@@ -155,7 +155,7 @@ def _on_an_edge(study: Study, arms: Sequence[tuple], best: Mapping[tuple, tuple]
 def draw(studies: Sequence[Study], cells: Sequence[Cells]) -> Any:
     """Every setting's curves, each system at its best point."""
     panels = [(study, c, where) for study, c in zip(studies, cells, strict=True) for where in {k[0]: 0 for k in c}]
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = new_figure((1.5 + 3.7 * columns, 0.3 + 3.0 * lines))
     places = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
