@@ -144,7 +144,7 @@ def speaking() -> Study:
         settings=lambda seed: roles(seed, task, text.shakespeare(length=WINDOW, min_chars=200)),
         arms={
             "FedSGD": Arm(make(1, None)),
-            E1: Arm(make(1, 5), rounds=0.3),
+            E1: Arm(make(1, 5), rounds=0.3, small={"make": make(5, 5)}),
             E5: Arm(make(5, 5), rounds=0.1),
         },
         ablations=("FedSGD",),
@@ -177,7 +177,7 @@ def studies() -> list[Study]:
                 "FedSGD": Arm(partial(fedavg, task, epochs=1, batch=None)),
                 E1: Arm(five, world=one_epoch, rounds=2 / 3),
                 E5: Arm(five, rounds=1 / 2),
-                E20: Arm(twenty, rounds=1 / 3),
+                E20: Arm(twenty, rounds=1 / 3, small={"make": five}),
             },
             ablations=("FedSGD",),
             model=task.init,
