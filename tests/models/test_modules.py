@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from jaxfl.algorithms import dsgd, fedavg
+from jaxfl.algorithms import dsgd, fedasync, fedavg
 from jaxfl.algorithms.server.fedopt import fedadam
 from jaxfl.core import Shards
 from jaxfl.data import partition
@@ -176,6 +176,14 @@ def test_a_server_averages_statistics_whatever_its_optimizer(make):
     learn = local_sgd(task, optax.sgd(0.1), steps=1)
     each = np.stack([learn(KEY, data, i, x)[0] for i in range(2)])[:, kept.columns]
     np.testing.assert_allclose(log.state.shared["x"][kept.columns], np.array([0.6, 0.4]) @ each, rtol=1e-5)
+
+
+def test_who_mixes_models_mixes_their_statistics():
+    task = T.classification(Normed, X)
+    data, x = shards([10]), task.init(KEY)
+    after = run(fedasync(task, alpha=0.25, lr=0.1, steps=1, batch=None), scenario(data), x, 1, progress=False)
+    y, _ = local_sgd(task, optax.sgd(0.1), steps=1)(KEY, data, 0, x)
+    np.testing.assert_allclose(after.state.shared["x"], x + 0.25 * (y - x), atol=1e-6)
 
 
 def scaled_clients(n=6, each=60):

@@ -63,7 +63,8 @@ def fedopt(
     """
     learn = local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch, keep_state=keep_state)
     learn = _from_current(learn) if stale.mixing else displacement(learn)
-    tx = optax.sgd(1.0) if server is None else servers.for_parameters(server, task)
+    tx = optax.sgd(1.0) if server is None else server
+    tx = tx if stale.mixing else servers.for_parameters(tx, task)  # who mixes models mixes all of them
 
     if keep_state:
         require_state(local)
