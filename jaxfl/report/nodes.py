@@ -31,6 +31,8 @@ PANELS = 3  # scatters beside the curves, at most
 
 def _last(what: str, values: Any) -> np.ndarray:
     """`[seeds, n]` of the last evaluation."""
+    if hasattr(values, "columns"):
+        raise InputError(f"{what} is a table, but values by node are needed: give `Result.nodes[name]`.")
     values = numbers_of(what, values)
     if values.ndim not in (1, 2, 3) or not values.size or np.isnan(values).all():
         raise InputError(

@@ -65,6 +65,7 @@ def test_one_picture_of_several_systems_or_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (lambda: plots.per_node({"a": pd.DataFrame({"accuracy": [0.1, 0.2]})}), "is a table, but values by node"),
         (lambda: plots.per_node({}), "values must be a dict"),
         (lambda: plots.per_node({"A": "x"}), r"values\['A'\] is a str"),
         (lambda: plots.per_node({"A": [NAN]}), r"has shape \[1\], but"),
