@@ -143,7 +143,7 @@ def speaking() -> Study:
     return Study(
         settings=lambda seed: roles(seed, task, text.shakespeare(length=WINDOW, min_chars=200)),
         arms={
-            "FedSGD": Arm(make(1, None)),
+            "FedSGD": Arm(make(1, None), small={"make": make(5, 5)}),
             E1: Arm(make(1, 5), rounds=0.3, small={"make": make(5, 5)}),
             E5: Arm(make(5, 5), rounds=0.1),
         },
