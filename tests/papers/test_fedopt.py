@@ -95,7 +95,7 @@ def test_the_claim_s_fedavg_is_fedopt_without_a_server_optimizer():
 
 def test_the_claim_s_films_are_the_first_ratings_of_each_user():
     drawn = claim.few_films()
-    many = drawn._replace(x=np.repeat(drawn.x, 4, 0), y=np.repeat(drawn.y, 4), clients=np.repeat(drawn.clients, 4))
+    many = drawn._replace(x=np.repeat(drawn.x, 7, 0), y=np.repeat(drawn.y, 7), clients=np.repeat(drawn.clients, 7))
     few = claim.liked(many)
     assert np.bincount(few.clients).tolist() == [claim.RATED] * 12
     np.testing.assert_array_equal(few.x, np.concatenate([many.x[many.clients == u][: claim.RATED] for u in range(12)]))
