@@ -5,13 +5,22 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jaxfl import cli
 from jaxfl.core import Shards
 from jaxfl.data import partition, synthetic
 from jaxfl.data.sets import digits
 from jaxfl.learn import task
 from jaxfl.world import cohort, graph, mixing
 from jaxfl.world.scenario import scenario
+
+
+def jaxfl(*args):
+    """The exit code of a command line."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in args])
+    return stop.value.code
 
 
 def one_sample_each(x, y) -> Shards:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.learn.task import Task
-from jaxfl.models.modules import matching
+from jaxfl.models.modules import matching, paths_of
 
 
 class Layer(NamedTuple):
@@ -27,9 +27,9 @@ def layers(task: Task) -> list[Layer]:
     def places() -> Iterator[Layer]:
         start = 0
         tree = jax.eval_shape(task.unravel, jax.ShapeDtypeStruct((task.dim,), jnp.float32))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for path, leaf in paths_of(tree):
             stop = start + math.prod(leaf.shape)
-            yield Layer(jax.tree_util.keystr(path, simple=True, separator="/"), start, stop, leaf.shape)
+            yield Layer(path, start, stop, leaf.shape)
             start = stop
 
     return list(places())

@@ -67,14 +67,14 @@ def _checked(
 ) -> tuple[Functional, Any]:
     """`functional` of what linen or nnx made of a module, some part of which may drop at random."""
     shapes = jax.eval_shape(made.init, jax.random.key(0))
-    odd = [path for path, a in _paths(shapes) if not jnp.issubdtype(a.dtype, jnp.floating)]
+    odd = [path for path, a in paths_of(shapes) if not jnp.issubdtype(a.dtype, jnp.floating)]
     if odd:
         raise InputError(f"module keeps {', '.join(odd)}, which are no floats, and a model is a row of floats.")
     out, new = jax.eval_shape(made.train, shapes, sample_x, jax.random.key(0), None)  # type: ignore[misc]
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise InputError(f"module returns a {type(out).__name__}, must return one array.")
-    if _paths(new) != _paths(shapes):
-        found, kept = dict(_paths(new)), dict(_paths(shapes))
+    if paths_of(new) != paths_of(shapes):
+        found, kept = dict(paths_of(new)), dict(paths_of(shapes))
         odd = sorted(path for path in found.keys() | kept.keys() if found.get(path) != kept.get(path))
         raise InputError(
             f"module keeps {', '.join(odd)}, which training makes larger or smaller, and a row stays as long."
@@ -129,7 +129,9 @@ def _draws(made: Functional, shapes: Tree, sample_x: Tree, drops: str | None) ->
     traced = jax.make_jaxpr(train)(jax.random.key(0), shapes, sample_x).jaxpr
     leaves = len(made.untrained)
     old, new = traced.invars[1 : 1 + leaves], traced.outvars[-leaves:]
-    still = [p for (p, _), a, b, kept in zip(_paths(shapes), old, new, made.untrained, strict=True) if kept and a is b]
+    still = [
+        p for (p, _), a, b, kept in zip(paths_of(shapes), old, new, made.untrained, strict=True) if kept and a is b
+    ]
     if still:
         raise InputError(
             f"module never renews {', '.join(still)} in training: use_running_average must be False there, by an "
@@ -163,7 +165,7 @@ def depends(f: Callable, keys: Sequence, *args: Tree) -> bool:
 
 def _with_variances(made: Functional, shapes: Tree) -> Functional:
     """`made` whose variances are used as 0 where an average of messages (coded, from liars, beyond it) is below."""
-    below = [kept and path.endswith("var") for (path, _), kept in zip(_paths(shapes), made.untrained, strict=True)]
+    below = [kept and path.endswith("var") for (path, _), kept in zip(paths_of(shapes), made.untrained, strict=True)]
     if not any(below):
         return made
 
@@ -175,7 +177,8 @@ def _with_variances(made: Functional, shapes: Tree) -> Functional:
     return made._replace(apply=apply)
 
 
-def _paths(tree: Tree) -> list[tuple[str, Any]]:
+def paths_of(tree: Tree) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their paths, "conv1/kernel", in JAX's order."""
     found = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
 
@@ -195,7 +198,7 @@ def matching(paths: Sequence[str], patterns: str | Sequence[str]) -> list[bool]:
 
 def _part(made: Functional, shapes: Tree, trained: str | Sequence[str]) -> tuple[Functional, Tree]:
     """`made` with the trained leaves alone in its tree, a dict by path; others stay as `init` of key 0 draws them."""
-    paths = [path for path, _ in _paths(shapes)]
+    paths = [path for path, _ in paths_of(shapes)]
     mine = matching(paths, trained)
     lost = [path for path, kept, yes in zip(paths, made.untrained, mine, strict=True) if kept and not yes]
     if lost:

@@ -6,14 +6,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from functools import cache
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from common import jaxfl
 
-from jaxfl import cli, data, zoo
+from jaxfl import zoo
 from jaxfl.claims import record
 from jaxfl.commands import start
 from jaxfl.core import State
@@ -29,23 +29,7 @@ SMALL = ["--nodes", "8", "--data", "digits", "--model", "logistic", "--rounds", 
 TINY = Setup(nodes=8, data="digits", model="logistic", rounds=2, seeds=2)
 
 
-def jaxfl(*args):
-    """The exit code of a command line."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in args])
-    return stop.value.code
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process(tmp_path_factory):
-    """JAX keeps the devices it has, as other tests share the process; the digits are read once."""
-    memory = jax.config.jax_compilation_cache_dir
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_NUM_CPU_DEVICES", "1")
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(data, "digits", cache(data.digits))
-        yield
-    jax.config.update("jax_compilation_cache_dir", memory)
+pytestmark = pytest.mark.usefixtures("process")
 
 
 @pytest.fixture(scope="module")

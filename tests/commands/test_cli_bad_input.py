@@ -3,18 +3,12 @@
 from functools import cache
 
 import pytest
+from common import jaxfl
 
-from jaxfl import cli, data
+from jaxfl import data
 from jaxfl.engine import run as engine
 
 SMALL = ["--nodes", "8", "--data", "digits", "--model", "logistic", "--rounds", "2", "--seeds", "2"]
-
-
-def jaxfl(*args):
-    """The exit code of a command line."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in args])
-    return stop.value.code
 
 
 @pytest.fixture(scope="module", autouse=True)

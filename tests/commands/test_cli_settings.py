@@ -4,14 +4,13 @@ import os
 import shutil
 import signal
 import tomllib
-from functools import cache
 
-import jax
 import numpy as np
 import pandas as pd
 import pytest
+from common import jaxfl
 
-from jaxfl import cli, data
+from jaxfl import data
 from jaxfl.engine import run as engine
 from jaxfl.engine.saved import load_model
 from jaxfl.errors import InputError
@@ -23,23 +22,7 @@ SMALL = ["--nodes", "6", "--data", "digits", "--model", "logistic", "--rounds", 
 TWO = ["fedprox:mu=0.5,lr=0.05", "FedProx:mu=0", "dsgd"]
 
 
-def jaxfl(*args):
-    """The exit code of a command line."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in args])
-    return stop.value.code
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process(tmp_path_factory):
-    """JAX keeps the devices it has, as other tests share the process; the digits are read once."""
-    memory = jax.config.jax_compilation_cache_dir
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_NUM_CPU_DEVICES", "1")
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(data, "digits", cache(data.digits))
-        yield
-    jax.config.update("jax_compilation_cache_dir", memory)
+pytestmark = pytest.mark.usefixtures("process")
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,14 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from common import jaxfl
 
-from jaxfl import cli, data
+from jaxfl import data
 from jaxfl.commands import predict
 from jaxfl.engine.saved import load_model, save_model
 from jaxfl.learn.task import logistic_regression
 
 SMALL = ["--nodes", "6", "--data", "digits", "--model", "logistic", "--rounds", "2", "--seeds", "2", "--seed", "3"]
-
-
-def jaxfl(*args):
-    """The exit code of a command line."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in args])
-    return stop.value.code
 
 
 @pytest.fixture(scope="module")

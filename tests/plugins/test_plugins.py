@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import quadratics
+from common import jaxfl, quadratics
 from ditto import ditto
 from extra import extra
 from feddyn import feddyn
@@ -16,7 +16,6 @@ from qfedavg import qfedavg
 import jaxfl as fl
 from jaxfl import plugins, zoo
 from jaxfl.algorithms import dsgd, fedavg, fedprox
-from jaxfl.cli import main
 from jaxfl.engine.keys import init_key, round_key, run_key
 from jaxfl.options import config
 
@@ -197,12 +196,6 @@ def test_extra_ends_in_the_optimum_and_gossip_at_its_rate_does_not():
 
 SMALL = ["--nodes", "8", "--data", "digits", "--model", "logistic", "--rounds", "2", "--every", "1", "--seeds", "1"]
 SMALL += ["--cohort", "4", "--steps", "2", "--topology", "ring", "--mbit", "1", "--latency-ms", "30", "--step-ms", "5"]
-
-
-def jaxfl(*args):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(a) for a in args])
-    return stopped.value.code
 
 
 def test_the_command_line_compares_them_with_the_zoo_and_goes_on(tmp_path, capsys, monkeypatch):
