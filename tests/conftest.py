@@ -4,7 +4,6 @@ import gc
 import importlib.metadata
 import os
 import signal
-from pathlib import Path
 
 # Programs of tests are small: to compile them takes longer than to run them. Half as long at level 0 and without the
 # emitters that fuse; XLA refuses to start with a flag it does not know, and newer ones may drop the second.
@@ -21,32 +20,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a suite in the backg
 import jax
 import pytest
 from hypothesis import settings
-
-from jaxfl import zoo
+from workers import together
 
 settings.register_profile("jaxfl", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("jaxfl")
 
 
 IN_MATRIX, IN_FILE = 6, 10  # CPU seconds that a system may take in the matrix, and a paper's file of tests
-DOZEN = 12  # systems of the matrix that one worker takes together
-FILES = sorted(str(p) for p in Path(__file__).parent.glob("*/test_*.py") if "\ndef small():" in p.read_text())
-BATCHED = 2  # parts of these files, of which a worker takes one
-
-
-def together(test):
-    """What one worker takes whole: a file, whose tests share what is compiled; of the matrix, what shares a process."""
-    file, _, call = test.partition("::")
-    case = call.partition("[")[2].removesuffix("]")
-    if not file.startswith("tests/matrix/"):
-        return file
-    if file.endswith("test_claims.py") and case:
-        return f"claim {case}"
-    if case in (names := list(zoo.systems())):
-        return f"systems {names.index(case) // DOZEN}"
-    if case in FILES:
-        return f"files {FILES.index(case) % BATCHED}"
-    return file
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import BATCHED, DOZEN, FILES
+from workers import BATCHED, DOZEN, FILES
 
 from jaxfl import zoo
 from jaxfl.errors import InputError
