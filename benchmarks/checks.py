@@ -78,6 +78,20 @@ def _compilation(rows: list[dict]) -> Check:
     return Check(target, f"{found[worst]:.1f} s (`{worst}`, of {len(found)})", found[worst] < 10)
 
 
+def _even(rows: list[dict]) -> Check:
+    target = "shapes: a member and round at most 1.1 times that at the next multiple of 64, beside whole members"
+    found = {
+        f"{r['workload']}, {r['nodes']:,} nodes, {r['devices']} devices": r["ratio"] / max(1, r["least"])
+        for r in rows
+        if "least" in r
+    }
+    if not found:
+        return Check(target)
+    worst = max(found, key=lambda name: found[name])
+    over = sum(ratio > 1.1 for ratio in found.values())
+    return Check(target, f"{found[worst]:.2f} times ({worst}); above in {over} of {len(found)}", over == 0)
+
+
 def checks(rows: list[dict]) -> Iterator[Check]:
     """Every target."""
     for c in (10, 100, 1000):
@@ -112,5 +126,6 @@ def checks(rows: list[dict]) -> Iterator[Check]:
     warm = _column(rows, "startup_warm_seconds", "W1", "W3")
     yield _below("W1 and W3: start-up under 6 s with a warm compilation cache", warm, 6, " s")
     yield _compilation(rows)
+    yield _even(rows)
     sweep = [1 / ratio for ratio in _column(rows, "ratio", "sweep")]
     yield _above("sweep: at least 3 times the throughput of running its points one by one", sweep, 3)

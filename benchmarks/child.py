@@ -4,6 +4,7 @@ python benchmarks/child.py race w1 0      case 0 of w1 beside its rival, and the
 python benchmarks/child.py alone w1 0     start-up and memory of jaxfl by itself
 python benchmarks/child.py rows sweep     a workload that makes its rows itself
 python benchmarks/child.py compile fedavg
+python benchmarks/child.py shapes w3 2    odd numbers of nodes on two devices
 python benchmarks/child.py data images.npz    the images, as `peers.run.measure` wants them
 python benchmarks/child.py machine
 """
@@ -107,8 +108,13 @@ def _rows(args: argparse.Namespace) -> Iterable[dict]:
         from workloads.compilation import system
 
         return [system(args.name)]
+    if args.mode == "shapes":
+        from workloads.shapes import of
+
+        return of(args.name, args.case, args.tiny)
     if args.mode == "rows":
-        return importlib.import_module(f"workloads.{workloads.TABLES[args.name]}").rows(args.turns, args.tiny)
+        rows = importlib.import_module(f"workloads.{workloads.TABLES[args.name]}").rows
+        return rows(args.turns, args.tiny, **({"only": args.only} if args.only else {}))
     if args.name in workloads.CORES and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         from jaxfl.engine.sharding import use_cores
 
@@ -124,11 +130,12 @@ def _rows(args: argparse.Namespace) -> Iterable[dict]:
 def main() -> None:
     """Print rows as JSON lines."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=("race", "alone", "rows", "compile", "data", "machine"))
+    parser.add_argument("mode", choices=("race", "alone", "rows", "compile", "shapes", "data", "machine"))
     parser.add_argument("name", nargs="?", default="")
     parser.add_argument("case", nargs="?", type=int, default=0)
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--only", nargs="*", default=[])
     for row in _rows(parser.parse_args()):
         print(json.dumps(row), flush=True)
 

@@ -1,7 +1,7 @@
 """The file of results: JSON lines, of which a run replaces those of its own workloads."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: ORDER.index(row["suite"]))
 
 
-def replace(path: Path, name: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`rows` in the place of those of the workload `name`; returns what the file then holds."""
-    others = [row for row in read(path) if row["suite"] != name] + list(rows)
+def replace(path: Path, name: str, rows: Sequence[dict[str, Any]], parts: bool = False) -> list[dict[str, Any]]:
+    """`rows` in the place of those of the suite's workload `name`; returns what the file then holds.
+
+    With `parts` rows of `name` stay where none of `rows` has their `workload`.
+    """
+    new = {row.get("workload") for row in rows}
+    stays = lambda row: row["suite"] != name or (parts and row.get("workload") not in new)
+    kept = [row for row in read(path) if stays(row)] + list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in others))
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
     return read(path)
 
 

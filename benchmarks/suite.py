@@ -2,6 +2,7 @@
 
     python benchmarks/suite.py                  all workloads and, where they are installed, all peers
     python benchmarks/suite.py w1 w3            some of them
+    python benchmarks/suite.py shapes --only w3   a part of `shapes`: of w1, w3, w5, robust, scaffold, diloco
     python benchmarks/suite.py gpu              W1, W3 and W5 at 1,000 to 100,000 nodes, on an accelerator
     python benchmarks/suite.py --tiny --out X   all of them so small that nothing is measured, into the folder X
     python benchmarks/suite.py --pages          only write the page and the pictures again
@@ -15,6 +16,7 @@ w6   FedBuff, the MLP of w1, 1,000 clients, 100 at work, every 10th arrival a ro
 w7   DiLoCo, character transformer on text by author, 16 nodes, 20 AdamW steps and a Nesterov step
 w8   FedAvg of 1,000,000 clients against 1,000, cohort 100, logistic model
 g10k D-SGD on a random 8-regular graph, logistic model on digits, 2,500 / 5,000 / 10,000 nodes
+shapes six systems at numbers of nodes that nobody tuned for, beside the next multiple of 64, on 1, 2 and 8 devices
 sweep  24 points of FedProx, 2 seeds each, 50 clients, logistic model: in one program against one by one
 compile  every system of the zoo on 8 nodes: CPU seconds until its first round is done, less those of a second
 
@@ -28,23 +30,23 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import results
 from child import run_child
-from workloads import CASES, ORDER, PEERS, TABLES, TINY
+from workloads import CASES, ORDER, PARTS, PEERS, TABLES, TINY
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 900  # seconds that a peer may take for one case
 
 
-def own_rows(name: str, turns: int, tiny: bool) -> Iterator[dict]:
+def own_rows(name: str, turns: int, tiny: bool, only: Sequence[str] = ()) -> Iterator[dict]:
     """jaxfl's rows of a workload. A case that fails is a row with an `error`, and the others go on."""
     options = ["--turns", str(turns), *(["--tiny"] if tiny else [])]
     if name in TABLES:
         try:
-            yield from run_child("rows", name, *options)
+            yield from run_child("rows", name, *options, *(["--only", *only] if only else []))
         except RuntimeError as error:
             yield {"workload": name, "error": str(error)}
         return
@@ -98,12 +100,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--turns", type=int, default=9, help="blocks of rounds timed")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
     parser.add_argument("--no-peers", action="store_true", help="leave other libraries out")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="of shapes: some of its systems")
     parser.add_argument("--pages", action="store_true", help="measure nothing, write page and pictures")
     parser.add_argument("--out", type=Path, help="folder of results.jsonl and README.md (default: this one)")
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in ORDER]
     if unknown:
         parser.error(f"workload {unknown[0]} is unknown; known are {', '.join(ORDER)}.")
+    for part in args.only:
+        known = PARTS.get(args.names[0] if len(args.names) == 1 else "", ())
+        if part not in known:
+            parser.error(f"--only {part}: " + (f"known are {', '.join(known)}." if known else "for shapes alone."))
     if args.tiny and args.out is None:
         parser.error("--tiny measures nothing and needs --out, a folder beside the results.")
     folder = args.out or HERE
@@ -120,11 +127,11 @@ def main(argv: list[str]) -> int:
     for name in args.names or [name for name in ORDER if name != "gpu" or accelerator]:
         rows = []
         beside = () if args.tiny or args.no_peers else peer_rows(name)
-        for row in itertools.chain(own_rows(name, args.turns, args.tiny), beside):
+        for row in itertools.chain(own_rows(name, args.turns, args.tiny, args.only), beside):
             rows.append({"suite": name} | row | dated)
             print(json.dumps(rows[-1]), flush=True)
             failed |= "error" in row
-        results.replace(path, name, rows)
+        results.replace(path, name, rows, parts=bool(args.only))
     write_pages(results.read(path), folder)
     return int(failed)
 

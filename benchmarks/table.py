@@ -28,6 +28,12 @@ where these are a few MB (G10k, W7), and with its arrays in W5.
 PEERS = """Rounds of other libraries on the same work in the same run, each in a virtual environment of its own
 (`benchmarks/peers`). CPU is that of all processes of a round; accuracy is taken after equally many rounds.
 """
+ODD = """Microseconds a member and round at numbers of nodes nobody tuned for and at the next multiple of 64, in turns,
+in one process for each system and number of devices. Members are all nodes; in W1 and SCAFFOLD a cohort of a tenth, odd
+or a multiple of 8. W5, robust gossip (trimmed mean of 2 on W5's graph), SCAFFOLD and DiLoCo (5 steps each) have the MLP
+64-32-10 on digits. "Least" is the ratio that whole members leave: a device cannot train half of one. Eight devices on
+fewer cores show only that none is lost; on one and eight devices, and for W3 above 1,009, sizes are left out for time.
+"""
 MISSING = "No other library was measured: `python benchmarks/peers/install.py` installs them.\n"
 
 
@@ -82,6 +88,18 @@ SPEED = [
     ("CPU ms", lambda r: _ms(r.get("cpu_seconds"))),
     ("compile, CPU s", lambda r: _number(r.get("compile_cpu_seconds"), ".1f")),
     ("accuracy / bound's", _accuracy),
+]
+SHAPES = [
+    ("workload", lambda r: r["workload"]),
+    ("devices", lambda r: f"{r['devices']}"),
+    ("nodes", lambda r: f"{r['nodes']:,}"),
+    ("a round", lambda r: f"{r['members']:,}"),
+    ("us a member", lambda r: _number(r["member_seconds"], ",.3g", 1e6)),
+    ("beside", lambda r: f"{r['beside']:,}"),
+    ("a round", lambda r: f"{r['members_beside']:,}"),
+    ("us a member", lambda r: _number(r["member_seconds_beside"], ",.3g", 1e6)),
+    ("ratio (lowest, highest turn)", _ratio),
+    ("least", lambda r: f"{r['least']:.2f}"),
 ]
 USE = [
     *WHAT,
@@ -145,11 +163,13 @@ def _targets(rows: list[dict]) -> str:
 
 def render(rows: list[dict], pictures: Sequence[tuple[str, str]]) -> str:
     """The page, with `pictures` (caption, path)."""
-    own = [r for r in rows if "workload" in r and "peer" not in r]
+    own = [r for r in rows if "workload" in r and "peer" not in r and r["suite"] != "shapes"]
+    odd = [r for r in rows if r["suite"] == "shapes"]
     here, there = ([r for r in own if (r["suite"] == "gpu") is on] for on in (False, True))
     parts = [HEAD, "## Speed\n", _table(SPEED, here)]
     parts += ["On a CPU, W4, W8, G10k and sweep run on one device, the others and their bounds on one device a core.\n"]
     parts += [f"![{caption}]({path})\n" for caption, path in pictures]
+    parts += ["## Any number of nodes\n", ODD, _table(SHAPES, odd)] if odd else []
     parts += ["## Start-up and memory\n", MEMORY, _table(USE, [r for r in here if "run_mb" in r])]
     parts += ["## Other libraries\n"]
     parts += [PEERS, _table(BESIDE, _beside(rows))] if any("peer" in r for r in rows) else [MISSING]

@@ -4,7 +4,7 @@ import ctypes
 import gc
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,17 @@ def accuracy(side: Side, state: Any, x: np.ndarray, y: np.ndarray) -> float:
     return float(right(models, x, y).mean())
 
 
-def _clocked(step: Callable) -> tuple[float, float, Any]:
+def clocked(step: Callable) -> tuple[float, float, Any]:
     """Wall and CPU seconds of a call, and what it returns."""
     cpu, begin = cpu_seconds(), time.perf_counter()
     got = step()
     return time.perf_counter() - begin, cpu_seconds() - cpu, got
+
+
+def in_turns(sides: Iterable[Side], turns: int) -> np.ndarray:
+    """Wall and CPU seconds `[turns, sides, 2]` of a step of each side, one after the other, in every turn."""
+    sides = list(sides)
+    return np.array([[clocked(side.step)[:2] for side in sides] for _ in range(turns)])
 
 
 def race(sides: Mapping[str, Side], rounds: int, turns: int, test: tuple | None = None) -> dict[str, float]:
@@ -87,12 +93,12 @@ def race(sides: Mapping[str, Side], rounds: int, turns: int, test: tuple | None 
     row: dict[str, float] = {}
     first = {}
     for name, side in sides.items():
-        _, first[name], state = _clocked(side.step)
+        _, first[name], state = clocked(side.step)
         if test is not None and side.models is not None:
             row[f"{name}accuracy"] = accuracy(side, state, *test)
         del state
         side.step()
-    times = np.array([[_clocked(side.step)[:2] for side in sides.values()] for _ in range(turns)])  # [turns, sides, 2]
+    times = in_turns(sides.values(), turns)
     for (wall, cpu), name in zip(times.transpose(1, 2, 0), sides, strict=True):
         row |= {
             f"{name}seconds": float(np.median(wall)) / rounds,

@@ -51,8 +51,10 @@ TINY: dict[str, tuple[Case, ...]] = {
         *_cases("gossip", "w5", (32, 2)),
     ),
 }
-TABLES = {"sweep": "sweeps", "compile": "compilation"}  # modules whose `rows(turns, tiny)` are rows
-ORDER = ("w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "g10k", "sweep", "compile", "gpu")
+TABLES = {"shapes": "shapes", "sweep": "sweeps", "compile": "compilation"}  # modules whose `rows(turns, tiny)` are rows
+ORDER = ("w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "g10k", "shapes", "sweep", "compile", "gpu")
+# What `--only` may choose of a table's rows; names are those of `shapes.SYSTEMS`.
+PARTS = {"shapes": ("w1", "w3", "w5", "robust", "scaffold", "diloco")}
 CORES = ("w1", "w2", "w3", "w5", "w6", "w7")  # on a CPU these run on one device a core, the others on one
 # What other libraries run too: nodes, members of a round, rounds in all.
 PEERS: dict[str, list[tuple[Any, ...]]] = {

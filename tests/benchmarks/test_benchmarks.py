@@ -24,7 +24,7 @@ import results  # noqa: E402
 import table  # noqa: E402
 import timing  # noqa: E402
 import workloads  # noqa: E402
-from workloads import work  # noqa: E402
+from workloads import shapes, work  # noqa: E402
 
 
 def suite(*args: str) -> list[dict]:
@@ -55,6 +55,8 @@ ROWS = [
     row("W3", nodes=64, seconds=0.005, floor_seconds=0.002, startup_seconds=7.0, startup_warm_seconds=6.5),
     row("W3", nodes=256, seconds=0.020),
     row("W3", nodes=1024, seconds=0.160),
+    row("W3", nodes=257, devices=2, beside=320, members=257, members_beside=320, least=1.0055, suite="shapes")
+    | {"member_seconds": 190e-6, "member_seconds_beside": 95e-6, "ratio": 2.0, "ratio_low": 1.9, "ratio_high": 2.1},
 ]
 
 
@@ -107,6 +109,36 @@ def test_every_workload_runs(name, few_images):
     assert cost.bytes > 0
     if made.scored:
         assert min(found["accuracy"], found["bound_accuracy"]) > 0.2
+
+
+@pytest.mark.parametrize("name", ["w5", "robust", "scaffold", "diloco"])
+def test_odd_shapes_run_beside_even_ones(name):
+    (row,) = shapes.pairs(shapes.SYSTEMS[name], [9], 64, 2, True)
+    assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+    assert (row["members"], row["members_beside"]) == ((1, 8) if name == "scaffold" else (9, 64))
+    assert min(row["member_seconds"], row["member_seconds_beside"]) > 0
+
+
+def test_sizes_of_odd_shapes():
+    """Cohorts are odd, those beside them multiples of 8; the least ratio is that of the fullest device."""
+    assert set(workloads.PARTS["shapes"]) == set(shapes.SYSTEMS)
+    fedavg = shapes.SYSTEMS["w1"]
+    assert [shapes.beside(n) for n in shapes.NODES] == [64, 128, 256, 256, 320, 1024, 1024, 4096]
+    assert all(shapes.members(fedavg, n) % 2 for n in shapes.NODES)
+    assert [shapes.members(fedavg, n) for n in (64, 320, 1024, 4096)] == [8, 32, 104, 408]
+    assert shapes.members(shapes.SYSTEMS["w3"], 63) == 63
+    assert shapes.least(7, 8, 1) == 1
+    assert shapes.least(7, 8, 2) == pytest.approx(8 / 7)
+    assert shapes.least(257, 320, 8) == pytest.approx(33 * 320 / (40 * 257))
+
+
+def test_a_part_replaces_its_own_rows(tmp_path):
+    path = tmp_path / "results.jsonl"
+    old = [{"suite": "shapes", "workload": w, "nodes": 1} for w in ("W1", "W3")]
+    results.replace(path, "shapes", old)
+    new = [{"suite": "shapes", "workload": "W3", "nodes": 2}]
+    assert results.replace(path, "shapes", new, parts=True) == [old[0], *new]
+    assert results.replace(path, "shapes", new) == new
 
 
 def test_sizes_of_an_accelerator_exist():
@@ -168,6 +200,9 @@ def test_checks_follow_the_rows():
     growth = next(c for c in found.values() if "seconds over linear" in c.target)
     assert growth.measured == f"{2**0.5:.3g}"  # 256 to 1,024 nodes take twice more than four times as long
     assert growth.met is False
+    even = next(c for name, c in found.items() if name.startswith("shapes"))
+    assert even.measured == "1.99 times (W3, 257 nodes, 2 devices); above in 1 of 1"
+    assert even.met is False
     assert met["W1 and W3: start-up under 12 s without a cache"] is True
     assert met["W1 and W3: start-up under 6 s with a warm compilation cache"] is False
 
@@ -181,6 +216,8 @@ def test_page_and_pictures(tmp_path):
     assert "| W3 | 64 |  | 5 |  |  | 2 | 40% |" in page
     assert "| W1 | 1,000 | 100 | FedJAX 9.8 | 80 | 8 |" in page
     assert "failed: pfl: no such thing" in page
+    assert "| W3 | 2 | 257 | 257 | 190 | 320 | 320 | 95 | 2.00 (1.90, 2.10) | 1.01 |" in page
+    assert page.count("| W3 |") == 4  # a row of shapes is in its own table only
     assert "install.py" not in page
     assert "install.py" in table.render([r for r in ROWS if "peer" not in r], [])
     assert page.index("torch.func.vmap 5.4") < page.index("FedJAX 9.8") < page.index("Flower 7.6")
@@ -191,6 +228,8 @@ def test_bad_arguments_say_what_is_allowed(tmp_path):
         (["w99"], "w1, w2"),
         (["w1", "--tiny"], "--out"),
         (["gpu", "--out", str(tmp_path)], "accelerator"),
+        (["shapes", "--only", "w2"], "w1, w3"),
+        (["w1", "--only", "w1"], "for shapes alone"),
     ):
         done = subprocess.run([sys.executable, str(HERE / "suite.py"), *args], stderr=subprocess.PIPE, text=True)
         assert done.returncode == 2
