@@ -1,14 +1,11 @@
-"""What the file of a paper says of itself: its `PAPER`, and by name its `SYSTEMS`. Needs no JAX."""
-
-from __future__ import annotations
+"""What the file of a paper says of itself: its `PAPER`, and by name its `SYSTEMS`."""
 
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from jaxfl.core import Graph, Metric, Process, Tree
+from jaxfl.core import Graph, Metric, Process, Tree
 
 
 class Paper(NamedTuple):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from jaxfl.core import Shards
 from jaxfl.data import Dataset, partition
-from jaxfl.engine.history import disk_error
+from jaxfl.engine.disk import disk_error
 from jaxfl.engine.run import Result
 from jaxfl.engine.saved import save_model
 from jaxfl.engine.sharding import to_host

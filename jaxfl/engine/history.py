@@ -1,26 +1,35 @@
 """What was recorded: a tidy table of one row a run (seed, swept values) and round, and a JSON-lines log."""
 
-import contextlib
-import errno
+import hashlib
+import io
 import json
+import os
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxfl.engine.disk import disk_error, sync, write_whole
 from jaxfl.errors import InputError
 
+LOG, NODES = "log.jsonl", "nodes"
 EVALUATED = "evaluated"  # beside what a metric measures by node: after which rounds
 TOTALS = {"seconds": "time"} | {name: f"total_{name}" for name in ("up_bits", "down_bits", "gradients")}
+
+
+class DamagedError(InputError):
+    """What a run kept is not as it was written; what it kept before may be."""
 
 
 class Recorder:
     """Collects the logs of a run on the host, chunk by chunk, and writes each to files as it comes.
 
-    Columns go to `log`, JSON lines in which null stands for a number that is not finite; what is by node to one NumPy
-    archive a chunk in the folder `nodes` beside it. Of several processes each collects all, and only the one that
-    `writes` does write.
+    Columns go to `log`, JSON lines with the words NaN, Infinity and -Infinity as Python and pandas read them; what is
+    by node to one NumPy archive a chunk in the folder `nodes` beside it. Of several processes each collects all, and
+    only the one that `writes` does write.
 
     Attributes:
         spent: running totals of each run by column, `[r]` float64: `time` is the sum of `seconds`, `total_up_bits` that
@@ -35,6 +44,17 @@ class Recorder:
         self.rows: list[dict[str, Any]] = []
         self.nodes: dict[str, list[np.ndarray]] = {}
         self.spent = {name: np.asarray(v, np.float64) for name, v in (spent or {}).items()}
+        self._began, self._size, self._hash, self._nodes_hash = (
+            time.perf_counter(),
+            0,
+            hashlib.sha256(),
+            hashlib.sha256(),
+        )
+
+    @property
+    def seconds(self) -> float:
+        """How long this run has taken, of one that was taken up with what it took up to there."""
+        return time.perf_counter() - self._began
 
     def add(
         self,
@@ -68,10 +88,31 @@ class Recorder:
             by_node |= {name: a[:, None] for name, a in measured.items()}
             by_node[EVALUATED] = np.full((len(self.labels), 1), end)
         self._keep(by_node)
-        if self.log is not None and self.writes:
-            append(self.log, "".join(json.dumps(_finite(row)) + "\n" for row in fresh))
+        if self.log is not None:
             if by_node:
-                _write_nodes(self._archives / f"{start}-{end}.npz", by_node)
+                self._write_nodes(f"{start}-{end}.npz", by_node)
+            self._write("".join(json.dumps(row) + "\n" for row in fresh).encode())
+
+    def _write(self, text: bytes) -> None:
+        self._size += len(text)
+        self._hash.update(text)
+        if self.writes and self.log is not None:
+            try:
+                with self.log.open("ab") as file:
+                    file.write(text)
+            except OSError as error:
+                raise disk_error(self.log, error) from error
+
+    def _write_nodes(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        made, given = io.BytesIO(), {f"_{name}": a for name, a in arrays.items()}  # no name is one of savez's own
+        np.savez(made, **given)  # type: ignore[arg-type]
+        self._nodes_hash.update(made.getbuffer())
+        if self.writes:
+            try:
+                self._archives.mkdir(exist_ok=True)
+            except OSError as error:
+                raise disk_error(self._archives, error) from error
+            write_whole(self._archives / name, made.getvalue())
 
     def _totals(self, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The running totals `[r, rounds]` of a chunk; the last of them are spent."""
@@ -91,44 +132,65 @@ class Recorder:
 
     @property
     def _archives(self) -> Path:
-        return Path(str(self.log)).parent / "nodes"
+        return Path(str(self.log)).parent / NODES
 
-    def go_on(self, t: int) -> None:
-        """Take up the log of a run that was cut off: what is of rounds after `t` is dropped from the files too.
+    def begin(self) -> None:
+        """Start the log and the archives anew, and the clock."""
+        self._began = time.perf_counter()
+        if self.log is not None and self.writes:
+            try:
+                self.log.unlink(missing_ok=True)
+                for _, path in _archives(self._archives):
+                    path.unlink()
+            except OSError as error:
+                raise disk_error(self.log, error) from error
+
+    def mark(self) -> dict[str, Any]:
+        """Where the record stands, for a checkpoint; what it holds is on the disk when this returns."""
+        if self.log is not None and self.writes:
+            try:
+                with self.log.open("ab") as file:
+                    sync(file)
+            except OSError as error:
+                raise disk_error(self.log, error) from error
+        kept = {"bytes": self._size, "log": self._hash.hexdigest(), "nodes": self._nodes_hash.hexdigest()}
+        return kept | {"seconds": self.seconds}
+
+    def go_on(self, t: int, mark: Mapping[str, Any]) -> None:
+        """Take up the record of a run that was cut off; what was written after round `t` goes from the files too.
+
+        Args:
+            t: the round that is gone on from.
+            mark: what `mark` said then.
 
         Raises:
-            InputError: the log does not reach round `t`, or is of other seeds or swept values.
+            DamagedError: it is not as it was then.
         """
         if self.log is None:
             return
-        self.rows = _read_rows(self.log, t)
-        ends = [row for row in self.rows if row["round"] == t]
-        last = [row for label in self.labels for row in ends if label.items() <= row.items()]
-        if not len(ends) == len(last) == len(self.labels):
-            raise InputError(f"resume: {self.log} does not hold round {t} of the seeds and values asked for.")
-        self.spent = {total: np.array([row[total] for row in last]) for total in TOTALS.values() if total in ends[0]}
-        self._read_nodes(t)
-        if not self.writes:
-            return
-        whole = self.log.with_suffix(".part")
-        append(whole, "".join(json.dumps(_finite(row)) + "\n" for row in self.rows))
-        whole.replace(self.log)
-
-    def _read_nodes(self, t: int) -> None:
-        files = sorted((*map(int, path.stem.split("-")), path) for path in self._archives.glob("*-*.npz"))
-        at = None
-        for start, end, path in files:
-            if end > t:
-                if self.writes:
-                    path.unlink()
-                continue
-            if at not in (None, start):
-                raise InputError(f"resume: {self._archives} has no rounds {at} to {start}.")
-            with np.load(path, allow_pickle=False) as archive:
-                self._keep({name[1:]: archive[name] for name in archive.files})
-            at = end
-        if at not in (None, t):
-            raise InputError(f"resume: {self._archives} ends at round {at}, before round {t}.")
+        try:
+            text = self.log.read_bytes()[: mark["bytes"]]
+        except OSError as error:
+            raise DamagedError(f"resume: {self.log} cannot be read ({error.strerror}).") from error
+        rows = read_rows(self.log, text, self.labels, t)
+        if hashlib.sha256(text).hexdigest() != mark["log"]:
+            raise DamagedError(f"resume: {self.log} is not as it was at round {t}: a value in it is another.")
+        nodes, hashed = _read_nodes(self._archives, t)
+        if hashed.hexdigest() != mark["nodes"]:
+            raise DamagedError(f"resume: {self._archives} is not as it was at round {t}: a file there is another.")
+        self.rows, self.nodes, self._nodes_hash = rows, nodes, hashed
+        self._size, self._hash = len(text), hashlib.sha256(text)
+        last = [next(row for row in reversed(rows) if label.items() <= row.items()) for label in self.labels]
+        self.spent = {total: np.array([row[total] for row in last]) for total in TOTALS.values() if total in last[0]}
+        self._began = time.perf_counter() - mark["seconds"]
+        if self.writes:
+            try:
+                os.truncate(self.log, len(text))
+                for (_, end), path in _archives(self._archives):
+                    if end > t:
+                        path.unlink()
+            except OSError as error:
+                raise disk_error(self.log, error) from error
 
     def by_node(self) -> dict[str, np.ndarray]:
         """What was logged by node, `[r, rounds, n]`, of the rounds in the table; what a metric measured by node,
@@ -147,41 +209,68 @@ class Recorder:
         return table[[c for c in table if c not in totals] + totals].fillna(dict.fromkeys(totals, 0.0))
 
 
-def _write_nodes(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    try:
-        path.parent.mkdir(exist_ok=True)
-        arguments: dict[str, Any] = {f"_{name}": a for name, a in arrays.items()}  # no name is one of savez's own
-        np.savez(path, **arguments)
-    except OSError as error:
-        raise disk_error(path, error) from error
+def _archives(folder: Path) -> list[tuple[tuple[int, int], Path]]:
+    """The archives there by (rounds before, rounds after), in order."""
+    found = (
+        [(re.fullmatch(r"(\d+)-(\d+)\.npz", name), folder / name) for name in os.listdir(folder)]
+        if folder.is_dir()
+        else []
+    )
+    return sorted(((int(m[1]), int(m[2])), path) for m, path in found if m)
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+def _read_nodes(folder: Path, t: int) -> tuple[dict[str, list[np.ndarray]], Any]:
+    """What is by node up to and with round `t`, and the checksum of its archives."""
+    nodes: dict[str, list[np.ndarray]] = {}
+    hashed = hashlib.sha256()
+    for path in [path for (_, end), path in _archives(folder) if end <= t]:
+        try:
+            data = path.read_bytes()
+            hashed.update(data)
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                for name in archive.files:
+                    nodes.setdefault(name[1:], []).append(archive[name])
+        except Exception as error:  # of a file of any bytes
+            raise DamagedError(f"resume: {path} is damaged.") from error
+    return nodes, hashed
 
 
-def _read_rows(path: Path, last: int) -> list[dict[str, Any]]:
-    """The rows of a log up to and with round `last`; a line cut off by a crash is passed over."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
+def read_rows(path: Path, text: bytes, labels: list[dict], last: int) -> list[dict[str, Any]]:
+    """The rows of a log, of every run one a round without a gap, up to and with round `last`.
+
+    Raises:
+        DamagedError: they are not; it names the line.
+    """
+    runs = {tuple(label.values()): label for label in labels}
+    rows, first = [], None
+    ends: dict[tuple, int | None] = dict.fromkeys(runs)
+    for i, line in enumerate(text.splitlines(), 1):
+        bad = lambda says, i=i: DamagedError(f"resume: line {i} of {path} {says}.")
+        try:
             row = json.loads(line)
-            if row["round"] <= last:
-                rows.append({k: float("nan") if v is None else v for k, v in row.items()})
+        except (ValueError, RecursionError) as error:
+            raise bad("is no JSON") from error
+        if not isinstance(row, dict) or not all(type(v) in (int, float) for v in row.values()):
+            raise bad("is no row of numbers by name")
+        run, t = tuple(row.get(name) for name in labels[0]), row.get("round")
+        if run not in runs:
+            raise bad(f"is of no seed or value asked for ({json.dumps(dict(zip(labels[0], run, strict=True)))})")
+        first, before = t if first is None else first, ends[run]
+        due = first if before is None else before + 1
+        if type(t) is not int or t != due:
+            raise bad(f"is of round {t} where round {due} is due")
+        ends[run] = t
+        rows.append(row)
+    for run, end in ends.items():
+        if end != last:
+            raise DamagedError(f"resume: {path} ends at round {end or 0} of {runs[run]}, before round {last}.")
     return rows
 
 
-def append(path: Path, text: str) -> None:
-    """Append to a file; a full disk gets a sentence and leaves what was written."""
+def unused(log: Path) -> bool:
+    """Whether no round was logged there: no such file, or nothing in it but what was measured at the start."""
     try:
-        with path.open("a") as file:
-            file.write(text)
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def disk_error(path: Path, error: OSError) -> Exception:
-    """An `InputError` for a full disk, the error itself otherwise."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError(f"out: the disk of {path} is full; what was written before is kept.")
-    return error
+        rows = [json.loads(line) for line in log.read_bytes().splitlines()] if log.exists() else []
+        return all(row["round"] == 0 for row in rows)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False

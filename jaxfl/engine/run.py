@@ -1,7 +1,7 @@
 """The engine: scanned chunks of rounds, seeds and swept values in one program, evaluation, log, checkpoints."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxfl.core import Algorithm, Array, Env, Metric, Scenario, State, Tree
-from jaxfl.engine import checkpoint, keys, watch
+from jaxfl.engine import checkpoint, identity, keys, watch
 from jaxfl.engine.arguments import (
     built,
     check_algorithm,
@@ -24,7 +24,8 @@ from jaxfl.engine.arguments import (
     whole,
 )
 from jaxfl.engine.callbacks import Callback, Calls, Progress
-from jaxfl.engine.history import Recorder
+from jaxfl.engine.disk import held
+from jaxfl.engine.history import LOG, Recorder
 from jaxfl.engine.progress import bar
 from jaxfl.engine.runs import Runs, lay_out, of_a_seed, over_runs, run_mesh, side_by_side
 from jaxfl.engine.sharding import (
@@ -61,6 +62,7 @@ class Result(NamedTuple):
     state: State
     carry: Carry  # give it to `run(carry=...)` to go on
     interrupted: bool = False  # Ctrl-C ended it: all is of the rounds finished until then
+    seconds: float = 0.0  # how long it took, with what a resumed run took up to its checkpoint
 
 
 def build(algorithm: Algorithm | Callable[..., Algorithm], hyper: dict) -> Algorithm:
@@ -266,6 +268,7 @@ def run(
     seed_block: int | None = None,
     progress: bool | None = None,
     callback: Callback | Sequence[Callback] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Result:
     """Run `rounds` rounds; after Ctrl-C those of the chunk under way, and what is finished is returned.
 
@@ -283,9 +286,11 @@ def run(
         every: rounds between evaluations, log lines and checkpoints (None: a tenth of `rounds`).
         evaluate: what is measured at the start and after every chunk, in columns of its own; what it measures by node
             is in `Result.nodes`, and in the columns its distribution (`engine.distribution`).
-        out: folder for `log.jsonl`, what is logged by node (`nodes/`) and checkpoints; made if absent.
+        out: folder for `log.jsonl`, what is logged by node (`nodes/`) and checkpoints; made if absent, and held by one
+            run at a time.
         checkpoints: save after every chunk to `out`.
-        resume: go on from the newest checkpoint in `out`; the result then is of all rounds.
+        resume: go on from the newest checkpoint in `out`; the result then is of all rounds. Where the run was cut off
+            before its first checkpoint it begins anew.
         carry: go on from the `carry` of an earlier result. History and nodes are of the further rounds, totals of all.
         mesh: devices over which nodes (`sharding.node_mesh`) or runs (`runs.run_mesh`) are spread; None takes all there
             are for runs if they divide these, else for nodes as many as divide them.
@@ -294,11 +299,13 @@ def run(
         progress: show a bar, or off a terminal and a notebook a line a tenth of the rounds (None: the bar only).
         callback: a function, or several, called with a `callbacks.Progress` at the start and after every chunk (what
             `out` gets is written by then); one that returns True ends the run.
+        origin: words and numbers by name that a run must have in common with the checkpoint it goes on from, beside
+            seeds, `hyper`, algorithm, world, data, model and metric.
 
     Raises:
         CallbackError: a callback raised an error. Its `result` is what `run` would have returned.
         InputError: for an argument of another kind or out of range, a measurement called as another column, a log that
-            exists, a damaged or foreign checkpoint or carry.
+            exists, a damaged or foreign checkpoint or carry, a folder that another run writes to.
     """
     rounds = whole("rounds", rounds)
     check_counts(seed, seeds, every=every, block=block, seed_block=seed_block)
@@ -311,15 +318,16 @@ def run(
     if (checkpoints or resume) and folder is None:
         raise InputError("out is None, but checkpoints and resume need a folder.")
     if folder is not None:
-        if (folder / "log.jsonl").exists() and not resume:
-            raise InputError(f"out: {folder} holds a run already; choose another folder or resume it.")
+        checkpoint.check_new(folder, resume)
         wait_for_all("folder checked")
 
-    algorithm, evaluate = canonical(algorithm), shared_measure(evaluate)
+    given = hyper
+    metric, algorithm, evaluate = evaluate, canonical(algorithm), shared_measure(evaluate)
     mesh, labels, runs, draw, x, fixed = inputs(scenario, model, seed, seeds, hyper, mesh)
     hyper = fixed[1]
-    with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+    with contextlib.ExitStack() as during:
         if mesh is not None:
+            during.enter_context(jax.set_mesh(mesh))
             fixed, x = put(mesh, (fixed, x))
             evaluate = None if evaluate is None else evaluate._replace(arrays=put(mesh, evaluate.arrays))
         t, spent = (0, {}) if carry is None else (carry.t, carry.spent)
@@ -334,13 +342,15 @@ def run(
             if mesh is not None:
                 carry = put(mesh, carry[0], of_a_seed(mesh, runs)), put_state(mesh, carry[1], runs is not None)
         runs = sides
+        log = None if folder is None else folder / LOG
+        recorder, own = Recorder(labels, log, jax.process_index() == 0, spent), None
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        log = None if folder is None else folder / "log.jsonl"
-        recorder = Recorder(labels, log, jax.process_index() == 0, spent)
-        if resume and folder is not None:
-            t, carry = checkpoint.load(folder, carry)
-            recorder.go_on(t)
+            if jax.process_index() == 0:
+                during.enter_context(held(folder))
+            if checkpoints or resume:
+                parts = {"algorithm": algorithm, "world": scenario._replace(data=()), "data": scenario.data}
+                own = identity.of_run(labels, given, origin, **parts, model=model, metric=metric)
+            t, carry = checkpoint.begin(folder, recorder, carry, own, resume=resume, keep=checkpoints) or (t, carry)
 
         def scores():
             if evaluate is None:
@@ -350,7 +360,8 @@ def run(
 
         def result():
             going_on = Carry(t, carry, recorder.spent)
-            return Result(recorder.frame(), recorder.by_node(), carry[1], going_on, calls.interrupted)
+            took = recorder.seconds
+            return Result(recorder.frame(), recorder.by_node(), carry[1], going_on, calls.interrupted, took)
 
         def tell(count):
             rows = recorder.rows[-count * (len(labels) - 1) - 1 :: count]  # the last of each run
@@ -369,7 +380,7 @@ def run(
                 recorder.add(t, logs, *measured)
                 t += count
                 if checkpoints and folder is not None:
-                    checkpoint.save(folder, t, carry)
+                    checkpoint.save(folder, t, carry, recorder.mark() | {"identity": own})
                 advance(t, measured[0])
                 tell(count)
             calls.close(result)

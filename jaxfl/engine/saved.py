@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import Array
-from jaxfl.engine.history import disk_error
+from jaxfl.engine.disk import disk_error
 from jaxfl.errors import InputError
 from jaxfl.learn.layers import Layer, layers
 from jaxfl.learn.task import Task

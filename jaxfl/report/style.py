@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.engine.history import disk_error
+from jaxfl.engine.disk import disk_error
 from jaxfl.errors import InputError
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that white paper swallows.

@@ -177,7 +177,6 @@ def test_what_is_logged_by_node_is_kept_by_node(gossip):
         ({"seeds": 0}, "seeds is 0"),
         ({"seed_block": 0}, "seed_block is 0"),
         ({"checkpoints": True}, "out is None"),
-        ({"resume": True, "out": "new"}, "no checkpoint"),
     ],
 )
 def test_bad_arguments_get_one_sentence(gossip, kw, words, tmp_path, monkeypatch):
@@ -185,23 +184,6 @@ def test_bad_arguments_get_one_sentence(gossip, kw, words, tmp_path, monkeypatch
     task, world, algorithm = gossip
     with pytest.raises(InputError, match=words):
         run(algorithm, world, task.init, **({"rounds": 2} | kw))
-
-
-def test_a_used_folder_a_foreign_and_a_damaged_checkpoint_are_refused(fed, tmp_path):
-    task, world = digits_world(topology=ring(12))
-    algorithm = dsgd(task, **KW)
-    run(algorithm, world, task.init, 2, out=tmp_path, checkpoints=True)
-    with pytest.raises(InputError, match="holds a run already"):
-        run(algorithm, world, task.init, 2, out=tmp_path)
-    with pytest.raises(InputError, match="of another run"):
-        run(fed[2], fed[1], fed[0].init, 3, out=tmp_path, resume=True)
-    before = (tmp_path / "log.jsonl").read_text()
-    for file in (tmp_path / "checkpoints").rglob("*"):
-        if file.is_file() and file.stat().st_size > 1000:
-            file.write_bytes(b"\0" * 100)
-    with pytest.raises(InputError, match="damaged"):
-        run(algorithm, world, task.init, 3, out=tmp_path, resume=True)
-    assert (tmp_path / "log.jsonl").read_text() == before
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_what_was_written(gossip, tmp_path, monkeypatch):

@@ -78,22 +78,8 @@ def test_a_resumed_run_returns_the_whole_run(gossip, tmp_path):
     assert same(whole.carry, resumed.carry)
     assert sorted(p.name for p in (tmp_path / "nodes").iterdir()) == ["3-5.npz", "5-8.npz", "8-9.npz"]
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["loss"] is None for row in rows] == [t % 3 == 1 for t in range(3, 9)]
+    assert [row["loss"] != row["loss"] for row in rows] == [t % 3 == 1 for t in range(3, 9)]
     np.testing.assert_array_equal([row["time"] for row in rows], whole.history["time"])
-
-
-def test_a_log_that_is_not_the_checkpoints_is_refused(gossip, tmp_path):
-    run(*gossip, 2, every=1, out=tmp_path, checkpoints=True)
-    log = (tmp_path / "log.jsonl").read_text()
-    with pytest.raises(InputError, match="does not hold round 2 of the seeds"):
-        run(*gossip, 3, seed=1, out=tmp_path, resume=True)
-    (tmp_path / "log.jsonl").write_text("".join(log.splitlines(keepends=True)[:-1]))
-    with pytest.raises(InputError, match="does not hold round 2 of the seeds"):
-        run(*gossip, 3, out=tmp_path, resume=True)
-    (tmp_path / "log.jsonl").write_text(log)
-    (tmp_path / "nodes" / "1-2.npz").unlink()
-    with pytest.raises(InputError, match="nodes ends at round 1, before round 2"):
-        run(*gossip, 3, out=tmp_path, resume=True)
 
 
 def test_a_carry_is_a_tree_that_every_door_takes(gossip, tmp_path):
