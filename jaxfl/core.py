@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfl.errors import InputError
 
@@ -278,6 +279,11 @@ def stream(key: Array, purpose: str) -> Array:
 def node_keys(key: Array, ids: Array) -> Array:
     """One key a node id `[c]`: a node draws the same bits in any cohort slot and on any device."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
+
+
+def constant(values: Any, dtype: Any = None) -> Array:
+    """Values of the host on the device, a copy. `jnp.array` compiles a program for every shape that it copies."""
+    return jax.device_put(np.array(values, dtype))
 
 
 def tile(x: Tree, n: int) -> Tree:

@@ -1,10 +1,9 @@
 """One data set cut into one shard a node by tables of indices: no sample is copied or padded."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Shards
+from jaxfl.core import Shards, constant
 from jaxfl.data.sets import Dataset
 from jaxfl.errors import InputError
 
@@ -26,12 +25,12 @@ def shards(data: Dataset, owner: np.ndarray, n: int | None = None) -> Shards:
     if n < 1 or not size.all():
         raise InputError(f"owner leaves {n - np.count_nonzero(size)} of n={n} nodes without a sample, all need one.")
     order = np.argsort(owner, kind="stable")[len(owner) - size.sum() :]
-    return cut(on_device(data.x), jnp.array(data.y), order, size)
+    return cut(on_device(data.x), constant(data.y), order, size)
 
 
 def cut(x: jax.Array, y: jax.Array, order: np.ndarray, size: np.ndarray) -> Shards:
     """The samples in `order`, node by node, `size` `[n]` each."""
-    table = (jnp.asarray(a.astype(np.int32)) for a in (order, np.cumsum(size) - size, size))
+    table = (constant(a, np.int32) for a in (order, np.cumsum(size) - size, size))
     return Shards(x, y, *table, longest=max(1, int(size.max())))
 
 
@@ -44,4 +43,4 @@ def owned(data: Shards) -> tuple[np.ndarray, np.ndarray]:
 
 def on_device(a: np.ndarray) -> jax.Array:
     """On a CPU a read-only array itself, where it is aligned; else a copy, as its owner may write to it."""
-    return jnp.array(a) if a.flags.writeable else jax.device_put(a)
+    return constant(a) if a.flags.writeable else jax.device_put(a)

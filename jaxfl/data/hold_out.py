@@ -3,10 +3,9 @@
 Test shards cut arrays as train shards do, but may be empty (size 0): a node without test samples has no score.
 """
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Shards
+from jaxfl.core import Shards, constant
 from jaxfl.data.cut import cut, on_device, owned
 from jaxfl.data.sets import Dataset, generator
 from jaxfl.errors import InputError, require
@@ -80,4 +79,4 @@ def own_tests(data: Dataset, nodes: Shards) -> Shards:
     group, size = np.argsort(data.test_clients, kind="stable"), np.bincount(data.test_clients, minlength=keys)
     first = np.cumsum(size) - size
     order = np.concatenate([group[first[c] : first[c] + size[c]] for c in client])
-    return cut(on_device(data.test_x), jnp.array(data.test_y), order, size[client])
+    return cut(on_device(data.test_x), constant(data.test_y), order, size[client])

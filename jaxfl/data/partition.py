@@ -11,8 +11,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Shards
-from jaxfl.data.cut import on_device
+from jaxfl.core import Shards, constant
+from jaxfl.data.cut import cut, on_device
 from jaxfl.data.cut import shards as shards
 from jaxfl.data.hold_out import hold_out as hold_out
 from jaxfl.data.hold_out import own_tests as own_tests
@@ -192,9 +192,7 @@ def resampled(
             label = np.minimum((u >= bounds[:, None]).sum(2), len(count) - 1)
             parts.append(by_label[first[label] + (rng.random(label.shape) * count[label]).astype(int)].ravel())
         order = np.concatenate(parts)
-    start = jnp.arange(n, dtype=jnp.int32) * size
-    x, y = on_device(data.x), jnp.array(data.y)
-    return Shards(x, y, jnp.asarray(order.astype(np.int32)), start, jnp.full_like(start, size), longest=size)
+    return cut(on_device(data.x), constant(data.y), order, np.full(n, size))
 
 
 def pathological(data: Dataset, n: int, k: int = 2, seed: int = 0, bins: int | None = None) -> Shards:

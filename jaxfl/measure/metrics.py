@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Metric, Shards, Tree
+from jaxfl.core import Array, Metric, Shards, Tree, constant
 from jaxfl.engine.distribution import jain, worst
 from jaxfl.errors import InputError, require
 from jaxfl.exchange.rules import mean
@@ -124,7 +124,7 @@ def among(metric: Metric, ids: Any) -> Metric:
             )
         return out
 
-    return Metric(measure, (metric.arrays, jnp.asarray(ids, jnp.int32)))
+    return Metric(measure, (metric.arrays, constant(ids, np.int32)))
 
 
 def _ids(ids: Any) -> np.ndarray:
@@ -208,7 +208,7 @@ def local_test(task: Task, shards: Shards, *, ids: Any = None, batch: int | None
         size = np.where(np.isin(np.arange(len(size)), _ids(ids)), size, 0)
     if not size.any():
         raise InputError("shards hold no test sample of any node that counts, but at least one is needed.")
-    shards, n = dataclasses.replace(shards, size=jnp.asarray(size)), len(size)
+    shards, n = dataclasses.replace(shards, size=constant(size)), len(size)
     predict, correct = task.predict, task.correct
     key = "loss" if predict is None or correct is None else "accuracy"
     most = shards.longest if batch is None else min(batch, shards.longest)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl import zoo
-from jaxfl.core import Algorithm, Graph, Links, Metric, Process, Scenario, Shards
+from jaxfl.core import Algorithm, Graph, Links, Metric, Process, Scenario, Shards, constant
 from jaxfl.data.hold_out import hold_out
 from jaxfl.data.sets import Dataset
 from jaxfl.errors import InputError
@@ -73,7 +73,7 @@ def prepare(setup: Setup, systems: Sequence[str]) -> World:
             raise InputError(f"systems {', '.join(systems)} cannot be compared: some learn, some are protocols.")
         setup = filled(setup)
         values = np.random.default_rng(setup.seed).standard_normal((setup.nodes, VALUES), np.float32)
-        metric = distance_to(jnp.asarray(values.mean(0, dtype=np.float64), jnp.float32))
+        metric = distance_to(constant(values.mean(0, dtype=np.float64), np.float32))
         return World(setup, None, values, None, metric, topology_of(setup), timed)
     dataset = dataset_of(setup)
     setup = suited(setup, dataset)

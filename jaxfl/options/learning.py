@@ -6,11 +6,10 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxfl import data, plugins
-from jaxfl.core import Metric, Shards
+from jaxfl.core import Metric, Shards, constant
 from jaxfl.errors import InputError
 from jaxfl.learn.multilabel import multilabel
 from jaxfl.learn.task import Task, classification, language_model, logistic_regression, regression
@@ -91,7 +90,7 @@ def metric_of(setup: Setup, task: Task, dataset: data.Dataset) -> Metric:
     count = len(dataset.test_y)
     # Evenly spaced, as test sets may be sorted by label.
     some = np.linspace(0, count - 1, min(count, setup.test_samples)).round().astype(int)
-    x, y = jnp.asarray(dataset.test_x[some]), jnp.asarray(dataset.test_y[some])
+    x, y = constant(dataset.test_x[some]), constant(dataset.test_y[some])
     test = shared_test(task, x, y, batch=EVALUATED.get(str(setup.model), 50))
     return among(test, np.arange(setup.byzantine, setup.nodes)) if setup.byzantine else test
 

@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Process, Tree, stream
+from jaxfl.core import Array, Process, Tree, constant, stream
 from jaxfl.errors import InputError, require
 from jaxfl.world.cohort import availability
 from jaxfl.world.process import process
@@ -44,7 +43,7 @@ def intervals(up_from: Any, up_to: Any) -> Process:
         first, last = arrays
         return s, ((first <= t) & (t < last)).any(1)
 
-    return process(step, (jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)))
+    return process(step, (constant(first, np.int32), constant(last, np.int32)))
 
 
 def events(n: int, *, leaves: Iterable[tuple[int, Any]] = (), joins: Iterable[tuple[int, Any]] = ()) -> Process:
@@ -130,7 +129,7 @@ def trace(up: Any) -> Process:
     def step(key: Array, arrays: Array, s: tuple, t: Array) -> tuple[tuple, Array]:
         return s, arrays[t % arrays.shape[0]]
 
-    return process(step, jnp.asarray(table))
+    return process(step, constant(table))
 
 
 def both(a: Process, b: Process) -> Process:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Cohort, Process, Strata, Tree, node_keys, stream
+from jaxfl.core import Array, Cohort, Process, Strata, Tree, constant, node_keys, stream
 from jaxfl.errors import InputError
 from jaxfl.world.exponential import exponential, tail
 from jaxfl.world.exponential import uniform as fraction
@@ -34,7 +34,7 @@ def base_arrays(n: int, weight: Any = None) -> dict:
     if n < 1:
         raise InputError(f"n = {n}: at least one node is needed.")
     if weight is None:
-        return {"weight": jnp.ones(n, jnp.float32), BY_SIZE: ()}
+        return {"weight": constant(np.ones(n, np.float32)), BY_SIZE: ()}
     weight = np.asarray(weight, np.float64)
     if weight.shape != (n,):
         raise InputError(f"weight has shape {list(weight.shape)}: one weight a node, [{n}], is needed.")
@@ -42,7 +42,7 @@ def base_arrays(n: int, weight: Any = None) -> dict:
         raise InputError(
             f"weight runs from {weight.min()} to {weight.max()}: finite weights, some positive, are needed."
         )
-    return {"weight": jnp.asarray(weight, jnp.float32)}
+    return {"weight": constant(weight, np.float32)}
 
 
 def base_of(process: Process) -> Array | None:
@@ -64,7 +64,7 @@ def weighted(process: Process, sizes: Any = None) -> Process:
     def fill(arrays: Tree) -> Tree:
         if not isinstance(arrays, dict):
             return arrays
-        weight = {} if sizes is None or BY_SIZE not in arrays else {"weight": jnp.asarray(sizes, jnp.float32)}
+        weight = {} if sizes is None or BY_SIZE not in arrays else {"weight": constant(sizes, np.float32)}
         return {name: fill(part) for name, part in arrays.items() if name != BY_SIZE} | weight
 
     return process._replace(arrays=fill(process.arrays))
@@ -206,7 +206,7 @@ def poisson(n: int, p: float, capacity: int | None = None, weight: Any = None) -
         live = jax.random.permutation(which, c) < count
         return s, _cohort(ids, jnp.where(live, arrays["weight"][ids], 0))
 
-    tails = {"below": jnp.asarray(below[:c], jnp.float32), "above": jnp.asarray(above[:c], jnp.float32)}
+    tails = {"below": constant(below[:c], np.float32), "above": constant(above[:c], np.float32)}
     return process(step, base | tails)
 
 
@@ -248,7 +248,7 @@ def importance(n: int, c: int, p: Any, weight: Any = None) -> Process:
         weight = arrays["weight"]
         return s, _cohort(ids, weight[ids] / inside)._replace(total=weight.sum())
 
-    return process(step, {**base, "log_p": jnp.asarray(log_p - np.logaddexp.reduce(log_p), jnp.float32)})
+    return process(step, {**base, "log_p": constant(log_p - np.logaddexp.reduce(log_p), np.float32)})
 
 
 def cyclic(n: int, c: int, weight: Any = None) -> Process:
@@ -293,7 +293,7 @@ def availability(n: int, stay_on: Any, stay_off: Any) -> Process:
         return s, s
 
     # what is kept is the small number: 1 - 1e-9 is 1 in float32
-    return process(step, {"leave": jnp.asarray(1 - on, jnp.float32), "arrive": jnp.asarray(1 - off, jnp.float32)}, init)
+    return process(step, {"leave": constant(1 - on, np.float32), "arrive": constant(1 - off, np.float32)}, init)
 
 
 def markov(n: int, c: int, stay_on: Any, stay_off: Any, weight: Any = None) -> Process:

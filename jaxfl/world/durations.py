@@ -15,7 +15,7 @@ import numpy as np
 from jax.lax import erf_inv
 from jax.scipy.special import ndtri
 
-from jaxfl.core import Array, Links, Tree
+from jaxfl.core import Array, Links, Tree, constant
 from jaxfl.errors import InputError
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world.exponential import exponential as unit_exponential
@@ -34,7 +34,7 @@ def _number(name: str, value: Any, positive: bool = False) -> Array:
     if values.ndim > 1 or not np.isfinite(values).all() or (values.min() <= 0 if positive else values.min() < 0):
         least = "above" if positive else "of at least"
         raise InputError(f"{name} = {value}: a finite number {least} 0, or one a node [n], is needed.")
-    return jnp.asarray(values, jnp.float32)
+    return constant(values, np.float32)
 
 
 def _of(value: Array, i: Array) -> Array:

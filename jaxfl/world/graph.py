@@ -9,10 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Graph
+from jaxfl.core import Graph, constant
 from jaxfl.errors import InputError
 
 
@@ -60,7 +59,7 @@ def from_edges(n: int, listeners: Sequence | np.ndarray, sources: Sequence | np.
     symmetric = bool(np.all(code[np.minimum(at, code.size - 1)] == j * n + i))
     if symmetric:
         rev[i, slot] = slot[at]
-    return Graph(jnp.asarray(nbr), jnp.asarray(weight), rev=jnp.asarray(rev) if symmetric else None)
+    return Graph(constant(nbr), constant(weight), rev=constant(rev) if symmetric else None)
 
 
 def circulant(n: int, shifts: Sequence[int]) -> Graph:
@@ -78,10 +77,10 @@ def circulant(n: int, shifts: Sequence[int]) -> Graph:
     nbr = (np.arange(n)[:, None] + np.array(shifts)) % n
     rev = None
     if all(n - s in slot for s in shifts):
-        rev = jnp.broadcast_to(jnp.array([slot[n - s] for s in shifts], jnp.int32), nbr.shape)
+        rev = constant(np.broadcast_to([slot[n - s] for s in shifts], nbr.shape), np.int32)
     return Graph(
-        jnp.asarray(nbr, jnp.int32),
-        jnp.ones(nbr.shape, jnp.float32),
+        constant(nbr, np.int32),
+        constant(np.ones(nbr.shape, np.float32)),
         rev=rev,
         shifts=shifts,
         reach=max(min(s, n - s) for s in shifts),
@@ -143,7 +142,7 @@ def hypercube(n: int) -> Graph:
         return from_edges(1, [], [])
     nbr = np.arange(n)[:, None] ^ (1 << np.arange(n.bit_length() - 1))
     rev = np.broadcast_to(np.arange(nbr.shape[1]), nbr.shape)
-    return Graph(jnp.asarray(nbr, jnp.int32), jnp.ones(nbr.shape, jnp.float32), rev=jnp.asarray(rev, jnp.int32))
+    return Graph(constant(nbr, np.int32), constant(np.ones(nbr.shape, np.float32)), rev=constant(rev, np.int32))
 
 
 def star(n: int) -> Graph:

@@ -3,10 +3,9 @@
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Links
+from jaxfl.core import Links, constant
 from jaxfl.errors import InputError
 
 
@@ -30,7 +29,7 @@ def links(n: int, *, up: Any = math.inf, down: Any = None, latency: Any = 0.0, s
         if values.shape not in ((), (n,)) or not sound.all():
             kind = "a rate above 0" if rate else "a finite time of at least 0"
             raise InputError(f"{name} = {value}: {kind}, or one a node [{n}], is needed.")
-        return jnp.asarray(np.broadcast_to(values, n), jnp.float32)
+        return constant(np.broadcast_to(values, n), np.float32)
 
     down = up if down is None else down
     return Links(

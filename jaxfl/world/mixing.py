@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxfl.core import ROUNDING, Graph
+from jaxfl.core import ROUNDING, Graph, constant
 from jaxfl.errors import InputError
 from jaxfl.world.graph import degrees, edges, entries, from_edges, names, require_connected, require_symmetric
 from jaxfl.world.graph import from_networkx as graph_of
@@ -23,7 +23,7 @@ DENSE = 2000  # nodes up to which spectra come from a dense matrix
 
 def _weigh(graph: Graph, weight: np.ndarray) -> Graph:
     live = np.asarray(graph.weight) != 0
-    new = jnp.asarray(np.where(live, weight, 0), jnp.float32)
+    new = constant(np.where(live, weight, 0), np.float32)
     return dataclasses.replace(graph, weight=new, own=None, column_stochastic=False)
 
 
@@ -183,7 +183,7 @@ def from_weights(n: int, i: np.ndarray, j: np.ndarray, value: np.ndarray, order:
     graph = from_edges(n, i, j)
     table = np.zeros(graph.weight.shape, np.float32)
     table[np.asarray(graph.weight) != 0] = value  # slots too are in ascending order of listener, then source
-    return dataclasses.replace(graph, weight=jnp.asarray(table))
+    return dataclasses.replace(graph, weight=constant(table))
 
 
 def push_weights(graph: Graph) -> Graph:
@@ -250,8 +250,9 @@ def require_weights(graph: Graph) -> Graph:
     """The graph, or an InputError for bare weights of 1, whose rows sum to the degree, and rows with `own` off 1."""
     if isinstance(graph.weight, Tracer):
         return graph
-    total = np.asarray(graph.weight).sum(1)
-    if graph.own is None and np.max(graph.weight, initial=0) >= 1 and np.max(total) > 1 + 1e-6:
+    weight = np.asarray(graph.weight)
+    total = weight.sum(1)
+    if graph.own is None and np.max(weight, initial=0) >= 1 and np.max(total) > 1 + 1e-6:
         raise InputError(
             f"the weights of node {int(np.argmax(total))} sum to {np.max(total):g}; "
             "give the graph mixing weights first, such as mixing.metropolis(graph)."

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import ALL_STEPS, Array, Cohort, Graph, Links, Now, Process, Scenario, Shards, Tree, stream
+from jaxfl.core import ALL_STEPS, Array, Cohort, Graph, Links, Now, Process, Scenario, Shards, Tree, constant, stream
 from jaxfl.errors import InputError
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import base_of, everyone, weighted
@@ -25,10 +25,10 @@ def byzantine(n: int, byz: Any = None) -> Array:
     """
     given = np.asarray(0 if byz is None else byz)
     if given.ndim == 0 and np.issubdtype(given.dtype, np.integer) and 0 <= given <= n:
-        return jnp.arange(n) < int(given)
+        return constant(np.arange(n) < given)
     if given.shape != (n,) or given.dtype != bool:
         raise InputError(f"byz = {byz}: None, a number from 0 to n = {n}, or a mask [{n}] of bool is needed.")
-    return jnp.asarray(given)
+    return constant(given)
 
 
 def scenario(
@@ -115,7 +115,12 @@ def scenario(
             graph = None if graph is None else between(graph, alive)
         return (at_where, at_who, at_up), Now(graph, c, seconds, alive, arrays["share"])
 
-    arrays = {"topology": where.arrays, "cohort": who.arrays, "churn": up.arrays, "seconds": jnp.float32(round_seconds)}
+    arrays = {
+        "topology": where.arrays,
+        "cohort": who.arrays,
+        "churn": up.arrays,
+        "seconds": constant(round_seconds, np.float32),
+    }
     arrays["share"] = _shares(base_of(who), n)
     return Scenario(canonical(init), canonical(step), arrays, data, byzantine(n, byz), links)
 
@@ -138,8 +143,8 @@ def _require_parts(data: Tree, **parts: Any) -> None:
 
 def _shares(base: Array | None, n: int) -> Array:
     """How much each client counts among all, `[n]`, sum 1."""
-    weight = jnp.ones(n) if base is None else base
-    return weight / weight.sum()
+    weight = np.ones(n) if base is None else np.asarray(base, np.float64)
+    return constant(weight / weight.sum(), np.float32)
 
 
 def _value(process: Process) -> Any:

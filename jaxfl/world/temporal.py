@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Graph, Process
+from jaxfl.core import Array, Graph, Process, constant
 from jaxfl.errors import InputError, require
 from jaxfl.world.process import process
 from jaxfl.world.tiers import Tiers, layout
@@ -130,20 +130,20 @@ def temporal(
         nbr = np.repeat(order[last : last + count, None], width, 1)
         edge = np.full((count, width), room.edges)
         nbr[at], edge[at] = source[mine], which[mine]
-        parts.append((jnp.asarray(nbr, jnp.int32), jnp.asarray(edge, jnp.int32)))
+        parts.append((constant(nbr, np.int32), constant(edge, np.int32)))
         last += count
     # the bits of eight rounds in one byte; the edge of no number is never active
     padded = np.zeros((len(active), room.edges + 1), bool)
     padded[:, : active.shape[1]] = active
-    bits = jnp.asarray(np.packbits(padded, axis=0, bitorder="little"))
-    arrays = {"bits": bits, "last": jnp.int32(len(active) - 1), "tables": tuple(parts)}
+    bits = constant(np.packbits(padded, axis=0, bitorder="little"))
+    arrays = {"bits": bits, "last": constant(len(active) - 1, np.int32), "tables": tuple(parts)}
     if tiers:
-        arrays |= {"order": jnp.asarray(order, jnp.int32), "place": jnp.asarray(position, jnp.int32)}
+        arrays |= {"order": constant(order, np.int32), "place": constant(position, np.int32)}
         return process(_tiers_at, arrays)
     rev = np.zeros((n, widths[0]), np.int64)
     other = np.argsort(np.lexsort((listener, source)))  # where in the list the reverse of each entry stands
     rev[listener, slot] = slot[other]
-    return process(_graph_at, arrays | {"rev": jnp.asarray(rev, jnp.int32)})
+    return process(_graph_at, arrays | {"rev": constant(rev, np.int32)})
 
 
 _room = room  # `temporal` has an argument of this name

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxfl.core import Array, Graph, Process, own_weight, stream
+from jaxfl.core import Array, Graph, Process, constant, own_weight, stream
 from jaxfl.errors import InputError, require
 from jaxfl.world.cohort import subset
 from jaxfl.world.graph import require_no_hermit
@@ -103,7 +104,7 @@ def one_peer_exponential(n: int) -> Process:
     efficient for decentralized deep training, NeurIPS 2021.
     """
     n = _nodes(n)
-    shifts = jnp.array([2**j for j in range((n - 1).bit_length())], jnp.int32)
+    shifts = constant([2**j for j in range((n - 1).bit_length())], np.int32)
 
     def step(key: Array, arrays: Array, s: tuple, t: Array) -> tuple[tuple, Graph]:
         nbr = (jnp.arange(n, dtype=jnp.int32) + arrays[t % arrays.size]) % n
@@ -218,7 +219,7 @@ def edge_drop(topology: Graph | Process, p: float) -> Process:
         u = jax.vmap(jax.vmap(draw))(jnp.minimum(mine, graph.nbr), jnp.maximum(mine, graph.nbr))
         return s, _keep(graph, u >= arrays["p"])
 
-    arrays = {"inner": below, "p": jnp.float32(p)}
+    arrays = {"inner": below, "p": constant(p, np.float32)}
     return process(step, arrays, lambda key, arrays: start(key, arrays["inner"]))
 
 

@@ -18,14 +18,14 @@ from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.algorithms.server.fedprox import fedprox
 from jaxfl.data import partition
-from jaxfl.data.sets import digits
+from jaxfl.data.sets import digits, from_arrays
 from jaxfl.engine.run import run
 from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import stateless
 from jaxfl.learn.task import logistic_regression
 from jaxfl.mapping.canonical import canonical
 from jaxfl.measure.metrics import shared_test
-from jaxfl.world import cohort, graph, mixing
+from jaxfl.world import cohort, graph, links, mixing
 from jaxfl.world.scenario import scenario
 
 COMPILED = []
@@ -74,6 +74,22 @@ def test_more_rounds_another_seed_world_or_hyper_parameter_compile_nothing(make,
     assert len(again(rounds=4, carry=first.carry).history) == 0  # nothing is left to run
     again(lr=[0.1, 0.2], seeds=2, seed=1)
     assert compilations(lambda: again(lr=[0.3, 0.4], seeds=2, seed=3, position=1)) == 0
+
+
+WORLDS = {
+    "ring": lambda n: {"topology": mixing.metropolis(graph.ring(n))},
+    "random": lambda n: {"topology": mixing.metropolis(graph.random_regular(n, 4, 0))},
+    "cohort": lambda n: {"cohort": cohort.uniform(n, 5), "byz": 2, "links": links.links(n, up=1e6)},
+    "churn": lambda n: {"cohort": cohort.poisson(n, 0.3), "churn": cohort.availability(n, 0.9, 0.5)},
+}
+
+
+@pytest.mark.parametrize("parts", WORLDS)
+@pytest.mark.parametrize("deal", [partition.iid, lambda d, n: partition.resampled(d, n, alpha=1.0)])
+def test_a_world_is_built_without_a_program(parts, deal):
+    jax.random.key(0)
+    samples = from_arrays(np.random.default_rng(0).random((203, 3)), np.arange(203) % 5)  # no other test has so many
+    assert compilations(lambda: scenario(deal(samples, 17), **WORLDS[parts](17))) == 0
 
 
 def test_a_system_built_anew_compiles_nothing_unless_it_is_another():
