@@ -36,6 +36,11 @@ class Claim(NamedTuple):
         """What the paper says, in a line: the first of the file."""
         return " ".join((self.module.__doc__ or "").split("\n\n")[0].split())
 
+    def read_files(self) -> None:
+        """Raise InputError unless the files of its data, which its `DATA` reads, are there and whole."""
+        for read in getattr(self.module, "DATA", ()):
+            read()
+
     def reproduce(self, seeds: int = 3, *, small: bool = False) -> Any:
         """The `Evidence`, of so many seeds; `small` only shows that it runs."""
         from jaxfl.claims import study

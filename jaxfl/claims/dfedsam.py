@@ -33,7 +33,7 @@ from jaxfl.algorithms.gossip.dfedsam import dfedsam, dfedsam_mgs
 from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.claims.evidence import Evidence, check, tail
-from jaxfl.claims.images import SIZE, fashion, stand_in
+from jaxfl.claims.images import SIZE, everything, fashion, stand_in
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study, paper_point
 from jaxfl.data import partition
 from jaxfl.data.sets import Dataset
@@ -46,6 +46,7 @@ from jaxfl.models.networks import MLP
 from jaxfl.world import graph, mixing
 from jaxfl.world.scenario import scenario
 
+DATA = (everything,)
 NODES, ALPHA, STEPS, BATCH, TRAIN, TEST = 16, 0.1, 10, 16, 6000, 1000
 RATE, ROUNDS, RADIUS, GOSSIP, TWICE = 0.1, 80, 0.01, 4, ", 2 x steps"
 

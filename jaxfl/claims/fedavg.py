@@ -49,6 +49,7 @@ from jaxfl.world.scenario import scenario
 
 E1, E5, E20 = (f"FedAvg, E = {epochs}" for epochs in (1, 5, 20))
 NODES, MEMBERS, BATCH = 50, 10, 8
+DATA = (text.shakespeare,)
 IID, SKEWED, UNBALANCED = "IID", "pathological", "unbalanced"
 ROLES, SPEAKERS, SPEAKING, WINDOW, LINES, TESTED = "Shakespeare by role", 60, 6, 20, 40, 200
 TARGET = {IID: 0.9, SKEWED: 0.8, UNBALANCED: 0.9, ROLES: 0.3}

@@ -42,6 +42,7 @@ from jaxfl.learn.task import Task, from_functions, logistic_regression, scores
 from jaxfl.world import cohort
 from jaxfl.world.scenario import scenario
 
+DATA = (movielens,)
 CLIENTS, SAMPLED, DENSE, FEATURES, CLASSES = 100, 10, 10, 210, 5
 ROUNDS, LAST, TARGET, TAU = 150, 30, 0.9, 1e-3
 BOTH, SPARSE = "rare and dense features", "rare features"

@@ -40,6 +40,7 @@ from jaxfl.world import cohort
 from jaxfl.world.scenario import scenario
 from jaxfl.world.work import straggling
 
+DATA = (smartwatch,)
 EPOCHS, BATCH = 20, 10
 SLOW, PEOPLE = "90 % stragglers", "smartwatch, 90 % stragglers"
 DROPS, KEEPS, OURS = "FedAvg, drops", "FedProx, mu = 0", "FedProx"

@@ -8,7 +8,7 @@ from jaxfl.data.sets import Dataset, fashion_mnist, from_arrays, generator
 
 SIZE = 28 * 28  # values of an image
 
-_whole = cache(fashion_mnist)
+everything = cache(fashion_mnist)
 
 
 def fashion(train: int, test: int, seed: int) -> Dataset:
@@ -17,7 +17,7 @@ def fashion(train: int, test: int, seed: int) -> Dataset:
     Raises:
         InputError: its files are missing.
     """
-    data = _whole()
+    data = everything()
     mine = np.sort(generator(seed).choice(len(data.y), train, replace=False))
     return data._replace(x=data.x[mine], y=data.y[mine], test_x=data.test_x[:test], test_y=data.test_y[:test])
 

@@ -40,7 +40,7 @@ from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.algorithms.server.momentum_fl import fedavg_m, fedavg_m_vr, scaffold_m, scaffold_m_vr
 from jaxfl.algorithms.server.scaffold import scaffold
 from jaxfl.claims.evidence import first_at, tail
-from jaxfl.claims.images import SIZE, fashion, stand_in
+from jaxfl.claims.images import SIZE, everything, fashion, stand_in
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Metric
 from jaxfl.data import partition, synthetic
@@ -52,6 +52,7 @@ from jaxfl.world.scenario import scenario
 STEPS, BETA, ROUNDS = 10, 0.1, "the paper counts rounds; what they cost is asked by the bits to the target"
 FEW, ALL, SPLIT = "least squares, 8 of 40", "least squares, 40 of 40", {"images, 10 of 10": 10, "images, 10 of 50": 50}
 TRAIN = 1500
+DATA = (everything,)
 
 
 def objective(task: Task, data) -> Metric:

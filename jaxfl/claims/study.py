@@ -225,7 +225,8 @@ def within(setting: str) -> str:
 def reproduce(claim: ModuleType, seeds: int = 3, *, small: bool = False) -> Evidence:
     """What a claim's file says, measured.
 
-    The file has `studies() -> list[Study]`, or `extra(seeds, small) -> Evidence` for what no study says, or both.
+    The file has `studies() -> list[Study]`, or `extra(seeds, small) -> Evidence` for what no study says, or both; and
+    perhaps `DATA`, functions that read the files it needs, which are called before anything is run.
 
     Args:
         claim: a module of `jaxfl.claims`.

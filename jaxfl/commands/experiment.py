@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxfl.engine import run as engine
 from jaxfl.engine.run import Result
 from jaxfl.errors import InputError
 from jaxfl.options import config, fit
-from jaxfl.options.build import Arm, prepare
+from jaxfl.options.build import Arm, World, prepare
 from jaxfl.options.commands import Compare, Run, name_of
 from jaxfl.options.config import Setup
 from jaxfl.options.systems import label_of, own_options, settings_of
@@ -41,21 +41,34 @@ def main(command: Run | Compare) -> int:
     world = prepare(setup, [plugins.split(name)[0] for name in names])
     arms = fit.arms(world, names, setup, None if earlier is None else earlier[1])
     mesh = mesh_of(setup.devices, world.setup.nodes)
-    if command.resume is None:
-        folder = results.new_folder(setup.out, f"{word}-{'-'.join(map(results.file_name, names))[:60]}")
-        results.write(folder / "config.toml", config.saved(word, systems, setup, world.setup))
+    label = f"{word}-{'-'.join(map(results.file_name, names))[:60]}"
+    is_new = command.resume is None
+    with results.new_folder(setup.out, label) if is_new else results.old_folder(str(command.resume)) as folder:
         results.describe(world, arms, folder)
-    else:
-        folder = Path(command.resume)
+        if is_new:
+            results.write(folder / results.CONFIG, config.saved(word, systems, setup, world.setup))
+        origin = config.deciding(word, systems, setup)
+        return _run_all(command, world, arms, folder, mesh, setup, origin)
+
+
+def _run_all(
+    command: Run | Compare,
+    world: World,
+    arms: Mapping[str, Arm],
+    folder: Path,
+    mesh: Any,
+    setup: Setup,
+    origin: Mapping[str, Any],
+) -> int:
+    """Run the systems one after the other; what is finished is written after each."""
     histories, nodes, seconds, code, at = {}, {}, {}, 130, ""
     with contextlib.suppress(KeyboardInterrupt):
         for i, (name, arm) in enumerate(arms.items()):
-            began = time.perf_counter()
             print(f"{i + 1}/{len(arms)} {name} ...", file=sys.stderr, flush=True)
             own = folder / results.file_name(name)
-            resume = (own / "log.jsonl").exists()
-            result = result_of(arm, setup, own, mesh, checkpoints=setup.checkpoints, resume=resume)
-            histories[name], nodes[name], seconds[name] = result.history, result.nodes, time.perf_counter() - began
+            resumed = {"checkpoints": setup.checkpoints, "resume": command.resume is not None}
+            result = result_of(arm, setup, own, mesh, origin={"system": name, **origin}, **resumed)
+            histories[name], nodes[name], seconds[name] = result.history, result.nodes, result.seconds
             results.write_history(folder, histories)
             results.keep_models(own, name, arm, result, world)
             print(f"{i + 1}/{len(arms)} {name} {seconds[name]:.1f} s", file=sys.stderr, flush=True)
@@ -65,6 +78,7 @@ def main(command: Run | Compare) -> int:
         else:
             code = 0
     if code:
+        word = "run" if isinstance(command, Run) else "compare"
         on = f"`jaxfl {word} --resume {folder}` goes on" if setup.checkpoints else "with --checkpoints it could go on"
         print(f"jaxfl: interrupted{at}; what was computed is in {folder}; {on}.", file=sys.stderr)
     if seconds:
@@ -106,4 +120,7 @@ def _same(command: Run | Compare) -> tuple[list[str], Setup]:
     asked = [command.name] if isinstance(command, Run) else list(command.names)
     if command.config is not None or command.setup != setup or asked != systems:
         raise InputError("resume goes on with a run's own systems and options, but others are given beside it.")
+    if not setup.checkpoints:
+        where, again = command.resume, f"`--config {Path(str(command.resume)) / results.CONFIG}` runs it again"
+        raise InputError(f"resume: {where} was run without --checkpoints, so there is nothing to go on from; {again}.")
     return systems, setup

@@ -1,6 +1,7 @@
 """`jaxfl predict`: what the model of a run says of new samples, or of the run's own test set."""
 
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -52,6 +53,8 @@ def main(command: Predict) -> int:
         raise InputError(f"out: there is no folder {out.parent}.")
     said = _said(task, model.row, x)
     results.write(out, table(said, y, dataset).to_csv(index_label="sample"))
+    if (at := model.about.get("round")) is not None and at < world.setup.rounds:
+        print(f"jaxfl: the model is of round {at}, the run was to have {world.setup.rounds}.", file=sys.stderr)
     print(f"{len(x):,} predictions{_score(task, said, y)} in {out}")
     return 0
 

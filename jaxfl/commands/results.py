@@ -1,9 +1,11 @@
 """The folder of results: what describes the world, the history, the summary, the pictures."""
 
+import contextlib
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +16,9 @@ import pandas as pd
 
 from jaxfl.core import Shards
 from jaxfl.data import Dataset, partition
-from jaxfl.engine.disk import disk_error
+from jaxfl.engine import checkpoint
+from jaxfl.engine.disk import LOCK, PART, disk_error, held, write_whole
+from jaxfl.engine.history import LOG, NODES, unused
 from jaxfl.engine.run import Result
 from jaxfl.engine.saved import save_model
 from jaxfl.engine.sharding import to_host
@@ -25,23 +29,91 @@ from jaxfl.options.topology import first_graph
 from jaxfl.report import plots, tables
 
 NODES_BYTES = 2**24  # of the models of all nodes and one seed
+CONFIG, MACHINE = "config.toml", "machine.json"
+PICTURES = [f"{name}.png" for name in ("topology", "labels", "labels-per-sample", "values")]
+BEFORE = {LOCK, CONFIG, MACHINE, *PICTURES}  # what is written before anything is computed
 
 
-def new_folder(out: str | None, label: str) -> Path:
-    """A new or empty folder for results: `out`, or one named after the run.
+@contextlib.contextmanager
+def new_folder(out: str | None, label: str) -> Iterator[Path]:
+    """A folder for results that this command has alone: `out`, or one named after the run.
+
+    It is new or empty, or one in which nothing was computed. After bad input it is as it was before.
 
     Raises:
-        InputError: it holds something, or cannot be made.
+        InputError: it holds something, cannot be made, or another command writes to it.
     """
-    now = datetime.datetime.now()
-    folder = Path(out) if out is not None else Path("runs") / f"{label}-{now:%Y%m%d-%H%M%S}"
+    folder = Path(out) if out is not None else _named(label)
+    was_there = out is not None and folder.is_dir()
+    _check_free(folder)
+    with held(folder):
+        _check_free(folder)  # who had it before may just have ended
+        _clear(folder)
+        try:
+            yield folder
+        except InputError:
+            if _free(folder):
+                _clear(folder)
+                if not was_there:
+                    shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def old_folder(path: str) -> Iterator[Path]:
+    """The folder of a run that goes on, which this command has alone. Raises InputError as `held`."""
+    with held(Path(path)):
+        yield Path(path)
+
+
+def _named(label: str) -> Path:
+    """A new folder below `runs`, whose name no other run takes in this second."""
+    name = f"{label}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    for end in ("", *(f"-{i}" for i in range(2, 1000))):
+        folder = Path("runs") / f"{name}{end}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"out: {folder} cannot be made ({error.strerror}).") from error
+        return folder
+    raise InputError(f"out: there are a thousand runs/{name} already; name a folder.")
+
+
+def _check_free(folder: Path) -> None:
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and _free(folder)):
             raise InputError(f"out: {folder} exists already; name a folder that is new or empty.")
-        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out: {folder} cannot be made ({error.strerror}).") from error
-    return folder
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"out: {str(folder)!r} cannot be made ({error}).") from error
+
+
+def _free(folder: Path) -> bool:
+    """Whether a folder is empty, or of a run of which no round was finished."""
+    files = list(folder.iterdir())
+    if not any(file.name not in (LOCK, MACHINE + PART) for file in files):
+        return True
+    ours = all(_unused(file) if file.is_dir() else file.name.removesuffix(PART) in BEFORE for file in files)
+    return ours and (folder / MACHINE).exists()  # which is written first; a config alone may be a user's
+
+
+def _unused(own: Path) -> bool:
+    """Whether a folder is that of a system of which no round was finished."""
+    names = {LOG, LOCK, NODES, checkpoint.folder_of(own).name}
+    return all(file.name in names for file in own.iterdir()) and unused(own / LOG) and not checkpoint.rounds_of(own)
+
+
+def _clear(folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.is_dir():
+            shutil.rmtree(file)
+        elif file.name != LOCK:
+            file.unlink()
 
 
 def file_name(label: str) -> str:
@@ -50,11 +122,8 @@ def file_name(label: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file. Raises `InputError` for a full disk."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise disk_error(path, error) from error
+    """Write a file, which is whole or as it was before. Raises `InputError` for a full disk."""
+    write_whole(path, text.encode())
 
 
 def write_history(folder: Path, histories: Mapping[str, Any], columns: Mapping[str, Sequence] = {}) -> None:
@@ -89,7 +158,10 @@ def keep_models(folder: Path, label: str, arm: Arm, result: Result, world: World
     for i in range(world.setup.seeds):
         seed = world.setup.seed + i
         about, path = {"system": label, "round": result.carry.t, "seed": seed}, folder / "models" / f"seed-{seed}.npz"
-        path.parent.mkdir(exist_ok=True)
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise disk_error(path, error) from error
         if each is not None and each[i].nbytes <= NODES_BYTES:
             save_model(path.with_stem(f"{path.stem}-nodes"), task, each[i], **about)
         if one is not None:
@@ -100,14 +172,30 @@ def keep_models(folder: Path, label: str, arm: Arm, result: Result, world: World
 
 
 def describe(world: World, arms: Mapping[str, Arm], folder: Path) -> None:
-    """The files about the world itself: machine, labels of the nodes, topology."""
-    write(folder / "machine.json", json.dumps(tables.machine(), indent=2) + "\n")
+    """The files about the world itself, as far as they are not there yet: machine, labels of the nodes, topology."""
+    _describe_machine(folder / MACHINE)
+    missing = [picture for picture in PICTURES if not (folder / picture).exists()]
     heard = [arm.topology for arm in arms.values() if arm.topology is not None]
-    if heard:
+    if heard and "topology.png" in missing:
         plots.save(plots.topology(first_graph(heard[0])), folder / "topology.png")
-    if world.dataset is not None:
+    if world.dataset is not None and len(missing) > 0:
         for name, figure in _holdings(world.dataset, cast(Shards, world.data), world.setup.target).items():
-            plots.save(figure, folder / f"{name}.png")
+            if f"{name}.png" in missing:
+                plots.save(figure, folder / f"{name}.png")
+
+
+def _describe_machine(path: Path) -> None:
+    """Where a run began, and under `resumed` where it went on, if that was another machine or had other settings."""
+    now = tables.machine()
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        sessions = [kept, *kept.get("resumed", [])]
+        last = {**sessions[-1], "date": "", "resumed": []}
+    except (OSError, ValueError, AttributeError, TypeError):
+        kept, last = now, {**now, "date": "", "resumed": []}
+    if {**now, "date": "", "resumed": []} != last:
+        kept["resumed"] = [*kept.get("resumed", []), now]
+    write(path, json.dumps(kept, indent=2) + "\n")
 
 
 def _holdings(dataset: Dataset, shards: Shards, target: str | None) -> dict[str, Any]:

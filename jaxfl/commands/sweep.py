@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import time
 from typing import Any
 
 import jax
@@ -48,28 +47,26 @@ def main(command: Sweep) -> int:
     arm = fit.arms(world, [label], setup, before, values)[label]
     score = _score(command.score, arm, {key: v[0] for key, v in points.items()})
     mesh = mesh_of(setup.devices, world.setup.nodes)
-    folder = results.new_folder(setup.out, f"sweep-{name}")
-    results.write(folder / "config.toml", config.saved("sweep", [typed], setup, world.setup))
-    results.describe(world, {name: arm}, folder)
-    began = time.perf_counter()
-    result = result_of(arm, setup, folder / name, mesh, hyper=points)
-    history = result.history
-    each = sweeps.points(history, list(values))
-    seconds = dict.fromkeys(each, (time.perf_counter() - began) / len(each))
-    results.write_history(folder, each, points)
-    plots.save(sweeps.figure(history, list(values), score), folder / "sweep.png")
-    best, value = _best(each, score)
-    says = f"no point has a finite {score}"
-    if best is not None:
-        says = f"best {score}: {value:.4g} at {best}; again: jaxfl run --config {folder / 'best.toml'}"
-        at = {key: v[list(each).index(best)] for key, v in points.items()}
-        chosen = dataclasses.replace(setup, options=(*setup.options, *(f"{key}={v!r}" for key, v in at.items())))
-        results.write(folder / "best.toml", config.saved("run", [typed], chosen, world.setup))
-    columns = points | {"best": [label == best for label in each]}
-    results.conclude(world, each, seconds, folder, columns=columns, says=says, as_json=command.json)
-    if result.interrupted:
-        print(f"jaxfl: interrupted at round {result.carry.t}, of which all points are.", file=sys.stderr)
-    return 130 if result.interrupted else 0
+    with results.new_folder(setup.out, f"sweep-{name}") as folder:
+        results.describe(world, {name: arm}, folder)
+        results.write(folder / results.CONFIG, config.saved("sweep", [typed], setup, world.setup))
+        result = result_of(arm, setup, folder / name, mesh, hyper=points)
+        each = sweeps.points(result.history, list(values))
+        results.write_history(folder, each, points)
+        plots.save(sweeps.figure(result.history, list(values), score), folder / "sweep.png")
+        best, value = _best(each, score)
+        says = f"no point has a finite {score}"
+        if best is not None:
+            says = f"best {score}: {value:.4g} at {best}; again: jaxfl run --config {folder / 'best.toml'}"
+            at = {key: v[list(each).index(best)] for key, v in points.items()}
+            chosen = dataclasses.replace(setup, options=(*setup.options, *(f"{key}={v!r}" for key, v in at.items())))
+            results.write(folder / "best.toml", config.saved("run", [typed], chosen, world.setup))
+        columns = points | {"best": [label == best for label in each]}
+        seconds = dict.fromkeys(each, result.seconds / len(each))
+        results.conclude(world, each, seconds, folder, columns=columns, says=says, as_json=command.json)
+        if result.interrupted:
+            print(f"jaxfl: interrupted at round {result.carry.t}, of which all points are.", file=sys.stderr)
+        return 130 if result.interrupted else 0
 
 
 def _best(histories: dict[str, Any], score: str) -> tuple[str | None, float]:

@@ -63,16 +63,35 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another run has it, or it cannot be written.
     """
+    file = _locked(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
-    except (OSError, ValueError) as error:
-        raise disk_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
-    try:
-        _lock(file, folder)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
         os.close(file)
+
+
+def _locked(folder: Path) -> int:
+    """The open file of a folder's lock."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise disk_error(folder, error) from error
+        except ValueError as error:  # of a name that no file can have
+            raise InputError(f"out: {str(folder)!r} cannot be made ({error}).") from error
+        try:
+            _lock(file, folder)
+            if os.path.samestat(os.fstat(file), os.stat(folder / LOCK)):
+                return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # who had it has just removed it
 
 
 def _lock(file: int, folder: Path) -> None:

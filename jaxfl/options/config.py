@@ -288,6 +288,19 @@ def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup) -> 
     return dump({"command": command, "systems": systems, "files": files or None} | given) + comment
 
 
+def deciding(command: str, systems: Sequence[str], setup: Setup) -> dict[str, Any]:
+    """The options that decide numbers, by name, as `config.toml` has them; of a path from the root the last part."""
+
+    def last(value: Any) -> Any:
+        if isinstance(value, list):
+            return [last(one) for one in value]
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    values = tomllib.loads(saved(command, systems, setup, setup))
+    others = ("files", "data_folder", "checkpoints", "devices")
+    return {name: last(value) for name, value in values.items() if name not in others}
+
+
 def load(path: str | Path) -> tuple[list[str], Setup]:
     """Systems and setup of a `config.toml`.
 

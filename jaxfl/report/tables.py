@@ -231,9 +231,12 @@ def machine() -> dict[str, Any]:
     """On what and when a result was made: kind of machine, versions and day; no host name, no path.
 
     `system`, `processor` (instruction set), `cpus`, `backend`, `device` (kind), `devices` (count), `python`, the
-    versions of jax, jaxlib, flax, optax, numpy and jaxfl, and `date` (ISO, UTC).
+    versions of jax, jaxlib, flax, optax, numpy and jaxfl, the settings of JAX that change numbers
+    (`engine.identity.SETTINGS`), `xla_flags` (but those that name a path), and `date` (ISO, UTC).
     """
     import jax
+
+    from jaxfl.engine import identity
 
     return {
         "system": platform.system(),
@@ -244,5 +247,7 @@ def machine() -> dict[str, Any]:
         "devices": jax.device_count(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **identity.settings(),
+        "xla_flags": [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "/" not in flag],
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

@@ -138,6 +138,9 @@ def test_every_option_reaches_the_engine(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert start.mesh_of(jax.device_count(), 8) is None  # all there are: the engine chooses
     assert given.pop("evaluate").arrays[0].shape == (360, 64)
+    origin = given.pop("origin")
+    assert (origin["system"], origin["systems"], origin["seed"], origin["data"]) == ("fedavg", ["fedavg"], 5, "digits")
+    assert not {"out", "checkpoints", "devices", "files"} & set(origin)
     assert given == {
         "rounds": 2,
         "seed": 5,

