@@ -1,14 +1,16 @@
 """The bound: W1, W2 and W3 written by hand in plain JAX, as fast as we know how. Nothing of jaxfl is used.
 
 All are one jitted scan over rounds. W1 and W2 scan over the clients of a device and accumulate the mean, so nothing
-is stacked; W2 writes its convolutions as nine shifted copies and a matmul. W3 keeps a stacked tree of layers, takes the
-step under vmap and mixes a ring by its two borders. All spread nodes over all devices with shard_map.
+is stacked. W3 keeps a stacked tree of layers, takes the step under vmap and mixes a ring by its two borders. All spread
+nodes over all devices with shard_map; where they do not divide, a device has a client of weight 0 or a spare row. W2's
+network is in `bound_cnn.py`, W5 in `bound_graph.py`.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -30,56 +32,21 @@ def by_row(tree):
     return jax.device_put(tree, NamedSharding(mesh(), P(AXIS)))
 
 
-def init(key):
-    """An MLP 784-64-10 as a dict of layers."""
+def init(key, sizes=(784, 64, 10)):
+    """An MLP as a dict of layers."""
     a, b = jax.random.split(key)
+    inputs, hidden, outputs = sizes
     return {
-        "w1": jax.random.normal(a, (784, 64)) / 28,
-        "b1": jnp.zeros(64),
-        "w2": jax.random.normal(b, (64, 10)) / 8,
-        "b2": jnp.zeros(10),
+        "w1": jax.random.normal(a, (inputs, hidden)) / inputs**0.5,
+        "b1": jnp.zeros(hidden),
+        "w2": jax.random.normal(b, (hidden, outputs)) / hidden**0.5,
+        "b2": jnp.zeros(outputs),
     }
 
 
 def mlp(p, x):
     """Logits of a batch."""
     return jax.nn.relu(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
-
-
-def init_cnn(key):
-    """Convolutions 3 x 3 x 16 and 3 x 3 x 32, each pooled, and a dense layer, on 28 x 28 pixels."""
-    a, b, c = jax.random.split(key, 3)
-    return {
-        "k1": jax.random.normal(a, (9, 16)) / 3,
-        "b1": jnp.zeros(16),
-        "k2": jax.random.normal(b, (144, 32)) / 12,
-        "b2": jnp.zeros(32),
-        "w": jax.random.normal(c, (1568, 10)) / 40,
-        "b": jnp.zeros(10),
-    }
-
-
-def _windows(x):
-    """The 3 x 3 windows of `[b, h, w, c]`, `[b, h, w, 9 c]`."""
-    h, w = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], -1)
-
-
-def _pool(x):
-    """Largest of each 2 x 2 window, by comparisons, whose gradient is elementwise."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
-    larger = lambda a, b: jnp.where(a >= b, a, b)
-    return larger(larger(x[:, :, 0, :, 0], x[:, :, 0, :, 1]), larger(x[:, :, 1, :, 0], x[:, :, 1, :, 1]))
-
-
-def cnn(p, x):
-    """Logits of a batch of flat images."""
-    x = x.reshape(-1, 28, 28, 1)
-    x = _pool(jax.nn.relu(_windows(x) @ p["k1"] + p["b1"]))
-    x = _pool(jax.nn.relu(_windows(x) @ p["k2"] + p["b2"]))
-    return x.reshape(x.shape[0], -1) @ p["w"] + p["b"]
 
 
 def _sgd(p, x, y, lr, predict=mlp):
@@ -92,7 +59,7 @@ def _sgd(p, x, y, lr, predict=mlp):
     return jax.tree.map(lambda p, g: p - lr * g, p, jax.grad(loss)(p))
 
 
-def _first(i, samples, y):
+def first(i, samples, y):
     """Where node `i`'s samples begin; shards overlap where there are more of them than data."""
     return i * samples % (y.shape[0] - samples + 1)
 
@@ -100,70 +67,100 @@ def _first(i, samples, y):
 def fedavg(*, clients, samples, cohort, steps, batch, lr, rounds, predict=mlp, together=1):
     """W1, W2: `run(params, t, x, y) -> params` after `rounds` rounds of FedAvg with `cohort` of `clients` clients.
 
-    A device scans over its clients, or over blocks of `together` of them, which an accelerator needs to be busy.
+    A device scans over its clients, or over blocks of at most `together` of them, which an accelerator needs to be
+    busy. Clients of weight 0 fill the last block of all.
     """
+    devices = jax.device_count()
+    blocks = -(-cohort // (devices * together))  # of a device
+    together = -(-cohort // (devices * blocks))
+    spare = devices * blocks * together - cohort
 
     def client(p, key, i, x, y):
-        index = _first(i, samples, y) + jax.random.randint(key, (steps, batch), 0, samples)
+        index = first(i, samples, y) + jax.random.randint(key, (steps, batch), 0, samples)
         return jax.lax.scan(lambda p, j: (_sgd(p, x[j], y[j], lr, predict), None), p, index)[0]
 
-    def share(ids, keys, p, x, y):
+    def share(weight, ids, keys, p, x, y):
         def add(total, one):
+            weight, ids, keys = one
             if together == 1:
-                new = client(p, one[1], one[0], x, y)
-                return jax.tree.map(lambda s, a, b: s + (a - b) / cohort, total, new, p), None
-            new = jax.vmap(client, (None, 0, 0, None, None))(p, one[1], one[0], x, y)
-            return jax.tree.map(lambda s, a, b: s + (a - b).sum(0) / cohort, total, new, p), None
+                new = client(p, keys, ids, x, y)
+                return jax.tree.map(lambda s, a, b: s + weight * (a - b), total, new, p), None
+            new = jax.vmap(client, (None, 0, 0, None, None))(p, keys, ids, x, y)
+            moved = lambda a, b: (weight.reshape(-1, *[1] * b.ndim) * (a - b)).sum(0)
+            return jax.tree.map(lambda s, a, b: s + moved(a, b), total, new, p), None
 
-        blocks = (ids, keys)
+        own = (weight, ids, keys)
         if together > 1:
-            blocks = jax.tree.map(lambda a: a.reshape(-1, together), blocks)
-        return jax.lax.psum(jax.lax.scan(add, jax.tree.map(jnp.zeros_like, p), blocks)[0], AXIS)
+            own = jax.tree.map(lambda a: a.reshape(blocks, together), own)
+        return jax.lax.psum(jax.lax.scan(add, jax.tree.map(jnp.zeros_like, p), own)[0], AXIS)
 
+    rows = P(AXIS)
     spread = jax.shard_map(
-        share, mesh=mesh(), in_specs=(P(AXIS), P(AXIS), P(), P(), P()), out_specs=P(), check_vma=False
+        share, mesh=mesh(), in_specs=(rows, rows, rows, P(), P(), P()), out_specs=P(), check_vma=False
     )
+    weight = jnp.where(jnp.arange(cohort + spare) < cohort, 1 / cohort, 0)
 
     def run(p, t, x, y):
         def one(p, t):
             key = jax.random.fold_in(jax.random.key(0), t)
-            ids = jax.random.permutation(key, clients)[:cohort]
+            ids = jnp.pad(jax.random.permutation(key, clients)[:cohort], (0, spare))
             keys = jax.vmap(partial(jax.random.fold_in, key))(ids)
-            return jax.tree.map(jnp.add, p, spread(ids, keys, p, x, y)), None
+            return jax.tree.map(jnp.add, p, spread(weight, ids, keys, p, x, y)), None
 
         return jax.lax.scan(one, p, t + jnp.arange(rounds))[0]
 
     return jax.jit(run, donate_argnums=0)
 
 
+def seats(nodes):
+    """The node of each row when rows are spread over the devices, `[devices, rows]`; -1: the row is spare.
+
+    Devices differ by a node at most, and the spare row of those with one less is their last.
+    """
+    devices = jax.device_count()
+    count = nodes // devices + (np.arange(devices) < nodes % devices)
+    row = np.arange(count.max())
+    return np.where(row < count[:, None], (np.cumsum(count) - count)[:, None] + row, -1)
+
+
 def ring_gossip(*, nodes, samples, batch, lr, rounds):
-    """W3: `run(stacked params, t, x, y)` after `rounds` rounds of one local step and ring mixing with weights 1/3."""
+    """W3: `run(stacked params, t, x, y)` after `rounds` rounds of one local step and ring mixing with weights 1/3.
+
+    Rows are those of `seats(nodes)`; at least one node a device.
+    """
     devices = jax.device_count()
     ahead = [((r + 1) % devices, r) for r in range(devices)]
     behind = [(r, (r + 1) % devices) for r in range(devices)]
+    table = seats(nodes)
+    count, even = jnp.asarray((table >= 0).sum(1)), nodes % devices == 0
+    ids = jnp.asarray(np.maximum(table, 0).reshape(-1))
 
     def step(p, key, i, x, y):
-        j = _first(i, samples, y) + jax.random.randint(key, (batch,), 0, samples)
+        j = first(i, samples, y) + jax.random.randint(key, (batch,), 0, samples)
         return _sgd(p, x[j], y[j], lr)
 
-    def share(p, keys, ids, x, y):
+    def share(p, keys, ids, count, x, y):
         p = jax.vmap(step, (0, 0, 0, None, None))(p, keys, ids, x, y)
 
         def mix(a):
-            left, right = jax.lax.ppermute(a[-1:], AXIS, behind), jax.lax.ppermute(a[:1], AXIS, ahead)
+            last = a[-1:] if even else jax.lax.dynamic_slice_in_dim(a, count[0] - 1, 1)
+            left, right = jax.lax.ppermute(last, AXIS, behind), jax.lax.ppermute(a[:1], AXIS, ahead)
             wide = jnp.concatenate([left, a, right])
+            if not even:  # beside the last node, where the spare row is
+                wide = jax.lax.dynamic_update_slice_in_dim(wide, right, count[0] + 1, 0)
             return (wide[1:-1] + wide[:-2] + wide[2:]) / 3
 
         return jax.tree.map(mix, p)
 
     rows = P(AXIS)
-    spread = jax.shard_map(share, mesh=mesh(), in_specs=(rows, rows, rows, P(), P()), out_specs=rows, check_vma=False)
+    where = (rows, rows, rows, rows, P(), P())
+    spread = jax.shard_map(share, mesh=mesh(), in_specs=where, out_specs=rows, check_vma=False)
 
     def run(p, t, x, y):
         def one(p, t):
-            key, ids = jax.random.fold_in(jax.random.key(0), t), jnp.arange(nodes)
+            key = jax.random.fold_in(jax.random.key(0), t)
             keys = jax.vmap(partial(jax.random.fold_in, key))(ids)
-            return spread(p, keys, ids, x, y), None
+            return spread(p, keys, ids, count, x, y), None
 
         return jax.lax.scan(one, p, t + jnp.arange(rounds))[0]
 

@@ -8,7 +8,7 @@ from results import ours, over_held, peers
 HEAD = """# Benchmarks
 
 Made by `python benchmarks/suite.py` from `results.jsonl`; what each workload is stands at the top of that file. The
-bound is `benchmarks/bound.py`, the same work by hand in plain JAX (W6: FedAvg with cohorts of as many members; W8: the
+bound is `benchmarks/bound*.py`, the same work by hand in plain JAX (W6: FedAvg with cohorts of as many members; W8: the
 same federation with 1,000 clients; sweep: its points one by one, without compilation). jaxfl and the bound take turns
 in one process; a time is the median of warm blocks of rounds, the ratio the median of the turns' ratios.
 
@@ -30,9 +30,9 @@ PEERS = """Rounds of other libraries on the same work in the same run, each in a
 """
 ODD = """Microseconds a member and round at numbers of nodes nobody tuned for and at the next multiple of 64, in turns,
 in one process for each system and number of devices. Members are all nodes; in W1 and SCAFFOLD a cohort of a tenth, odd
-or a multiple of 8. W5, robust gossip (trimmed mean of 2 on W5's graph), SCAFFOLD and DiLoCo (5 steps each) have the MLP
-64-32-10 on digits. "Least" is the ratio that whole members leave: a device cannot train half of one. Eight devices on
-fewer cores show only that none is lost; on one and eight devices, and for W3 above 1,009, sizes are left out for time.
+or a multiple of 8. "W5 median" is W5 with the median of a neighbourhood; SCAFFOLD and DiLoCo take 5 steps of 8 with its
+model and data. "Least" is the ratio that whole members leave: a device cannot train half of one. Eight devices on fewer
+cores show only that none is lost; on one and eight devices, and for W3 above 1,009, sizes are left out for time.
 """
 MISSING = "No other library was measured: `python benchmarks/peers/install.py` installs them.\n"
 
@@ -100,6 +100,7 @@ SHAPES = [
     ("us a member", lambda r: _number(r["member_seconds_beside"], ",.3g", 1e6)),
     ("ratio (lowest, highest turn)", _ratio),
     ("least", lambda r: f"{r['least']:.2f}"),
+    ("over the bound", lambda r: _number(r.get("bound_ratio"), ".2f")),
 ]
 USE = [
     *WHAT,

@@ -82,6 +82,12 @@ def in_turns(sides: Iterable[Side], turns: int) -> np.ndarray:
     return np.array([[clocked(side.step)[:2] for side in sides] for _ in range(turns)])
 
 
+def ratios(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """Of `one` over `other`, turn by turn: the median `ratio`, `ratio_low` and `ratio_high`."""
+    ratio = one / other
+    return {"ratio": float(np.median(ratio)), "ratio_low": float(ratio.min()), "ratio_high": float(ratio.max())}
+
+
 def race(sides: Mapping[str, Side], rounds: int, turns: int, test: tuple | None = None) -> dict[str, float]:
     """Warm seconds a round of one side or two that take turns; the first is ours.
 
@@ -108,6 +114,5 @@ def race(sides: Mapping[str, Side], rounds: int, turns: int, test: tuple | None 
             f"{name}compile_cpu_seconds": max(0.0, first[name] - float(np.median(cpu))),
         }
     if len(sides) == 2:
-        ratio = times[:, 0, 0] / times[:, 1, 0]
-        row |= {"ratio": float(np.median(ratio)), "ratio_low": float(ratio.min()), "ratio_high": float(ratio.max())}
+        row |= ratios(times[:, 0, 0], times[:, 1, 0])
     return row

@@ -24,7 +24,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "w2": _cases("federated", "w2", (500, 50, 4)),
     "w3": _cases("gossip", "w3", (16, 600), (64, 200), (256, 40), (1024, 10), (4096, 4)),
     "w4": _cases("rules", "w4", *((k, 100_000, rule) for k in (64, 512) for rule in RULES)),
-    "w5": _cases("gossip", "w5", (10_000, 4)),
+    "w5": _cases("gossip", "w5", (10_000, 4), (10_000, 2, "median")),
     "w6": _cases("federated", "w6", (1000, 100, 10, 40)),
     "w7": _cases("language", "w7", (16, 20)),
     "w8": _cases("federated", "w8", (1_000_000, 1000, 200)),

@@ -1,6 +1,9 @@
 """W1, W2, W6 and W8: a server and a cohort of clients a round."""
 
+from collections.abc import Callable
+
 import bound
+import bound_cnn
 import jax
 import numpy as np
 
@@ -16,12 +19,12 @@ from workloads import work
 from workloads.work import Cost, Program, Side, Work
 
 MLP = (784, 64, 10)
-TOGETHER = 1000  # clients the bound advances at once on an accelerator
+TOGETHER = 1000  # most clients the bound advances at once on an accelerator
 
 
-def _bound(program: Program, made: dict, init, predict) -> Side:
-    share = made["cohort"] // jax.device_count()
-    together = 1 if jax.default_backend() == "cpu" else max(k for k in range(1, TOGETHER + 1) if share % k == 0)
+def by_hand(program: Program, made: dict, init: Callable, predict: Callable) -> Side:
+    """The bound of FedAvg; `made` is what `bound.fedavg` takes."""
+    together = 1 if jax.default_backend() == "cpu" else TOGETHER
     run = bound.fedavg(**made, predict=predict, together=together)
     x, y = bound.everywhere((program.world.data.x, program.world.data.y))
     return work.by_hand(run, init(jax.random.key(0)), x, y, predict, stacked=False)
@@ -39,7 +42,7 @@ def w1(clients: int, members: int, rounds: int) -> Work:
     def cost(program):
         return Cost(work.perceptron(20, MLP, 3 * members), work.local_steps(program, 3 * members, 20))
 
-    return Work("W1", clients, members, rounds, build, cost, lambda p: _bound(p, made, bound.init, bound.mlp), True)
+    return Work("W1", clients, members, rounds, build, cost, lambda p: by_hand(p, made, bound.init, bound.mlp), True)
 
 
 def w2(clients: int, members: int, rounds: int) -> Work:
@@ -61,7 +64,7 @@ def w2(clients: int, members: int, rounds: int) -> Work:
         )
         return Cost(layers, work.local_steps(program, count, 20))
 
-    rival = lambda p: _bound(p, made, bound.init_cnn, bound.cnn)
+    rival = lambda p: by_hand(p, made, bound_cnn.init, bound_cnn.predict)
     return Work("W2", clients, members, rounds, build, cost, rival, True)
 
 

@@ -216,7 +216,7 @@ def test_page_and_pictures(tmp_path):
     assert "| W3 | 64 |  | 5 |  |  | 2 | 40% |" in page
     assert "| W1 | 1,000 | 100 | FedJAX 9.8 | 80 | 8 |" in page
     assert "failed: pfl: no such thing" in page
-    assert "| W3 | 2 | 257 | 257 | 190 | 320 | 320 | 95 | 2.00 (1.90, 2.10) | 1.01 |" in page
+    assert "| W3 | 2 | 257 | 257 | 190 | 320 | 320 | 95 | 2.00 (1.90, 2.10) | 1.01 |  |" in page
     assert page.count("| W3 |") == 4  # a row of shapes is in its own table only
     assert "install.py" not in page
     assert "install.py" in table.render([r for r in ROWS if "peer" not in r], [])
