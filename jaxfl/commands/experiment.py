@@ -9,6 +9,7 @@ from typing import Any
 from jaxfl import plugins
 from jaxfl.commands import results
 from jaxfl.commands.start import mesh_of
+from jaxfl.engine import checkpoint
 from jaxfl.engine import run as engine
 from jaxfl.engine.run import Result
 from jaxfl.errors import InputError
@@ -38,6 +39,10 @@ def main(command: Run | Compare) -> int:
     if command.resume is not None:
         earlier = _same(command)
     setup = own_options(setup, names, earlier)
+    origins = {name: {"system": name, **config.deciding(word, systems, setup)} for name in names}
+    if command.resume is not None:  # before a world is built of what may have been changed
+        for name, origin in origins.items():
+            checkpoint.check_origin(Path(command.resume) / results.file_name(name), origin)
     world = prepare(setup, [plugins.split(name)[0] for name in names])
     arms = fit.arms(world, names, setup, None if earlier is None else earlier[1])
     mesh = mesh_of(setup.devices, world.setup.nodes)
@@ -47,8 +52,7 @@ def main(command: Run | Compare) -> int:
         results.describe(world, arms, folder)
         if is_new:
             results.write(folder / results.CONFIG, config.saved(word, systems, setup, world.setup))
-        origin = config.deciding(word, systems, setup)
-        return _run_all(command, world, arms, folder, mesh, setup, origin)
+        return _run_all(command, world, arms, folder, mesh, setup, origins)
 
 
 def _run_all(
@@ -58,7 +62,7 @@ def _run_all(
     folder: Path,
     mesh: Any,
     setup: Setup,
-    origin: Mapping[str, Any],
+    origins: Mapping[str, Mapping[str, Any]],
 ) -> int:
     """Run the systems one after the other; what is finished is written after each."""
     histories, nodes, seconds, code, at = {}, {}, {}, 130, ""
@@ -67,7 +71,7 @@ def _run_all(
             print(f"{i + 1}/{len(arms)} {name} ...", file=sys.stderr, flush=True)
             own = folder / results.file_name(name)
             resumed = {"checkpoints": setup.checkpoints, "resume": command.resume is not None}
-            result = result_of(arm, setup, own, mesh, origin={"system": name, **origin}, **resumed)
+            result = result_of(arm, setup, own, mesh, origin=origins[name], **resumed)
             histories[name], nodes[name], seconds[name] = result.history, result.nodes, result.seconds
             results.write_history(folder, histories)
             results.keep_models(own, name, arm, result, world)

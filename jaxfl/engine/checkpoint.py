@@ -209,6 +209,18 @@ def load(
     raise first or InputError(f"resume: {folder} holds no checkpoint to go on from.")
 
 
+def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Raise InputError where the newest checkpoint that can be read is of another `origin`, as `run` was given it."""
+    for t in reversed(rounds_of(folder)):
+        path = folder_of(folder) / str(t)
+        try:
+            then = dict(_open(path)[0]["run"]["identity"]["origin"])
+        except Exception:  # of files of any bytes; `load` says what is wrong
+            continue
+        identity.compare(str(path), {"origin": then}, {"origin": origin})
+        return
+
+
 def _all_of_us(well: bool) -> bool:
     """Whether it is so in every process, each of which reads its own parts."""
     if jax.process_count() == 1:

@@ -49,7 +49,8 @@ def of_run(labels: Sequence[Mapping], hyper: Mapping | None, origin: Mapping | N
     known = {"seeds": sorted({label["seed"] for label in labels})} | fixed
     known |= {name: list(dict.fromkeys(label[name] for label in labels)) for name in swept}
     return {
-        "given": dict(origin or {}) | known | settings(),
+        "origin": dict(origin or {}),
+        "given": known | settings(),
         "runs": fingerprint([list(label.values()) for label in labels]),
         **{f"the {name}": fingerprint(part) for name, part in parts.items()},
     }
@@ -64,11 +65,12 @@ def compare(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None
         now: that of the run which goes on.
     """
     of_another = f"resume: {where} is of another run"
-    before, after = then["given"], now["given"]
-    for name in {**before, **after}:
-        old, new = before.get(name), after.get(name)
-        if old != new:
-            raise InputError(f"{of_another}: {name} was {_shown(old)} there, and is {_shown(new)} here.")
+    for part in ("origin", "given"):
+        before, after = then.get(part, {}), now.get(part, {})
+        for name in {**before, **after}:
+            old, new = before.get(name), after.get(name)
+            if old != new:
+                raise InputError(f"{of_another}: {name} was {_shown(old)} there, and is {_shown(new)} here.")
     for name in {**then, **now}:
         if then.get(name) != now.get(name):
             raise InputError(f"{of_another}: {name} {'are' if name.endswith('s') else 'is'} not the same.")

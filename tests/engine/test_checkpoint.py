@@ -179,14 +179,14 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(go, whole, cut, harm
 def test_no_damage_of_a_checkpoint_passes_unseen(tmp_path, capsys):
     """Any byte changed: refused, or read as it was."""
     tree = [np.arange(6, dtype=np.float32).reshape(2, 3), np.int32(4)]
-    checkpoint.save(tmp_path, 5, tree, {"identity": {"given": {"lr": 0.1}}})
+    checkpoint.save(tmp_path, 5, tree, {"identity": {"origin": {"lr": 0.1}}})
     file, refusals = tmp_path / "checkpoints" / "5" / "0.npz", []
     data = file.read_bytes()
     rng = random.Random(0)
     for i in range(0, len(data), 3):
         file.write_bytes(data[:i] + bytes([data[i] ^ rng.randrange(1, 256)]) + data[i + 1 :])
         try:
-            t, read = checkpoint.load(tmp_path, tree, {"given": {"lr": 0.1}})
+            t, read = checkpoint.load(tmp_path, tree, {"origin": {"lr": 0.1}})
         except InputError as error:
             refusals.append(str(error))
         else:
