@@ -27,7 +27,8 @@ ALL_STEPS = 2**31 - 1  # no bound on a node's local steps
 class Shards:
     """An index view that cuts one shared data set into one shard a node, without copying or padding a sample.
 
-    Node `i` owns the samples `order[start[i] : start[i] + size[i]]`. `longest` is the static bound on `size`.
+    Node `i` owns the samples `order[start[i] : start[i] + size[i]]`. `longest` is a static bound on `size`, which
+    a pass over whole shards in one batch computes; `data.cut.bound` makes it, `dataclasses.replace` another.
     """
 
     x: Tree  # inputs, leaves [N, ...]

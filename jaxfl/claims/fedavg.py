@@ -84,7 +84,7 @@ def working(members: Process) -> Process:
 
 def one_epoch(world: Scenario) -> Scenario:
     """`world` where members end after their first epoch: a number is other, so that nothing compiles."""
-    steps = {"steps": jnp.int32(-(-world.data.longest // BATCH))}
+    steps = {"steps": jnp.int32(-(-int(np.max(world.data.size)) // BATCH))}
     return world._replace(arrays=world.arrays | {"cohort": world.arrays["cohort"] | steps})
 
 

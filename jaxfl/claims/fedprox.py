@@ -57,7 +57,7 @@ def devices(task: Task, data: Dataset) -> Setting:
     """A device a client, ten a round, nine of which straggle."""
     shards = partition.by_client(data)
     members = cohort.uniform(len(shards.size), 10, weight=shards.size)
-    members = straggling(members, 0.9, EPOCHS, steps=-(-shards.longest // BATCH))
+    members = straggling(members, 0.9, EPOCHS, steps=-(-int(np.max(shards.size)) // BATCH))
     sets = {"train": (shards.x, shards.y), "test": (jnp.asarray(data.test_x), jnp.asarray(data.test_y))}
 
     def measure(arrays, x):

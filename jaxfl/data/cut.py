@@ -28,10 +28,21 @@ def shards(data: Dataset, owner: np.ndarray, n: int | None = None) -> Shards:
     return cut(on_device(data.x), constant(data.y), order, size)
 
 
-def cut(x: jax.Array, y: jax.Array, order: np.ndarray, size: np.ndarray) -> Shards:
-    """The samples in `order`, node by node, `size` `[n]` each."""
+def cut(x: jax.Array, y: jax.Array, order: np.ndarray, size: np.ndarray, room: int = 0) -> Shards:
+    """The samples in `order`, node by node, `size` `[n]` each; `order` is filled up to the length `room`, if longer."""
+    order = np.pad(order, (0, max(0, room - len(order))))
     table = (constant(a, np.int32) for a in (order, np.cumsum(size) - size, size))
-    return Shards(x, y, *table, longest=max(1, int(size.max())))
+    return Shards(x, y, *table, longest=min(bound(size), max(1, len(order))))
+
+
+def bound(size: np.ndarray) -> int:
+    """A bound on the sizes on which most seeds of a partition agree, and then share their programs.
+
+    The largest size, rounded up to a multiple of what they differ by, that rounded up to a power of two: that of an
+    even deal is hardly rounded, that of a very uneven one becomes a power of two.
+    """
+    step = 1 << max(0, int(size.max() - size.min()) - 1).bit_length()
+    return max(1, -(-int(size.max()) // step) * step)
 
 
 def owned(data: Shards) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,8 @@ def hold_out(data: Shards, fraction: float = 0.2, seed: int = 0) -> tuple[Shards
     if not tested.any():
         raise InputError(f"fraction={fraction} leaves no node a test sample, the largest has {size.max()} samples.")
     train, test = (
-        cut(data.x, data.y, sample[which], np.bincount(node[which], minlength=n)) for which in (~tested, tested)
+        cut(data.x, data.y, sample[which], np.bincount(node[which], minlength=n), len(node))
+        for which in (~tested, tested)
     )
     return train, test
 

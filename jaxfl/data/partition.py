@@ -265,7 +265,8 @@ def by_client(data: Dataset, min_size: int = 1) -> Shards:
     large = size >= min_size
     if not large.any():
         raise InputError(f"min_size={min_size} leaves no group, the largest has {size.max()} samples.")
-    return shards(data, np.where(large, np.cumsum(large) - 1, -1)[data.clients], int(large.sum()))
+    mine = shards(data, np.where(large, np.cumsum(large) - 1, -1)[data.clients], int(large.sum()))
+    return dataclasses.replace(mine, longest=int(size.max()))  # there is no other seed
 
 
 def feature_shift(
@@ -318,5 +319,5 @@ def rotate(x: np.ndarray, turns: np.ndarray) -> np.ndarray:
 
 def pooled(data: Shards) -> Shards:
     """All samples that some node owns as the one shard of one node. May be traced."""
-    count = data.order.shape[0]
-    return dataclasses.replace(data, start=jnp.zeros(1, jnp.int32), size=jnp.full(1, count, jnp.int32), longest=count)
+    count = (data.start + data.size).max(keepdims=True)  # `order` may be longer
+    return dataclasses.replace(data, start=jnp.zeros(1, jnp.int32), size=count, longest=data.order.shape[0])

@@ -74,12 +74,20 @@ def split(labels: np.ndarray, test_fraction: float = 0.2, seed: int = 0) -> tupl
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
-def _settled(a: np.ndarray) -> np.ndarray:
-    """A read-only copy on a boundary of 64 bytes: a CPU device can use it where it is (`partition.shards`)."""
-    room = np.empty(a.nbytes + BOUNDARY, np.uint8)
+def _settled(name: str, a: np.ndarray, dtype: Any) -> np.ndarray:
+    """A read-only copy on a boundary of 64 bytes: a CPU device can use it where it is (`partition.shards`).
+
+    Raises:
+        InputError: what is not finite in float32.
+    """
+    size = a.size * np.dtype(dtype).itemsize
+    room = np.empty(size + BOUNDARY, np.uint8)
     begin = -room.ctypes.data % BOUNDARY
-    copy = room[begin : begin + a.nbytes].view(a.dtype).reshape(a.shape)
-    copy[...] = a
+    copy = room[begin : begin + size].view(dtype).reshape(a.shape)
+    with np.errstate(over="ignore"):
+        copy[...] = a
+    if a.dtype.kind == "f":
+        floats(name, copy)
     copy.flags.writeable = False
     return copy
 
@@ -162,12 +170,10 @@ def from_arrays(
         if any(a.dtype.kind == "f" for a in inputs.values()):
             raise InputError(f"x has dtype {x.dtype}, with tokens=True it must hold integers.")
         inputs = {k: integers(k, a, targets.INT32_MAX, "tokens") for k, a in inputs.items()}
-    else:
-        inputs = {k: floats(k, a) for k, a in inputs.items()}
+    inputs = {k: _settled(k, a, np.int32 if tokens else np.float32) for k, a in inputs.items()}
     kind, y, test_y, classes = targets.checked(task, y, test_y, classes, x if tokens else None)
     if class_names is not None and len(class_names) != classes:
         raise InputError(f"class_names has {len(class_names)} names, but there are {classes} classes.")
-    inputs = {k: _settled(a) for k, a in inputs.items()}
     keys = {"clients": clients, "client_names": client_names, "test_clients": test_clients}
     known = {"classes": classes, "class_names": class_names, "name": name, "task": kind}
     return Dataset(**inputs, y=y, test_y=test_y, **known, **keys)
@@ -234,10 +240,12 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES or len(raw) < 4 + 4 * raw[3]:
         raise InputError(f"{path} is not an IDX file, its first bytes are {raw[:4].hex(' ') or 'missing'}.")
     dtype, shape = np.dtype(_IDX_TYPES[raw[2]]), tuple(np.frombuffer(raw, ">u4", raw[3], 4).tolist())
-    body, expected = raw[4 + 4 * raw[3] :], math.prod(shape) * dtype.itemsize
-    if len(body) != expected:
-        raise InputError(f"{path} holds {len(body)} bytes of data, its header of shape {shape} asks for {expected}.")
-    return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+    begin, expected = 4 + 4 * raw[3], math.prod(shape) * dtype.itemsize
+    if len(raw) - begin != expected:
+        raise InputError(
+            f"{path} holds {len(raw) - begin} bytes of data, its header of shape {shape} asks for {expected}."
+        )
+    return np.frombuffer(raw, dtype, offset=begin).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
 def fashion_mnist(folder: str | Path = FASHION_MNIST) -> Dataset:
@@ -263,8 +271,13 @@ def fashion_mnist(folder: str | Path = FASHION_MNIST) -> Dataset:
 
     x, y = read("train-images-idx3"), read("train-labels-idx1")
     test_x, test_y = read("t10k-images-idx3"), read("t10k-labels-idx1")
-    flat = [a.reshape(len(a), -1) / np.float32(255) for a in (x, test_x)]
-    return from_arrays(flat[0], y, flat[1], test_y, classes=10, name="fashion_mnist")
+    flat = [a.reshape(len(a), -1) for a in (x, test_x)]
+    made = from_arrays(flat[0], y, flat[1], test_y, classes=10, name="fashion_mnist")
+    for a in (made.x, made.test_x):  # nobody else has them yet
+        a.flags.writeable = True
+        a /= np.float32(255)
+        a.flags.writeable = False
+    return made
 
 
 def movielens(source: str | Path | None = None, test_fraction: float = 0.2) -> Dataset:

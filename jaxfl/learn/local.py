@@ -142,6 +142,12 @@ def local_sgd(
         draw, noise = jax.random.split(key)
         index, mask = _batches(draw, data, i, most, epochs, batch)
 
+        number = jnp.arange(index.shape[0])
+        if uneven:  # `longest` is a bound: the steps beyond the longest shard of all are not run, and have no number
+            most_of_all, room = -(-data.size.max() // batch), index.shape[0] // epochs
+            idle = number % room >= most_of_all
+            number = number // room * most_of_all + number % room
+
         def step(carry, now):
             (p, opt, total), (k, index, mask) = carry, now
             mine = jax.random.fold_in(noise, k)
@@ -169,7 +175,12 @@ def local_sgd(
 
         first = state if keep_state else begin(tx, anchor, key, t)
         carry = anchor, first, optax.tree.zeros_like(anchor) if keep_gradient else ()
-        (p, state, total), logs = jax.lax.scan(step, carry, (jnp.arange(index.shape[0]), index, mask))
+        if uneven:
+            none = jnp.zeros(3)
+            run = lambda carry, now: jax.lax.cond(now[0], lambda c, _: (c, none), step, carry, now[1:])
+            (p, state, total), logs = jax.lax.scan(run, carry, (idle, number, index, mask))
+        else:
+            (p, state, total), logs = jax.lax.scan(step, carry, (number, index, mask))
         loss, ran, gradients = logs.sum(0)
         log = {"loss": loss / jnp.maximum(ran, 1), "steps": ran, "gradients": gradients}
         row = task.ravel(p)

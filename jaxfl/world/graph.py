@@ -170,7 +170,7 @@ def erdos_renyi(n: int, p: float, seed: int) -> Graph:
     n, p = _count("n", n, 1), _probability(p)
     import networkx as nx
 
-    return _labelled(nx.fast_gnp_random_graph(n, p, seed=seed), n)
+    return _roomy(_labelled(nx.fast_gnp_random_graph(n, p, seed=seed), n))
 
 
 def barabasi_albert(n: int, m: int, seed: int) -> Graph:
@@ -180,7 +180,7 @@ def barabasi_albert(n: int, m: int, seed: int) -> Graph:
         raise InputError(f"m = {m}: a node can attach to fewer than n = {n} nodes.")
     import networkx as nx
 
-    return _labelled(nx.barabasi_albert_graph(n, m, seed=seed), n)
+    return _roomy(_labelled(nx.barabasi_albert_graph(n, m, seed=seed), n))
 
 
 def watts_strogatz(n: int, k: int, p: float, seed: int) -> Graph:
@@ -190,7 +190,7 @@ def watts_strogatz(n: int, k: int, p: float, seed: int) -> Graph:
         raise InputError(f"k = {k}: an even number below n = {n} is needed.")
     import networkx as nx
 
-    return _labelled(nx.watts_strogatz_graph(n, k, p, seed=seed), n)
+    return _roomy(_labelled(nx.watts_strogatz_graph(n, k, p, seed=seed), n))
 
 
 def random_geometric(n: int, radius: float, seed: int) -> Graph:
@@ -200,7 +200,7 @@ def random_geometric(n: int, radius: float, seed: int) -> Graph:
         raise InputError(f"radius = {radius}: a positive length is needed (the square has side 1).")
     import networkx as nx
 
-    return _labelled(nx.random_geometric_graph(n, radius, seed=seed), n)
+    return _roomy(_labelled(nx.random_geometric_graph(n, radius, seed=seed), n))
 
 
 def caveman(groups: int, size: int) -> Graph:
@@ -229,6 +229,17 @@ def _labelled(g: Any, n: int) -> Graph:
     """A networkx graph whose labels are the node numbers 0..n-1, in whatever order it holds them."""
     edges = np.array(g.edges, np.int64).reshape(-1, 2)
     return from_edges(n, edges[:, 0], edges[:, 1], both=True)
+
+
+def _roomy(graph: Graph) -> Graph:
+    """The graph with room for a larger degree, so that most seeds share programs: 4, 6, 8, 12, 16, 20, 24, ..."""
+    n, k = graph.nbr.shape
+    step = max(2 if k <= 8 else 4, 1 << k.bit_length() >> 3)
+    room = ((0, 0), (0, min(-(-k // step) * step, max(1, n - 1)) - k))
+    nbr, weight = np.pad(np.asarray(graph.nbr), room, "edge"), np.pad(np.asarray(graph.weight), room)
+    nbr[:, k:] = np.arange(n)[:, None]
+    rev = None if graph.rev is None else constant(np.pad(np.asarray(graph.rev), room))
+    return dataclasses.replace(graph, nbr=constant(nbr), weight=constant(weight), rev=rev)
 
 
 def names(g: Any, nodelist: Sequence | None = None) -> list:

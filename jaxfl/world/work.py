@@ -34,7 +34,7 @@ def straggling(members: Process, fraction: float, epochs: int, steps: int = 1, *
         fraction: share of stragglers among the members, 0 to 1.
         epochs: epochs of a full member, at least 2.
         steps: local steps of one epoch, at least 1. Where shards are of unequal size it is that of the longest,
-            `ceil(longest / batch)`: `local_sgd` then ends every shard at the same epoch.
+            `ceil(size.max() / batch)`: `local_sgd` then ends every shard at the same epoch.
         drop: 1 takes stragglers' weight away (FedAvg waits for nobody), 0 keeps it; between, the weight is scaled
             by `1 - drop`.
 

@@ -92,6 +92,39 @@ def test_a_world_is_built_without_a_program(parts, deal):
     assert compilations(lambda: scenario(deal(samples, 17), **WORLDS[parts](17))) == 0
 
 
+DEALS = {
+    "dirichlet": lambda seed: partition.dirichlet(DIGITS, 8, 0.3, seed),
+    "lognormal": lambda seed: partition.quantity_skew(DIGITS, 8, sigma=0.5, seed=seed + 2),
+    "held out": lambda seed: partition.hold_out(partition.dirichlet(DIGITS, 8, 0.3, seed), 0.2, seed)[0],
+}
+GRAPHS = {
+    "regular": lambda seed: graph.random_regular(8, 4, seed),
+    "erdos_renyi": lambda seed: graph.erdos_renyi(32, 0.3, seed + 8),
+}
+
+
+@pytest.mark.parametrize("deal", DEALS)
+@pytest.mark.parametrize("work", [{"steps": 2, "batch": 4}, {"epochs": 1, "batch": 32}])
+def test_five_seeds_of_a_partition_share_their_programs(deal, work):
+    task = logistic_regression(64, 10)
+    shards = [DEALS[deal](seed) for seed in range(5)]
+    assert len({int(np.max(part.size)) for part in shards}) > 1
+    again = lambda part: run(fedavg(task, **work), scenario(part), task.init, 1)
+    again(shards[0])
+    bounds = {part.longest for part in shards}
+    assert len(bounds) == (2 if deal == "held out" else 1)  # seeds that differ much have another bound
+    assert sum(compilations(lambda part=part: again(part)) for part in shards[1:]) == 2 * (len(bounds) - 1)
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_five_seeds_of_a_random_graph_share_their_programs(kind):
+    task, graphs = logistic_regression(64, 10), [mixing.metropolis(GRAPHS[kind](seed)) for seed in range(5)]
+    shards = partition.iid(DIGITS, graphs[0].nbr.shape[0])
+    again = lambda g: run(dsgd(task, steps=1), scenario(shards, topology=g), task.init, 1)
+    again(graphs[0])
+    assert [compilations(lambda g=g: again(g)) for g in graphs[1:]] == [0] * 4
+
+
 def test_a_system_built_anew_compiles_nothing_unless_it_is_another():
     position = world()
 
