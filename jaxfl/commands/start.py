@@ -53,7 +53,7 @@ def _start_devices(count: int | None) -> None:
 
 
 def mesh_of(devices: int | None, nodes: int) -> Any:
-    """A mesh of as many of the devices asked for as divide the nodes; None, all of them, leaves it to the engine.
+    """A mesh of the devices asked for, as far as there are nodes for them; None, all of them, leaves it to the engine.
 
     Raises:
         InputError: there are fewer devices.
@@ -62,9 +62,9 @@ def mesh_of(devices: int | None, nodes: int) -> Any:
         return None
     import jax
 
-    from jaxfl.engine.sharding import node_mesh
+    from jaxfl.engine.sharding import mesh_for, node_mesh
 
     node_mesh(devices)
     if devices == jax.device_count():
         return None
-    return node_mesh(max(k for k in range(1, devices + 1) if nodes % k == 0))
+    return mesh_for(nodes, devices)

@@ -131,12 +131,13 @@ def plan(
         if mesh is not None:
             fixed, x, test = _shapes(mesh, (fixed, x, test))
         start = _start.trace(algorithm, scenario[:2], draw, runs, x, *fixed)
-        carry = shapes_on(mesh, start.out_info, runs)
+        n = scenario.byz.shape[0]
+        carry = shapes_on(mesh, start.out_info, runs, n)
         runs = side_by_side(runs, carry[1])
         traced = _chunk.trace(algorithm, scenario.step, every, runs, block, np.int32(0), carry, *fixed)
         scored = None
         if evaluate is not None:
-            scored = _evaluate.trace(algorithm, evaluate.measure, runs, block, carry[1], fixed[1], test)
+            scored = _evaluate.trace(algorithm, evaluate.measure, runs, block, n, carry[1], fixed[1], test)
         check_names(labels[0], traced.out_info[1], scored.out_info[0] if scored else {})
         first, compiled = start.lower().compile(), traced.lower().compile()
         beside = max(_beside(first, held=_bytes(carry)), _beside(compiled))
@@ -146,7 +147,7 @@ def plan(
     text = compiled.as_text() or ""
     met = counts(text)
     made = Plan(
-        nodes=scenario.byz.shape[0],
+        nodes=n,
         devices=devices,
         state_bytes=_bytes(carry),
         data_bytes=_bytes((fixed, test)),

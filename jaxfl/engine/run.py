@@ -29,13 +29,17 @@ from jaxfl.engine.history import LOG, Recorder
 from jaxfl.engine.progress import bar
 from jaxfl.engine.runs import Runs, lay_out, of_a_seed, over_runs, run_mesh, side_by_side
 from jaxfl.engine.sharding import (
+    by_node,
     everywhere,
-    keep_sharding,
-    node_mesh,
+    from_shards,
+    in_shards,
+    mesh_for,
     placement,
     put,
     put_state,
     to_host,
+    to_shards,
+    uneven,
     wait_for_all,
 )
 from jaxfl.errors import InputError
@@ -87,7 +91,7 @@ def _first(algorithm, scenario, draw, x, key, hyper, arrays, data, byz, links):
     env = _env(jnp.int32(0), now, data, byz, links)
     carry = world, build(algorithm, hyper).init(keys.init_key(key, "algorithm"), env, x)
     world, state = jax.tree.map(_strong, carry)
-    return everywhere(world), keep_sharding(state)
+    return everywhere(world), in_shards(state, byz.shape[0])
 
 
 def _strong(a: Array) -> Array:
@@ -107,17 +111,17 @@ def _down_stay(alive: Array, old: State, new: State) -> State:
 
 
 def _rounds(algorithm, step, count, t, carry, key, hyper, arrays, data, byz, links):
-    algorithm = build(algorithm, hyper)
+    algorithm, n = build(algorithm, hyper), byz.shape[0]
 
     def body(carry, t):
-        world, state = carry
+        world, state = carry[0], by_node(carry[1], n)
         world, now = everywhere(step(keys.round_key(key, t, "world"), arrays, world, t))
         env = _env(t, now, data, byz, links)
         new, log = algorithm.round(keys.round_key(key, t, "algorithm"), env, state)
         if links is not None and "seconds" not in log:
             raise InputError("links are given, but this system logs no `seconds`: train by `at`, send by net's verbs.")
         new = new if now.alive is None else _down_stay(now.alive, state, new)
-        return (world, keep_sharding(new)), dict(log) | {"seconds": env.seconds + log.get("seconds", 0.0)}
+        return (world, in_shards(new, n)), dict(log) | {"seconds": env.seconds + log.get("seconds", 0.0)}
 
     return jax.lax.scan(body, carry, t + jnp.arange(count))
 
@@ -141,16 +145,16 @@ def _chunk(algorithm, step, count, runs, block, t, carry, key, hyper, *rest):
     return (world, state), logs
 
 
-@partial(jax.jit, static_argnames=("algorithm", "measure", "runs", "block"))
-def _evaluate(algorithm, measure, runs, block, state, hyper, arrays):
+@partial(jax.jit, static_argnames=("algorithm", "measure", "runs", "block", "n"))
+def _evaluate(algorithm, measure, runs, block, n, state, hyper, arrays):
     def one(arrays, _, hyper, state):
-        found = answer(build(algorithm, hyper), state)
-        scores, by_node = check_scores(measure(arrays, found))
+        found = answer(build(algorithm, hyper), by_node(state, n))
+        scores, each = check_scores(measure(arrays, found))
         floats = [a for a in map(jnp.asarray, jax.tree.leaves(found)) if jnp.issubdtype(a.dtype, jnp.floating)]
         if floats:
             rows = [a.reshape(-1, a.shape[-1]) if a.ndim else a[None, None] for a in floats]
             scores = {"diverged": sum((~jnp.isfinite(r).all(1)).sum() for r in rows)} | scores
-        return (), (scores, by_node)
+        return (), (scores, each)
 
     with block_of(block):
         return over_runs(one, runs, arrays, (), hyper, state)[1]
@@ -219,31 +223,33 @@ def inputs(scenario: Scenario, model, seed: int, seeds: int | None, hyper: dict 
     n = scenario.byz.shape[0]
     labels, runs, key, hyper = lay_out(seed, seeds, hyper or {})
     if mesh is None and jax.device_count() > 1:
-        mesh = run_mesh(runs) or node_mesh(max(k for k in range(1, jax.device_count() + 1) if n % k == 0))
+        mesh = run_mesh(runs) or mesh_for(n)
     fixed = key, hyper, scenario.arrays, scenario.data, scenario.byz, scenario.links
     draw, x = (canonical(model), None) if callable(model) else (None, jax.tree.map(jnp.asarray, model))
     return mesh, labels, runs, draw, x, fixed
 
 
-def shapes_on(mesh: Mesh | None, carry: tuple, runs: Runs | None) -> tuple:
+def shapes_on(mesh: Mesh | None, carry: tuple, runs: Runs | None, n: int) -> tuple:
     """Shapes of a carry where `run` would put it."""
     if mesh is None:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), carry)
     on = lambda a, spec: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
     world, state = carry
     of_world = jax.tree.map(lambda a: on(a, of_a_seed(mesh, runs)), world)
-    return of_world, jax.tree.map(on, state, placement(mesh, state, runs is not None))
+    return of_world, jax.tree.map(on, state, placement(mesh, state, runs is not None, n))
 
 
 def _foreseen(algorithm, scenario, evaluate, labels, count, how, model, fixed) -> tuple[tuple, Runs | None]:
     """Shapes of the carry, and the runs side by side, from tracing alone; columns that hide another are refused."""
-    (runs, seed_block, block, mesh), (draw, x) = how, model
-    carry = shapes_on(mesh, _start.eval_shape(algorithm, scenario[:2], draw, runs, x, *fixed), runs)
+    (runs, seed_block, block, mesh), (draw, x), n = how, model, scenario.byz.shape[0]
+    carry = shapes_on(mesh, _start.eval_shape(algorithm, scenario[:2], draw, runs, x, *fixed), runs, n)
     runs = side_by_side(runs, carry[1], seed_block)
     _, logs = _chunk.eval_shape(algorithm, scenario.step, count, runs, block, np.int32(0), carry, *fixed)
     scores = {}
     if evaluate is not None:
-        scores, _ = _evaluate.eval_shape(algorithm, evaluate.measure, runs, block, carry[1], fixed[1], evaluate.arrays)
+        scores, _ = _evaluate.eval_shape(
+            algorithm, evaluate.measure, runs, block, n, carry[1], fixed[1], evaluate.arrays
+        )
     check_names(labels[0], logs, scores)
     return carry, runs
 
@@ -293,7 +299,7 @@ def run(
             before its first checkpoint it begins anew.
         carry: go on from the `carry` of an earlier result. History and nodes are of the further rounds, totals of all.
         mesh: devices over which nodes (`sharding.node_mesh`) or runs (`runs.run_mesh`) are spread; None takes all there
-            are for runs if they divide these, else for nodes as many as divide them.
+            are for runs if they divide these, else for nodes; these they need not divide.
         block: nodes mapped at once on a device (None: chosen by bytes).
         seed_block: runs advanced side by side (None: chosen by bytes).
         progress: show a bar, or off a terminal and a notebook a line a tenth of the rounds (None: the bar only).
@@ -334,13 +340,16 @@ def run(
         count = min(every, max(1, rounds - t))
         how = runs, seed_block, block, mesh
         like, sides = _foreseen(algorithm, scenario, evaluate, labels, count, how, (draw, x), fixed)
+        n, several, phantoms = scenario.byz.shape[0], runs is not None, uneven(mesh, scenario.byz.shape[0])
+        told = lambda carry: (carry[0], from_shards(carry[1], n, several)) if phantoms else carry
+        taken = lambda carry: (carry[0], to_shards(carry[1], n, several)) if phantoms else carry
         if carry is not None:
-            check_carry(carry, like, len(labels))
-            carry = jax.tree.map(jnp.copy, carry.state)
+            check_carry(carry, jax.eval_shape(told, like), len(labels))
+            carry = taken(jax.tree.map(jnp.copy, carry.state))
         else:
             carry = _start(algorithm, scenario[:2], draw, runs, x, *fixed)
-            if mesh is not None:
-                carry = put(mesh, carry[0], of_a_seed(mesh, runs)), put_state(mesh, carry[1], runs is not None)
+        if mesh is not None:
+            carry = put(mesh, carry[0], of_a_seed(mesh, runs)), put_state(mesh, carry[1], several, n)
         runs = sides
         log = None if folder is None else folder / LOG
         recorder, own = Recorder(labels, log, jax.process_index() == 0, spent), None
@@ -350,22 +359,24 @@ def run(
             if checkpoints or resume:
                 parts = {"algorithm": algorithm, "world": scenario._replace(data=()), "data": scenario.data}
                 own = identity.of_run(labels, given, origin, **parts, model=model, metric=metric)
-            t, carry = checkpoint.begin(folder, recorder, carry, own, resume=resume, keep=checkpoints) or (t, carry)
+            begun = checkpoint.begin(folder, recorder, told(carry), own, resume=resume, keep=checkpoints)
+            t, carry = (t, carry) if begun is None else (begun[0], taken(begun[1]))
 
         def scores():
             if evaluate is None:
                 return {}, {}
-            got = _evaluate(algorithm, evaluate.measure, runs, block, carry[1], hyper, evaluate.arrays)
+            got = _evaluate(algorithm, evaluate.measure, runs, block, n, carry[1], hyper, evaluate.arrays)
             return tuple(_by_run(part, runs) for part in got)
 
         def result():
-            going_on = Carry(t, carry, recorder.spent)
-            took = recorder.seconds
-            return Result(recorder.frame(), recorder.by_node(), carry[1], going_on, calls.interrupted, took)
+            going_on, took = Carry(t, told(carry), recorder.spent), recorder.seconds
+            nodes = recorder.by_node()
+            return Result(recorder.frame(), nodes, going_on.state[1], going_on, calls.interrupted, took)
 
         def tell(count):
             rows = recorder.rows[-count * (len(labels) - 1) - 1 :: count]  # the last of each run
-            calls.tell(Progress(t, rounds, list(map(dict, rows)), labels, carry[1]), result)
+            if calls.callbacks:
+                calls.tell(Progress(t, rounds, list(map(dict, rows)), labels, told(carry)[1]), result)
 
         with calls, bar(rounds, t, progress) as advance:
             if t == 0:
@@ -380,8 +391,8 @@ def run(
                 recorder.add(t, logs, *measured)
                 t += count
                 if checkpoints and folder is not None:
-                    checkpoint.save(folder, t, carry, recorder.mark() | {"identity": own})
+                    checkpoint.save(folder, t, told(carry), recorder.mark() | {"identity": own})
                 advance(t, measured[0])
                 tell(count)
             calls.close(result)
-    return result()
+        return result()

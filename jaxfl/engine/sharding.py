@@ -1,5 +1,8 @@
 """Where arrays live: node rows over the devices of a mesh, everything else on each of them."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxfl.core import Array, Mail, State, Tree
 from jaxfl.errors import InputError
-from jaxfl.mapping.nodes import AXIS, node_shards
+from jaxfl.mapping.shards import AXIS, by_rows, fill, full_shards, node_shards, shard_rows, unfill
 
 
 def node_mesh(devices: int | None = None) -> Mesh:
@@ -17,6 +20,11 @@ def node_mesh(devices: int | None = None) -> Mesh:
     if devices is not None and not 1 <= devices <= have:
         raise InputError(f"devices is {devices}, but this process sees {have}: allowed is 1 to {have}.")
     return jax.make_mesh((devices or have,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def mesh_for(n: int, devices: int | None = None) -> Mesh:
+    """A mesh for `n` nodes: of all `devices`, but for those that would get none of the nodes."""
+    return node_mesh(full_shards(n, devices or jax.device_count()))
 
 
 def use_cores(count: int) -> None:
@@ -78,28 +86,47 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def specs(state: State, devices: int, axis: int = 0) -> State:
-    """Where each leaf lives: rows over the devices if these divide them, the shared parts on every device."""
+def placement(mesh: Mesh, state: State, several: bool, n: int) -> State:
+    """Where each leaf of a state in whole shards lives on `mesh`: rows over its devices, shared parts on all.
 
-    def rows(a) -> P:
-        split = devices > 1 and a.ndim > axis and a.shape[axis] and a.shape[axis] % devices == 0
-        return P(*[None] * axis, AXIS) if split else P()
-
-    whole = lambda tree: jax.tree.map(lambda a: P(), tree)
-    by_row = lambda tree: jax.tree.map(rows, tree)
-    return State(whole(state.shared), by_row(state.nodes), Mail(by_row(state.mail.nodes), whole(state.mail.shared)))
-
-
-def placement(mesh: Mesh, state: State, several: bool) -> State:
-    """Where each leaf lives on `mesh`; `several`: an axis of runs comes first, spread where the mesh is one of runs."""
-    if AXIS in mesh.shape:
-        return specs(state, mesh.size, int(several))
-    return jax.tree.map(lambda a: P(*mesh.axis_names), state)
+    `several`: an axis of runs comes first, spread where the mesh is one of runs.
+    """
+    if AXIS not in mesh.shape:
+        return jax.tree.map(lambda a: P(*mesh.axis_names), state)
+    axis, rows = int(several), shard_rows(n, mesh.size) * mesh.size
+    by_row = P(*[None] * axis, AXIS) if mesh.size > 1 else P()
+    return _of_nodes(lambda a: by_row if a.ndim > axis and a.shape[axis] == rows else P(), state, lambda a: P())
 
 
-def put_state(mesh: Mesh, state: State, several: bool) -> State:
-    """The leaves of `state` where `placement` says."""
-    return jax.tree.map(lambda a, spec: _put(a, NamedSharding(mesh, spec)), state, placement(mesh, state, several))
+def _of_nodes(f: Callable, state: State, otherwise: Callable = lambda a: a) -> State:
+    """`f` of the leaves that nodes have, `otherwise` of the others."""
+    (shared, nodes, mail), over = state, jax.tree.map
+    return State(over(otherwise, shared), over(f, nodes), Mail(over(f, mail.nodes), over(otherwise, mail.shared)))
+
+
+def put_state(mesh: Mesh, state: State, several: bool, n: int) -> State:
+    """The leaves of a state in whole shards where `placement` says."""
+    where = placement(mesh, state, several, n)
+    return jax.tree.map(lambda a, spec: _put(a, NamedSharding(mesh, spec)), state, where)
+
+
+def uneven(mesh: Mesh | None, n: int) -> bool:
+    """Whether some shards of `n` nodes have phantom rows."""
+    return mesh is not None and AXIS in mesh.shape and n % mesh.size > 0
+
+
+@partial(jax.jit, static_argnames=("n", "several"))
+def to_shards(state: State, n: int, several: bool) -> State:
+    """A state with a row a node in whole shards; `several`: an axis of runs comes first."""
+    one = partial(in_shards, n=n)
+    return (jax.vmap(one) if several else one)(state)
+
+
+@partial(jax.jit, static_argnames=("n", "several"))
+def from_shards(state: State, n: int, several: bool) -> State:
+    """What `to_shards` was given, on every device."""
+    one = partial(by_node, n=n)
+    return everywhere((jax.vmap(one) if several else one)(state))
 
 
 def everywhere(tree: Tree) -> Tree:
@@ -112,10 +139,33 @@ def everywhere(tree: Tree) -> Tree:
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(jnp.asarray(a), P()), tree)
 
 
-def keep_sharding(state: State) -> State:
-    """Inside a compiled round: hold the state where `put_state` put it, so that every call finds it alike."""
-    devices = node_shards()
+def in_shards(state: State, n: int) -> State:
+    """Inside a compiled program: the state of `n` nodes as programs hand it on, so that every call finds it alike.
+
+    It lives where `put_state` puts it, and its rows are filled up to shards of one length.
+
+    Raises:
+        InputError: while tracing, a leaf that nodes have, with as many rows as shards have in all.
+    """
     if AXIS not in jax.sharding.get_abstract_mesh().shape:
         return state
-    state = jax.tree.map(jnp.asarray, state)
-    return jax.tree.map(jax.lax.with_sharding_constraint, state, specs(state, devices))
+    devices = node_shards()
+    pad = -n % devices
+
+    def one(a: Array) -> Array:
+        rows = a.shape[0] if a.ndim else 0
+        if pad and rows == n + pad:
+            raise InputError(f"State.nodes has a leaf of {rows} rows, but nodes are {n}: put it into `shared`.")
+        if rows != n or devices == 1:
+            return everywhere(a)
+        return fill(a, pad) if pad else by_rows(a)
+
+    return _of_nodes(one, jax.tree.map(jnp.asarray, state), everywhere)
+
+
+def by_node(state: State, n: int) -> State:
+    """Inside a compiled program: what `in_shards` was given, a row a node."""
+    pad = -n % node_shards()
+    if not pad:
+        return state
+    return _of_nodes(lambda a: unfill(a, n) if a.ndim and a.shape[0] == n + pad else a, state)

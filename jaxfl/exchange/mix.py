@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxfl.core import Array, Graph, heard_weight, own_weight
-from jaxfl.mapping.nodes import AXIS, node_shards
+from jaxfl.mapping.shards import AXIS, node_shards, over_shards, shard_rows
 
 PIECE_BYTES = 16 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
 DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost, on CPU as on GPU
@@ -39,18 +39,17 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
     if graph.shifts is not None and 8 * k < n:
         return _by_shifts(graph.weight, graph.shifts, sent, own_share * own)
     devices = node_shards()
-    if devices == 1 or n % devices:
+    if devices == 1:
         return _by_table(graph.nbr, graph.weight, sent, own_share * own)
-    each, reach = n // devices, n if graph.reach is None else graph.reach
+    reach = n if graph.reach is None else graph.reach
 
     def local(nbr: Array, weight: Array, own_share: Array, own: Array, sent: Array) -> Array:
-        if reach > each:
+        if reach > _widest_border(n):
             return _by_gather(nbr, weight, own_share, own, sent, devices)
-        start = each * jax.lax.axis_index(AXIS) - reach
-        return _by_table((nbr - start) % n, weight, _with_border(sent, reach, reach, devices), own_share * own)
+        start = sent.shape[0] * jax.lax.axis_index(AXIS) - reach
+        return _by_table((nbr - start) % n, weight, _with_border(sent, reach, n), own_share * own)
 
-    spread = jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)
-    return spread(graph.nbr, graph.weight, own_share, own, sent)
+    return over_shards(local, n, (P(AXIS),) * 5, P(AXIS))(graph.nbr, graph.weight, own_share, own, sent)
 
 
 def _settled(own: Array, sent: Array) -> tuple[Array, Array]:
@@ -78,38 +77,72 @@ def _common(rows: Array) -> Array:
 
 def _by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array, total: Array) -> Array:
     n = sent.shape[0]
-    devices = node_shards()
     near = [s if 2 * s <= n else s - n for s in shifts]
-    if devices > 1 and n % devices == 0 and max(map(abs, near)) <= n // devices:
-        return _by_halo(weight, sent, near, devices, total)
+    if node_shards() > 1 and max(0, *near) + max(0, *(-s for s in near)) <= _widest_border(n):
+        return _by_halo(weight, sent, near, total)
     for slot, shift in enumerate(shifts):
         total = total + weight[:, slot, None] * jnp.roll(sent, -shift, axis=0)
     return total
 
 
-def _with_border(sent: Array, behind: int, ahead: int, devices: int) -> Array:
-    """A device's rows between the `behind` last of the device before and the `ahead` first of the one after."""
-    parts = [sent]
-    if ahead:
-        ring = [((r + 1) % devices, r) for r in range(devices)]
-        parts.append(jax.lax.ppermute(sent[:ahead], AXIS, ring))
+def _widest_border(n: int) -> int:
+    """The most rows that every shard of `n` rows can lend its neighbours; phantoms are none."""
+    devices = node_shards()
+    return n - (devices - 1) * shard_rows(n, devices)
+
+
+def _nodes_here(rows: int, n: int) -> Array | int:
+    """How many of this device's `rows` are nodes; the others, on the last device, are phantoms."""
+    last = _widest_border(n)
+    return rows if last == rows else jnp.where(jax.lax.axis_index(AXIS) == node_shards() - 1, last, rows)
+
+
+def _borders(sent: Array, behind: int, ahead: int, n: int) -> tuple[list[Array], list[Array]]:
+    """The `behind` last rows of the device before and the `ahead` first of the one after, none where these are 0."""
+    devices = node_shards()
+    before, after = [], []
     if behind:
         ring = [(r, (r + 1) % devices) for r in range(devices)]
-        parts.insert(0, jax.lax.ppermute(sent[sent.shape[0] - behind :], AXIS, ring))
-    return jnp.concatenate(parts)
+        last = jax.lax.dynamic_slice_in_dim(sent, _nodes_here(sent.shape[0], n) - behind, behind)
+        before = [jax.lax.ppermute(last, AXIS, ring)]
+    if ahead:
+        ring = [((r + 1) % devices, r) for r in range(devices)]
+        after = [jax.lax.ppermute(sent[:ahead], AXIS, ring)]
+    return before, after
 
 
-def _by_halo(weight: Array, sent: Array, shifts: list[int], devices: int, total: Array) -> Array:
+def _with_border(sent: Array, reach: int, n: int) -> Array:
+    """A device's rows between the `reach` last of the device before and the `reach` first of the one after.
+
+    These follow the last row that is a node's: what follows them means nothing.
+    """
+    before, after = _borders(sent, reach, reach, n)
+    wide, here = jnp.concatenate([*before, sent, *after]), reach + _nodes_here(sent.shape[0], n)
+    return wide if n % node_shards() == 0 or not reach else jax.lax.dynamic_update_slice_in_dim(wide, after[0], here, 0)
+
+
+def _by_halo(weight: Array, sent: Array, shifts: list[int], total: Array) -> Array:
     """Each device receives only the border rows of its two neighbours."""
-    ahead, behind = max(0, *shifts), max(0, *(-s for s in shifts))
+    ahead, behind, n = max(0, *shifts), max(0, *(-s for s in shifts)), sent.shape[0]
 
-    def local(weight, sent, total):
-        wide = _with_border(sent, behind, ahead, devices)
+    def heard(weight: Array, wide: Array, total: Array) -> Array:
         for slot, shift in enumerate(shifts):
-            total = total + weight[:, slot, None] * jax.lax.dynamic_slice_in_dim(wide, behind + shift, sent.shape[0])
+            total = total + weight[:, slot, None] * jax.lax.dynamic_slice_in_dim(wide, behind + shift, total.shape[0])
         return total
 
-    return jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)(weight, sent, total)
+    def local(weight: Array, sent: Array, total: Array) -> Array:
+        before, after = _borders(sent, behind, ahead, n)
+        out = heard(weight, jnp.concatenate([*before, sent, *after]), total)
+        if n % node_shards() == 0 or not ahead:
+            return out
+        # the last shard has phantoms before what is ahead: the rows that hear these are mixed once more
+        start = _nodes_here(sent.shape[0], n) - ahead
+        cut = lambda a, first, count: jax.lax.dynamic_slice_in_dim(a, first, count)
+        near = jnp.concatenate([cut(sent, start - behind, ahead + behind), *after])
+        again = heard(cut(weight, start, ahead), near, cut(total, start, ahead))
+        return jax.lax.dynamic_update_slice_in_dim(out, again, start, 0)
+
+    return over_shards(local, n, (P(AXIS),) * 3, P(AXIS))(weight, sent, total)
 
 
 def _by_gather(nbr: Array, weight: Array, own_share: Array, own: Array, sent: Array, devices: int) -> Array:

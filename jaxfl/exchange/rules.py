@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Array, Tree
 from jaxfl.errors import require
 from jaxfl.mapping.blocks import CACHE_BYTES
-from jaxfl.mapping.nodes import AXIS, node_shards
+from jaxfl.mapping.shards import AXIS, node_shards
 
 HIGHEST = jax.lax.Precision.HIGHEST
 LARGEST = 4e37  # of the sum of squares of which four may still be added
@@ -193,7 +193,7 @@ def _columns_apart(x: Array) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if node_shards() == 1 or AXIS in mesh.manual_axes:
         return x
-    return jax.lax.with_sharding_constraint(x, P(None, AXIS) if x.shape[1] % node_shards() == 0 else P())
+    return jax.lax.with_sharding_constraint(x, P(None, AXIS))
 
 
 def by_columns(f: Callable, *arrays: Array) -> Array:

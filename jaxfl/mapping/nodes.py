@@ -16,13 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Array, Cohort, Tree
 from jaxfl.mapping.blocks import block_size, in_blocks, row_of
 from jaxfl.mapping.draws import draws_apart
-
-AXIS = "nodes"
-
-
-def node_shards() -> int:
-    """Devices along the node axis of the ambient mesh (1 without a mesh)."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)
+from jaxfl.mapping.shards import AXIS, node_shards, over_shards
 
 
 def _bytes_each(stacked: Tree, count: int) -> int:
@@ -64,7 +58,6 @@ def map_nodes(
         plain = lambda shared, row, memory: (f(shared, row), memory)
         return map_nodes(plain, shared, stacked, memory=(), bytes_each=bytes_each, weight=weight)[0]
     count = jax.tree.leaves(stacked)[0].shape[0]
-    devices = node_shards()
     whole = lambda shared, both: f(shared, *both)
     row = max(bytes_each, _bytes_each((stacked, memory), count))
     matrix = _matmul_bytes(whole, shared, (stacked, memory))
@@ -81,25 +74,16 @@ def map_nodes(
         g = lambda row, memory: rest(shared, (row[0], memory), row[1])
         return in_blocks(g, (stacked, drawn), memory, weight, size)
 
-    if devices == 1:
+    if node_shards() == 1:
         return local(shared, stacked, memory, weight)
-    pad = -count % devices
-    if pad:
-        index = jnp.concatenate([jnp.arange(count), jnp.zeros(pad, jnp.int32)])
-        stacked, memory = jax.tree.map(lambda a: a[index], (stacked, memory))
-        weight = None if weight is None else jnp.pad(weight, (0, pad))
 
     def share(shared: Tree, stacked: Tree, memory: Tree, weight: Array | None) -> Tree:
         out, memory = local(shared, stacked, memory, weight)
         return (out if weight is None else (jax.lax.psum(out[0], AXIS), out[1])), memory
 
     of_all = P(AXIS) if weight is None else (P(), P(AXIS))
-    spread = jax.shard_map(
-        share, in_specs=(P(), P(AXIS), P(AXIS), P(AXIS)), out_specs=(of_all, P(AXIS)), check_vma=False
-    )
-    out, memory = spread(shared, stacked, memory, weight)
-    cut = lambda tree: jax.tree.map(lambda a: a[:count], tree) if pad else tree
-    return (cut(out) if weight is None else (out[0], cut(out[1]))), cut(memory)
+    in_specs = P(), P(AXIS), P(AXIS), P(AXIS)
+    return over_shards(share, count, in_specs, (of_all, P(AXIS)))(shared, stacked, memory, weight)
 
 
 def _at_home(c: Cohort, f: Callable, rows: Tree, *stacked: Tree) -> Tree:
