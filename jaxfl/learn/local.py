@@ -143,9 +143,7 @@ def local_sgd(
         index, mask = _batches(draw, data, i, most, epochs, batch)
 
         number = jnp.arange(index.shape[0])
-        if (
-            epochs is not None and batch is not None
-        ):  # `longest` is a bound: the steps beyond the longest shard of all are not run, and have no number
+        if epochs is not None and batch is not None:  # beyond the longest shard of all no step is run or numbered
             most_of_all, room = -(-data.size.max() // batch), index.shape[0] // epochs
             idle = number % room >= most_of_all
             number = number // room * most_of_all + number % room
