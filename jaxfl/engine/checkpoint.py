@@ -56,13 +56,13 @@ def _is_key(a: Any) -> bool:
     return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
 
 
-def _parts(a: Any) -> list[tuple[list[int], np.ndarray]]:
-    """Where each part of an array begins and what it holds, of those that this process writes."""
+def _parts(a: Any) -> list[tuple[list[int], Any]]:
+    """Where each part of an array begins and the part, still on its device, of those that this process writes."""
     if not isinstance(a, jax.Array):
         return [([0] * np.ndim(a), np.asarray(a))] if jax.process_index() == 0 else []
     a = jax.random.key_data(a) if _is_key(a) else a
     mine = [part for part in a.addressable_shards if part.replica_id == 0]
-    return [([s.start or 0 for s in part.index], np.asarray(part.data)) for part in mine]
+    return [([s.start or 0 for s in part.index], part.data) for part in mine]
 
 
 def check_new(folder: Path, resume: bool) -> None:
@@ -145,7 +145,7 @@ def save(folder: str | Path, t: int, carry: Tree, run: Mapping[str, Any] | None 
                 for i, of_leaf in enumerate(parts):
                     for j, (_, data) in enumerate(of_leaf):
                         with archive.open(f"{i}-{j}.npy", "w", force_zip64=True) as out:
-                            np.lib.format.write_array(out, _bits(data), allow_pickle=False)
+                            np.lib.format.write_array(out, _bits(np.asarray(data)), allow_pickle=False)
             sync(file)
         wait_for_all("checkpoint written")
         if rank == 0:

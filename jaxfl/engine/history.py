@@ -135,8 +135,7 @@ class Recorder:
         return Path(str(self.log)).parent / NODES
 
     def begin(self) -> None:
-        """Start the log and the archives anew, and the clock."""
-        self._began = time.perf_counter()
+        """Start the log and the archives anew."""
         if self.log is not None and self.writes:
             try:
                 self.log.unlink(missing_ok=True)

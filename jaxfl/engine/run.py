@@ -337,6 +337,8 @@ def run(
             fixed, x = put(mesh, (fixed, x))
             evaluate = None if evaluate is None else evaluate._replace(arrays=put(mesh, evaluate.arrays))
         t, spent = (0, {}) if carry is None else (carry.t, carry.spent)
+        log = None if folder is None else folder / LOG
+        recorder = Recorder(labels, log, jax.process_index() == 0, spent)
         count = min(every, max(1, rounds - t))
         how = runs, seed_block, block, mesh
         like, sides = _foreseen(algorithm, scenario, evaluate, labels, count, how, (draw, x), fixed)
@@ -350,9 +352,7 @@ def run(
             carry = _start(algorithm, scenario[:2], draw, runs, x, *fixed)
         if mesh is not None:
             carry = put(mesh, carry[0], of_a_seed(mesh, runs)), put_state(mesh, carry[1], several, n)
-        runs = sides
-        log = None if folder is None else folder / LOG
-        recorder, own = Recorder(labels, log, jax.process_index() == 0, spent), None
+        runs, own = sides, None
         if folder is not None:
             if jax.process_index() == 0:
                 during.enter_context(held(folder))
@@ -361,6 +361,8 @@ def run(
                 own = identity.of_run(labels, given, origin, **parts, model=model, metric=metric)
             begun = checkpoint.begin(folder, recorder, told(carry), own, resume=resume, keep=checkpoints)
             t, carry = (t, carry) if begun is None else (begun[0], taken(begun[1]))
+        if t > rounds:
+            raise InputError(f"rounds is {rounds}, but {t} are finished already.")
 
         def scores():
             if evaluate is None:
