@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxfl.core import Array, Tree
 from jaxfl.errors import require
+from jaxfl.exchange.ranks import mean_of_ranks, written_out
 from jaxfl.mapping.blocks import CACHE_BYTES
 from jaxfl.mapping.shards import AXIS, node_shards
 
@@ -39,7 +40,7 @@ def mean(own: Array, heard: Array, weight: Array) -> Array:
 
 def median() -> Callable:
     """The median of each coordinate, the mean of the two middle values of an even number (Yin et al., ICML 2018)."""
-    return _by_rank(lambda rank, count: 0.5 * (rank == (count - 1) // 2) + 0.5 * (rank == count // 2))
+    return _by_rank(lambda count: ((count - 1) // 2, count // 2))
 
 
 def trimmed_mean(f: int | Array) -> Callable:
@@ -49,11 +50,11 @@ def trimmed_mean(f: int | Array) -> Callable:
     """
     require("f", f, least=0)
 
-    def share(rank: Array, count: Array) -> Array:
-        cut = jnp.minimum(f, (count - 1) // 2)
-        return ((rank >= cut) & (rank < count - cut)) / jnp.maximum(count - 2 * cut, 1)
+    def kept(count: Array) -> tuple[Array, Array]:
+        cut = jnp.minimum(f, (count - 1) // 2).astype(count.dtype)
+        return cut, count - cut - 1
 
-    return _by_rank(share)
+    return _by_rank(kept)
 
 
 def krum(f: int | Array) -> Callable:
@@ -71,10 +72,9 @@ def multi_krum(f: int | Array, keep: int | Array | None = None) -> Callable:
 
     def weights(gram: Array, came: Array, weight: Array) -> Array:
         count, position = came.sum(), jnp.arange(came.size)
-        near = _nearest(gram, came)
-        looked_at = jnp.minimum(jnp.maximum(count - f - 2, 1), count - 1)
-        score = jnp.where(position[:, None] < looked_at, near, 0).sum(0)
-        score = jnp.where(came, score, jnp.inf)
+        looked_at = jnp.clip(count - f - 2, 1, jnp.maximum(count - 1, 1)).astype(count.dtype)
+        score = mean_of_ranks(_apart(gram, came), jnp.zeros_like(count), looked_at - 1)
+        score = jnp.where(came, jnp.where(count > 1, score, 0), jnp.inf)
         better = (score < score[:, None]) | ((score == score[:, None]) & (position < position[:, None]))
         most = jnp.clip(count - f if keep is None else keep, 1, jnp.maximum(count, 1))
         chosen = (better.sum(1) < most) & came
@@ -166,28 +166,6 @@ def one_of(index: int | Array, *rules: Callable) -> Callable:
     return rule
 
 
-def ascend(x: Array) -> Array:
-    """`x` `[k, m]` with each column ascending; no NaN.
-
-    Batcher's bitonic network: whole rows are compared, which on a CPU takes a fifteenth of the time of `jnp.sort`.
-    """
-    (k, m), x = x.shape, _columns_apart(x)
-    rows = 1 << (k - 1).bit_length() if k else 0
-    x = jnp.concatenate([x, jnp.full((rows - k, m), jnp.inf, x.dtype)])
-    size = 2
-    while size <= rows:
-        stride = size // 2
-        while stride:
-            low, high = jnp.moveaxis(x.reshape(rows // (2 * stride), 2, stride, m), 1, 0)
-            mirrored = 2 * stride == size  # the two halves of a block both ascend: the second is read backwards
-            high = high[:, ::-1] if mirrored else high
-            low, high = jnp.minimum(low, high), jnp.maximum(low, high)
-            x = jnp.stack([low, high[:, ::-1] if mirrored else high], 1).reshape(rows, m)
-            stride //= 2
-        size *= 2
-    return x[:k]
-
-
 def _columns_apart(x: Array) -> Array:
     """`x` `[k, m]` with its columns, not its rows, on the devices of an ambient mesh: rows are to be compared."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -196,9 +174,9 @@ def _columns_apart(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, P(None, AXIS))
 
 
-def by_columns(f: Callable, *arrays: Array) -> Array:
-    """`f(*arrays)` `[m]`, computed on chunks of the last axis, `m`, of the arrays."""
-    count, width, cut = _chunks(arrays)
+def by_columns(f: Callable, *arrays: Array, needs: int = 1) -> Array:
+    """`f(*arrays)` `[m]` on chunks of the arrays' last axis, `m`, narrower by how much more memory `f` `needs`."""
+    count, width, cut = _chunks(arrays, needs)
     if count == 1:
         return f(*arrays)
     parts = jax.lax.map(lambda i: f(*cut(i)[0]), jnp.arange(count))
@@ -222,12 +200,21 @@ def sum_columns(f: Callable, *arrays: Array) -> Tree:
     return jax.lax.fori_loop(0, count, lambda i, total: jax.tree.map(jnp.add, total, part(i)), zero)
 
 
-def _chunks(arrays: tuple[Array, ...]) -> tuple[int, int, Callable]:
+def all_finite(x: Array) -> Array:
+    """Whether all numbers of each row of `x` `[k, m]` are finite, `[k]`: zero times others is not 0.
+
+    A dot reads the rows as fast as memory gives them, three to six times faster on a CPU than counting does.
+    """
+    nothing = jax.lax.optimization_barrier(jnp.zeros(x.shape[1], x.dtype))  # or XLA would take the result for zeros
+    return jnp.matmul(jax.lax.stop_gradient(x), nothing) == 0
+
+
+def _chunks(arrays: tuple[Array, ...], needs: int = 1) -> tuple[int, int, Callable]:
     """How many chunks, their width, and `cut(i)`: the i-th chunk and its start. The last may overlap the one before."""
     m = arrays[0].shape[-1]
     rows = max(math.prod(a.shape[:-1]) for a in arrays)
     budget = CACHE_BYTES if jax.default_backend() == "cpu" else CHUNK_BYTES
-    count = max(1, -(-m // max(128, budget // (4 * max(rows, 1)))))
+    count = max(1, -(-m // max(128, budget // (4 * needs * max(rows, 1)))))
     width = -(-m // count)
 
     def cut(i: Array | int) -> tuple[list[Array], Array]:
@@ -237,19 +224,15 @@ def _chunks(arrays: tuple[Array, ...]) -> tuple[int, int, Callable]:
     return count, width, cut
 
 
-def _by_rank(share: Callable) -> Callable:
-    """The rule that weighs the sorted values of each coordinate by `share(rank [k], how many came) -> [k]`."""
+def _by_rank(kept: Callable) -> Callable:
+    """The mean of ranks `low` to `high` of each coordinate, `kept(how many came) -> (low, high)`."""
 
     def rule(own: Array, heard: Array, weight: Array) -> Array:
-        came = (weight > 0) & (sum_columns(lambda x: (~jnp.isfinite(x)).sum(1), heard) == 0)
-        rank, count = jnp.arange(weight.size), came.sum()
-        a = share(rank, count).astype(heard.dtype)
-
-        def part(x: Array) -> Array:
-            x = ascend(jnp.where(came[:, None], x, jnp.inf))
-            return jnp.matmul(a, jnp.where((rank < count)[:, None], x, 0), precision=HIGHEST)
-
-        return jnp.where(count > 0, by_columns(part, heard), own)
+        came = (weight > 0) & all_finite(heard)
+        low, high = kept(jnp.maximum(came.sum(), 1))
+        part = lambda x: mean_of_ranks(_columns_apart(jnp.where(came[:, None], x, jnp.inf)), low, high)
+        out = part(heard) if written_out(heard) else by_columns(part, heard, needs=8)
+        return jnp.where(came.any(), out, own)
 
     return rule
 
@@ -285,7 +268,7 @@ def _gram(heard: Array, own: Array, weight: Array) -> tuple[Array, Array]:
         square = jnp.diagonal(gram)
         _, came = _arrived(weight, square, LARGEST / weight.size)
         row = jnp.maximum(came.sum() // 2 - 1, 0)
-        middle = jnp.where(came, _nearest(gram, came)[row], jnp.inf)
+        middle = jnp.where(came, mean_of_ranks(_apart(gram, came), row, row), jnp.inf)
         best = jnp.argmin(middle)
         return tries + 1, best, square[best] > 64 * middle[best], gram, centre
 
@@ -307,11 +290,11 @@ def _own_products(x: Array, centre: Array) -> Array:
     return jnp.matmul(x, x.T, precision=HIGHEST)
 
 
-def _nearest(gram: Array, came: Array) -> Array:
-    """In column `i` the squared distances `[k, k]` from message `i` to the others that came, ascending, then inf."""
+def _apart(gram: Array, came: Array) -> Array:
+    """The squared distances `[k, k]` between messages that came; inf for others and from a message to itself."""
     square, position = jnp.diagonal(gram), jnp.arange(came.size)
     others = came[:, None] & came & (position[:, None] != position)
-    return ascend(jnp.where(others, jnp.maximum(square[:, None] + square - 2 * gram, 0), jnp.inf))
+    return jnp.where(others, jnp.maximum(square[:, None] + square - 2 * gram, 0), jnp.inf)
 
 
 def _arrived(weight: Array, square: Array, most: float = math.inf) -> tuple[Array, Array]:
