@@ -49,7 +49,7 @@ def mlp(p, x):
     return jax.nn.relu(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
 
 
-def _sgd(p, x, y, lr, predict=mlp):
+def sgd(p, x, y, lr, predict=mlp):
     """A step on the mean cross-entropy of a batch."""
 
     def loss(p):
@@ -77,7 +77,7 @@ def fedavg(*, clients, samples, cohort, steps, batch, lr, rounds, predict=mlp, t
 
     def client(p, key, i, x, y):
         index = first(i, samples, y) + jax.random.randint(key, (steps, batch), 0, samples)
-        return jax.lax.scan(lambda p, j: (_sgd(p, x[j], y[j], lr, predict), None), p, index)[0]
+        return jax.lax.scan(lambda p, j: (sgd(p, x[j], y[j], lr, predict), None), p, index)[0]
 
     def share(weight, ids, keys, p, x, y):
         def add(total, one):
@@ -137,7 +137,7 @@ def ring_gossip(*, nodes, samples, batch, lr, rounds):
 
     def step(p, key, i, x, y):
         j = first(i, samples, y) + jax.random.randint(key, (batch,), 0, samples)
-        return _sgd(p, x[j], y[j], lr)
+        return sgd(p, x[j], y[j], lr)
 
     def share(p, keys, ids, count, x, y):
         p = jax.vmap(step, (0, 0, 0, None, None))(p, keys, ids, x, y)

@@ -5,6 +5,7 @@ python benchmarks/child.py alone w1 0     start-up and memory of jaxfl by itself
 python benchmarks/child.py rows sweep     a workload that makes its rows itself
 python benchmarks/child.py compile fedavg
 python benchmarks/child.py shapes w3 2    odd numbers of nodes on two devices
+python benchmarks/child.py systems FOLDER --only fedavg    numbers of systems, into files
 python benchmarks/child.py data images.npz    the images, as `peers.run.measure` wants them
 python benchmarks/child.py machine
 """
@@ -108,13 +109,19 @@ def _rows(args: argparse.Namespace) -> Iterable[dict]:
         from workloads.compilation import system
 
         return [system(args.name)]
+    if args.mode == "systems":
+        from workloads.systems import save
+
+        save(args.only, Path(args.name))
+        return []
     if args.mode == "shapes":
         from workloads.shapes import of
 
         return of(args.name, args.case, args.tiny)
     if args.mode == "rows":
         rows = importlib.import_module(f"workloads.{workloads.TABLES[args.name]}").rows
-        return rows(args.turns, args.tiny, **({"only": args.only} if args.only else {}))
+        more = {"seconds": args.seconds} if args.name == "gpu" else {"only": args.only} if args.only else {}
+        return rows(args.turns, args.tiny, **more)
     if args.name in workloads.CORES and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         from jaxfl.engine.sharding import use_cores
 
@@ -130,11 +137,12 @@ def _rows(args: argparse.Namespace) -> Iterable[dict]:
 def main() -> None:
     """Print rows as JSON lines."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=("race", "alone", "rows", "compile", "shapes", "data", "machine"))
+    parser.add_argument("mode", choices=("race", "alone", "rows", "compile", "shapes", "systems", "data", "machine"))
     parser.add_argument("name", nargs="?", default="")
     parser.add_argument("case", nargs="?", type=int, default=0)
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--seconds", type=float, default=450)
     parser.add_argument("--only", nargs="*", default=[])
     for row in _rows(parser.parse_args()):
         print(json.dumps(row), flush=True)

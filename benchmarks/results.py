@@ -1,6 +1,9 @@
 """The file of results: JSON lines, of which a run replaces those of its own workloads."""
 
+import importlib.metadata
 import json
+import re
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,21 @@ def replace(path: Path, name: str, rows: Sequence[dict[str, Any]], parts: bool =
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in kept))
     return read(path)
+
+
+def missing() -> list[str]:
+    """What jaxfl requires and is not installed, as `pyproject.toml` names it."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    names = [re.split(r"[^\w-]", line, maxsplit=1)[0] for line in project["dependencies"]]
+    return [name for name in names if not _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def ours(rows: Iterable[dict], workload: str, **where: Any) -> list[dict]:

@@ -34,6 +34,9 @@ or a multiple of 8. "W5 median" is W5 with the median of a neighbourhood; SCAFFO
 model and data. "Least" is the ratio that whole members leave: a device cannot train half of one. Eight devices on fewer
 cores show only that none is lost; on one and eight devices, and for W3 above 1,009, sizes are left out for time.
 """
+FORMULATIONS = """Ways of writing the same, in turns; "apart" is the largest difference from the first over its largest
+value.
+"""
 MISSING = "No other library was measured: `python benchmarks/peers/install.py` installs them.\n"
 
 
@@ -102,6 +105,15 @@ SHAPES = [
     ("least", lambda r: f"{r['least']:.2f}"),
     ("over the bound", lambda r: _number(r.get("bound_ratio"), ".2f")),
 ]
+FORMS = [
+    ("what", lambda r: r["workload"]),
+    ("nodes", lambda r: f"{r['nodes']:,}"),
+    ("formulation", lambda r: r["formulation"]),
+    ("ms", lambda r: _ms(r["seconds"])),
+    ("lowest", lambda r: _ms(r["seconds_low"])),
+    ("highest", lambda r: _ms(r["seconds_high"])),
+    ("apart", lambda r: f"{r['apart']:.0e}"),
+]
 USE = [
     *WHAT,
     ("start-up, s", lambda r: _number(r["startup_seconds"], ".1f")),
@@ -156,6 +168,14 @@ def _machines(rows: list[dict]) -> str:
     return "\n".join(f"- {', '.join(names)}: {text}." for text, names in found.items()) + "\n"
 
 
+def _agreement(rows: list[dict]) -> str:
+    """Systems on an accelerator against the CPU."""
+    good = [r for r in rows if r.get("apart", float("inf")) <= r["tolerance"]]
+    lines = [f"{len(good)} of {len(rows)} systems give the numbers of the CPU to {rows[0]['tolerance']:.0e}.\n"]
+    lines += [f"- `{r['system']}`: {r.get('error') or r['apart']}" for r in rows if r not in good]
+    return "\n".join(lines) + "\n"
+
+
 def _targets(rows: list[dict]) -> str:
     said = {True: "yes", False: "**no**", None: ""}
     lines = [f"| {c.target} | {c.measured} | {said[c.met]} |" for c in checks(rows)]
@@ -177,9 +197,19 @@ def render(rows: list[dict], pictures: Sequence[tuple[str, str]]) -> str:
     if any("compile" in r for r in rows):
         parts += ["## Compilation\n", "CPU seconds of start and round of a system (8 nodes, digits, MLP 64-16-10).\n"]
         parts += [_compile_table(rows)]
+    forms, systems = ([r for r in rows if key in r] for key in ("formulation", "system"))
+    left = [f"{r['workload']} ({r['nodes']:,})" for r in there if "left_out" in r]
+    there = [r for r in there if "formulation" not in r and "left_out" not in r]
     if there:
         devices = ", ".join(dict.fromkeys(f"{r['machine']['device']}" for r in there))
         parts += [f"## On an accelerator: {devices}\n", _table(SPEED, there)]
-        parts += [_table(USE, [r for r in there if "run_mb" in r])]
+        held = [r for r in there if "run_mb" in r]
+        parts += [_table(USE, held)] if held else []
+    if left:
+        parts += [f"Left out, as the time was over: {', '.join(left)}.\n"]
+    if forms:
+        parts += [FORMULATIONS, _table(FORMS, forms)]
+    if systems:
+        parts += [_agreement(systems)]
     parts += ["## Targets\n", _targets(rows), "## Machines\n", _machines(rows)]
     return "\n".join(parts)

@@ -29,10 +29,23 @@ CASES: dict[str, tuple[Case, ...]] = {
     "w7": _cases("language", "w7", (16, 20)),
     "w8": _cases("federated", "w8", (1_000_000, 1000, 200)),
     "g10k": _cases("gossip", "g10k", (2500, 20), (5000, 10), (10_000, 10)),
-    "gpu": (
-        *_cases("federated", "w1", (1000, 100, 200), (10_000, 1000, 100), (100_000, 10_000, 20)),
-        *_cases("gossip", "w3", (1000, 100), (10_000, 20), (100_000, 4)),
-        *_cases("gossip", "w5", (1000, 100), (10_000, 20), (100_000, 10)),
+    "gpu": (  # in this order, as far as the time goes
+        *_cases("federated", "w1", (1000, 100, 200)),
+        *_cases("gossip", "w3", (1000, 100)),
+        *_cases("gossip", "w5", (10_000, 20)),
+        *_cases("federated", "w2", (500, 50, 4)),
+        *_cases("language", "w7", (16, 20)),
+        *_cases("rules", "w4", *((64, 100_000, rule) for rule in ("median", "trimmed mean", "krum"))),
+        *_cases("federated", "w6", (1000, 100, 10, 40)),
+        *_cases("gossip", "w5", (10_000, 10, "median")),
+        # what comes before, GPU_FIRST, runs before formulations and systems
+        *_cases("federated", "w1", (10_000, 1000, 100), (10_000, 1000, 100, "bfloat16")),
+        *_cases("gossip", "w3", (10_000, 20)),
+        *_cases("federated", "w1", (100_000, 10_000, 20)),
+        *_cases("gossip", "w5", (100_000, 10), (1000, 100)),
+        *_cases("gossip", "w3", (100_000, 4)),
+        *_cases("language", "w7", (16, 20, "bfloat16")),
+        *_cases("federated", "w2", (500, 50, 4, "bfloat16")),
     ),
 }
 TINY: dict[str, tuple[Case, ...]] = {
@@ -45,13 +58,16 @@ TINY: dict[str, tuple[Case, ...]] = {
     "w7": _cases("language", "w7", (4, 2)),
     "w8": _cases("federated", "w8", (2000, 200, 5)),
     "g10k": _cases("gossip", "g10k", (32, 2), (64, 2)),
-    "gpu": (
-        *_cases("federated", "w1", (16, 8, 2)),
-        *_cases("gossip", "w3", (16, 2)),
-        *_cases("gossip", "w5", (32, 2)),
-    ),
+    "gpu": (*_cases("gossip", "w5", (32, 2)), *_cases("language", "w7", (2, 1, "bfloat16"))),
 }
-TABLES = {"shapes": "shapes", "sweep": "sweeps", "compile": "compilation"}  # modules whose `rows(turns, tiny)` are rows
+GPU_FIRST = 10
+# Modules whose `rows(turns, tiny)` are rows.
+TABLES = {
+    "shapes": "shapes",
+    "sweep": "sweeps",
+    "compile": "compilation",
+    "gpu": "accelerator",
+}
 ORDER = ("w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "g10k", "shapes", "sweep", "compile", "gpu")
 # What `--only` may choose of a table's rows; names are those of `shapes.SYSTEMS`.
 PARTS = {"shapes": ("w1", "w3", "w5", "robust", "scaffold", "diloco")}

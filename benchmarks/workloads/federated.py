@@ -30,28 +30,30 @@ def by_hand(program: Program, made: dict, init: Callable, predict: Callable) -> 
     return work.by_hand(run, init(jax.random.key(0)), x, y, predict, stacked=False)
 
 
-def w1(clients: int, members: int, rounds: int) -> Work:
+def w1(clients: int, members: int, rounds: int, compute: str | None = None) -> Work:
     """FedAvg, MLP 784-64-10 on images, 60 a client, 3 steps of 20."""
     made = {"clients": clients, "samples": 60, "cohort": members, "steps": 3, "batch": 20, "lr": 0.05, "rounds": rounds}
 
     def build():
-        known, task = work.images(), work.mlp(MLP)
+        known, task = work.images(), work.mlp(MLP, compute)
         world = scenario(work.even_shards(known, clients, 60), cohort=cohort.uniform(clients, members))
         return Program(fedavg(task, lr=0.05, steps=3, batch=20), world, task, known)
 
     def cost(program):
         return Cost(work.perceptron(20, MLP, 3 * members), work.local_steps(program, 3 * members, 20))
 
-    return Work("W1", clients, members, rounds, build, cost, lambda p: by_hand(p, made, bound.init, bound.mlp), True)
+    rival = lambda p: by_hand(p, made, bound.init, bound.mlp)
+    return Work(work.named("W1", compute), clients, members, rounds, build, cost, rival, True)
 
 
-def w2(clients: int, members: int, rounds: int) -> Work:
+def w2(clients: int, members: int, rounds: int, compute: str | None = None) -> Work:
     """FedAvg, CNN of two 3 x 3 convolutions on images, 120 a client, 6 steps of 20."""
     made = {"clients": clients, "samples": 120, "cohort": members, "steps": 6, "batch": 20, "lr": 0.05}
     made["rounds"] = rounds
 
     def build():
-        known, task = work.images(), classification(CNN, jax.ShapeDtypeStruct((1, 784), np.float32))
+        known, sample = work.images(), jax.ShapeDtypeStruct((1, 784), np.float32)
+        task = classification(CNN, sample, compute=compute)
         world = scenario(work.even_shards(known, clients, 120), cohort=cohort.uniform(clients, members))
         return Program(fedavg(task, lr=0.05, steps=6, batch=20), world, task, known)
 
@@ -65,7 +67,7 @@ def w2(clients: int, members: int, rounds: int) -> Work:
         return Cost(layers, work.local_steps(program, count, 20))
 
     rival = lambda p: by_hand(p, made, bound_cnn.init, bound_cnn.predict)
-    return Work("W2", clients, members, rounds, build, cost, rival, True)
+    return Work(work.named("W2", compute), clients, members, rounds, build, cost, rival, True)
 
 
 def w6(clients: int, working: int, goal: int, rounds: int) -> Work:

@@ -10,12 +10,12 @@ from jaxfl.errors import InputError
 from jaxfl.learn.task import language_model
 from jaxfl.models.networks import Transformer
 from jaxfl.world.scenario import scenario
-from workloads.work import Cost, Matmul, Program, Stream, Work, dense
+from workloads.work import Cost, Matmul, Program, Stream, Work, dense, named
 
 WIDTH, DEPTH, HEADS, BATCH = 64, 4, 4, 8
 
 
-def w7(nodes: int, steps: int) -> Work:
+def w7(nodes: int, steps: int, compute: str | None = None) -> Work:
     """`steps` AdamW steps of 8 on text by author and a Nesterov step a round."""
 
     def build():
@@ -28,10 +28,12 @@ def w7(nodes: int, steps: int) -> Work:
         owner = np.full(sizes.size, -1)
         owner[np.argsort(-sizes)[:nodes]] = np.arange(nodes)
         shards = partition.shards(known, owner[author])
-        task = language_model(partial(Transformer, known.classes or 0, WIDTH, DEPTH, HEADS, length=80), known.x)
+        task = language_model(
+            partial(Transformer, known.classes or 0, WIDTH, DEPTH, HEADS, length=80), known.x, compute
+        )
         return Program(diloco(task, lr=1e-3, steps=steps, batch=BATCH), scenario(shards), task, known)
 
-    return Work("W7", nodes, None, 1, build, lambda program: _cost(program, nodes * steps))
+    return Work(named("W7", compute), nodes, None, 1, build, lambda program: _cost(program, nodes * steps))
 
 
 def _cost(program: Program, count: int) -> Cost:

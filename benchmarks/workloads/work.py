@@ -141,9 +141,14 @@ def even_shards(data: Dataset, n: int, m: int) -> Shards:
     return Shards(x, y, order, jnp.asarray(start), jnp.full(n, m, jnp.int32), m)
 
 
-def mlp(sizes: tuple[int, ...]) -> Task:
+def mlp(sizes: tuple[int, ...], compute: str | None = None) -> Task:
     """Classification by a perceptron of these sizes."""
-    return classification(partial(MLP, sizes), jax.ShapeDtypeStruct((1, sizes[0]), np.float32))
+    return classification(partial(MLP, sizes), jax.ShapeDtypeStruct((1, sizes[0]), np.float32), compute=compute)
+
+
+def named(name: str, compute: str | None) -> str:
+    """A workload whose arithmetic is of another type."""
+    return name if compute is None else f"{name} {compute}"
 
 
 def ours(program: Program, rounds: int, scored: bool) -> Side:

@@ -16,7 +16,6 @@ from jaxfl.engine.plan import _flops
 HERE = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(HERE))
 
-import bound  # noqa: E402
 import checks  # noqa: E402
 import machine  # noqa: E402
 import picture  # noqa: E402
@@ -24,7 +23,7 @@ import results  # noqa: E402
 import table  # noqa: E402
 import timing  # noqa: E402
 import workloads  # noqa: E402
-from workloads import shapes, work  # noqa: E402
+from workloads import accelerator, formulations, shapes, systems, work  # noqa: E402
 
 
 def suite(*args: str) -> list[dict]:
@@ -55,6 +54,11 @@ ROWS = [
     row("W3", nodes=64, seconds=0.005, floor_seconds=0.002, startup_seconds=7.0, startup_warm_seconds=6.5),
     row("W3", nodes=256, seconds=0.020),
     row("W3", nodes=1024, seconds=0.160),
+    row("mixing", formulation="plain", seconds=0.02, seconds_low=0.01, seconds_high=0.03, apart=2e-7, suite="gpu"),
+    row("W9", suite="gpu", left_out="9 s were over"),
+    row("W8", suite="gpu", error="no memory"),
+    {"suite": "gpu", "system": "fedavg", "tolerance": 1e-3, "apart": 1e-6, "date": "x", "machine": {"device": "x"}},
+    {"suite": "gpu", "system": "dsgd", "tolerance": 1e-3, "error": "no", "date": "x", "machine": {"device": "x"}},
     row("W3", nodes=257, devices=2, beside=320, members=257, members_beside=320, least=1.0055, suite="shapes")
     | {"member_seconds": 190e-6, "member_seconds_beside": 95e-6, "ratio": 2.0, "ratio_low": 1.9, "ratio_high": 2.1},
 ]
@@ -111,12 +115,13 @@ def test_every_workload_runs(name, few_images):
         assert min(found["accuracy"], found["bound_accuracy"]) > 0.2
 
 
-@pytest.mark.parametrize("name", ["w5", "robust", "scaffold", "diloco"])
+@pytest.mark.parametrize("name", ["robust", "scaffold"])
 def test_odd_shapes_run_beside_even_ones(name):
     (row,) = shapes.pairs(shapes.SYSTEMS[name], [9], 64, 2, True)
     assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
     assert (row["members"], row["members_beside"]) == ((1, 8) if name == "scaffold" else (9, 64))
     assert min(row["member_seconds"], row["member_seconds_beside"]) > 0
+    assert ("bound_ratio" in row) == (name == "robust")
 
 
 def test_sizes_of_odd_shapes():
@@ -142,11 +147,65 @@ def test_a_part_replaces_its_own_rows(tmp_path):
 
 
 def test_sizes_of_an_accelerator_exist():
-    """Up to 100,000 nodes, the bound where both fit."""
+    """W1 to W7 first; up to 100,000 nodes and in 16 bits after that; the bound where both fit."""
     made = [workloads.load(case) for case in workloads.CASES["gpu"]]
-    assert {w.workload for w in made} == {"W1", "W3", "W5"}
-    assert max(w.nodes for w in made) == 100_000
+    name = lambda w: w.workload.split()[0]
+    assert {name(w) for w in made[: workloads.GPU_FIRST]} == {f"W{i}" for i in range(1, 8)}
+    assert {name(w) for w in made if w.nodes == 100_000} == {"W1", "W3", "W5"}
+    assert {w.workload for w in made if "bfloat16" in w.workload} == {"W1 bfloat16", "W2 bfloat16", "W7 bfloat16"}
     assert [w.rival is not None for w in made if w.workload == "W3"] == [True, True, False]
+
+
+def test_time_ends_what_an_accelerator_does(monkeypatch):
+    """A job that fails is a row, and the others go on; what is not begun in time is named."""
+
+    def broken():
+        raise ValueError("no such thing")
+        yield
+
+    now = [100.0]
+    monkeypatch.setattr(accelerator.time, "time", lambda: now[0])
+    slow = lambda: iter([now.__setitem__(0, 200.0) or {"workload": "slow"}])
+    jobs = [("broken", 1, broken), ("slow", 2, slow), ("late", 3, broken)]
+    monkeypatch.setattr(accelerator, "jobs", lambda *_: iter(jobs))
+    failed, done, late = accelerator.rows(1, True, 50)
+    assert failed == {"workload": "broken", "nodes": 1, "error": "ValueError: no such thing"}
+    assert done == {"workload": "slow", "took_seconds": 100}
+    assert late == {"workload": "late", "nodes": 3, "left_out": "50 s were over"}
+
+
+def test_what_an_accelerator_does_is_in_order():
+    names = [name for name, _, _ in accelerator.jobs(1, False, 0.0)]
+    assert names.index("formulations: mixings") == workloads.GPU_FIRST
+    assert names[workloads.GPU_FIRST + 3] == "systems"
+    assert len(names) == len(workloads.CASES["gpu"]) + 4
+
+
+@pytest.mark.parametrize("name", ["mixings", "convolutions", "robust"])
+def test_formulations_agree(name):
+    rows = list(getattr(formulations, name)(1, True))
+    assert all(r["seconds_low"] <= r["seconds"] <= r["seconds_high"] for r in rows)
+    assert all(r["apart"] < (1e-5 if "bfloat16" not in r["formulation"] else 0.3) for r in rows)
+    assert {r["formulation"] for r in rows} >= {"jaxfl"}
+
+
+def test_systems_are_compared_with_the_cpu(tmp_path):
+    """Files of the same system agree; another number, shape or place of what is not finite does not."""
+    systems.save(["gossip_averaging", "no such system"], tmp_path)
+    assert "no such system" in (tmp_path / "no such system.txt").read_text()
+    path = tmp_path / "gossip_averaging.npz"
+    assert systems.apart(path, path) == 0
+    known = np.load(path)
+    for change, want in ((lambda a: a * 1.01, 0.01), (lambda a: a[1:], np.inf), (lambda a: a / 0, np.inf)):
+        with np.errstate(all="ignore"):
+            np.savez(tmp_path / "other.npz", *(change(known[key]) for key in known.files))
+        assert systems.apart(tmp_path / "other.npz", path) == pytest.approx(want, rel=1e-3)
+
+
+def test_missing_packages_are_named(monkeypatch):
+    assert results.missing() == []
+    monkeypatch.setattr(results, "_installed", lambda name: name not in ("scikit-learn", "rich"))
+    assert results.missing() == ["scikit-learn", "rich"]
 
 
 def test_arithmetic_of_the_workloads(few_images):
@@ -167,15 +226,6 @@ def test_rates_are_what_was_computed_a_second(monkeypatch):
     monkeypatch.setattr(machine, "_fastest", lambda f: f().nbytes)
     for each in (2**20, 2**24):
         assert machine._bandwidth.__wrapped__(each) == pytest.approx(2 * 4e8 / each, rel=0.05)  # sweeps, twice each
-
-
-def test_the_bound_of_an_accelerator_computes_the_same(few_images):
-    """Clients in blocks, as against one after the other."""
-    known = work.images()
-    made = {"clients": 30, "samples": 100, "cohort": 4, "steps": 2, "batch": 8, "lr": 0.1, "rounds": 2}
-    params = [bound.fedavg(**made, together=k)(bound.init(jax.random.key(0)), 0, known.x, known.y) for k in (1, 2)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *params)
-    assert not np.allclose(params[0]["w1"], bound.init(jax.random.key(0))["w1"], atol=1e-3)
 
 
 def test_overlapping_shards_stay_inside(few_images):
@@ -218,6 +268,11 @@ def test_page_and_pictures(tmp_path):
     assert "failed: pfl: no such thing" in page
     assert "| W3 | 2 | 257 | 257 | 190 | 320 | 320 | 95 | 2.00 (1.90, 2.10) | 1.01 |  |" in page
     assert page.count("| W3 |") == 4  # a row of shapes is in its own table only
+    assert "| W8 | 1,000 |  | failed: no memory |" in page
+    assert "| mixing | 1,000 | plain | 20 | 10 | 30 | 2e-07 |" in page
+    assert "Left out, as the time was over: W9 (1,000)." in page
+    assert "1 of 2 systems give the numbers of the CPU to 1e-03." in page
+    assert "- `dsgd`: no" in page
     assert "install.py" not in page
     assert "install.py" in table.render([r for r in ROWS if "peer" not in r], [])
     assert page.index("torch.func.vmap 5.4") < page.index("FedJAX 9.8") < page.index("Flower 7.6")

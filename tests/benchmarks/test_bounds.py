@@ -94,7 +94,7 @@ def test_the_network_sorts(n):
 def test_the_step_by_hand_is_the_gradients():
     """Against `jax.grad` of the loss, node by node."""
     x, y = RNG.standard_normal((4, 3, 6)).astype(np.float32), RNG.integers(0, 3, (4, 3))
-    want = jax.vmap(lambda p, x, y: bound._sgd(p, x, y, 0.3))(rows(4), x, y)
+    want = jax.vmap(lambda p, x, y: bound.sgd(p, x, y, 0.3))(rows(4), x, y)
     got = bound_graph.step(rows(4), x, y, 0.3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
 
