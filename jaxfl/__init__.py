@@ -8,28 +8,28 @@ What a script needs is here by name and loaded when it is first used: `fl.run`, 
 The contract for systems of your own is `fl.Algorithm`, `fl.State` and their verbs `fl.at` and `fl.Network`.
 """
 
-import ast
 import importlib
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 from typing import Any
-
-__version__ = version("jaxfl")
-_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-_HOMES = {
-    alias.name: f"{__name__}.{node.module}" if node.module else __name__
-    for node in _STUB.body
-    if isinstance(node, ast.ImportFrom)
-    for alias in node.names
-}
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     """What the stub imports under this name: of a module, or the module itself."""
-    if name not in _HOMES:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("jaxfl")
+    if (
+        name.startswith("__") and name != "__all__"
+    ):  # Python asks; reading the stub takes longer than `jaxfl --help` has
+        raise AttributeError(name)
+    homes = _homes()
+    if name == "__all__":
+        return [*homes]
+    if name not in homes:
         raise AttributeError(f"jaxfl has no {name!r}.")
-    home = _HOMES[name]
+    home = homes[name]
     module = None if home == __name__ else importlib.import_module(home)
     found = getattr(module, name, None)
     globals()[name] = importlib.import_module(f"{home}.{name}") if found is None else found
@@ -37,4 +37,18 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_HOMES]
+    return [*globals(), "__version__", *_homes()]
+
+
+@cache
+def _homes() -> dict[str, str]:
+    """The module that each name of the stub is imported from."""
+    import ast
+
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    return {
+        alias.name: f"{__name__}.{node.module}" if node.module else __name__
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }

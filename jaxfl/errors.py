@@ -27,6 +27,12 @@ def require(name: str, value: Any, *, above=None, least=None, below=None, most=N
         raise InputError(f"{name} is {value}, but must be {' and '.join(f'{w} {b}' for w, b, _ in limits)}.")
 
 
+def require_rows(name: str, a: Any, n: int) -> None:
+    """Raise `InputError` for an array that is not `[n, m]`."""
+    if a.ndim != 2 or a.shape[0] != n:
+        raise InputError(f"{name} has shape {list(a.shape)}, but must be [{n}, m]: one row each.")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """What to say beside an unknown name: the nearest of the `known`, or all of them."""
     known = list(known)

@@ -1,11 +1,14 @@
-"""What the file of a paper says of itself: its `PAPER`, and by name its `SYSTEMS`."""
+"""What the file of a paper says of itself: its `PAPER`, and by name its `SYSTEMS`. Needs no JAX."""
+
+from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxfl.core import Graph, Metric, Process, Tree
+if TYPE_CHECKING:
+    from jaxfl.core import Graph, Metric, Process, Tree
 
 
 class Paper(NamedTuple):

@@ -7,7 +7,6 @@ to `register`, and those of installed packages in the entry-point groups `jaxfl.
 
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import re
 import sys
@@ -133,6 +132,8 @@ def fingerprint(path: Path) -> str | None:
 
 @cache
 def _entry_points(what: str) -> dict[str, Any]:
+    import importlib.metadata  # late: `jaxfl --help` needs none
+
     return {spelt(e.name): e for e in importlib.metadata.entry_points(group=GROUPS[what])}
 
 

@@ -1,10 +1,13 @@
 """The zoo: every system by name, found by looking into the folders `algorithms` and `programs`.
 
 A file there holds its paper and its systems (`jaxfl.paper`). Its folder is the kind of world they live in, the claim of
-its `PAPER` is the file of the same name in `claims`. Systems of users come in by `jaxfl.plugins`.
+its `PAPER` is the file of the same name in `claims`. Systems of users come in by `jaxfl.plugins`. What there is, is
+read from the text of the files; a system's file runs when it is made, and JAX starts no sooner.
 """
 
+import ast
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterator
 from functools import cache
@@ -55,28 +58,81 @@ def _files() -> Iterator[tuple[str, str]]:
         yield from ((kind, file.name) for file in pkgutil.iter_modules(path))
 
 
+class Entry(NamedTuple):
+    """What the text of its file says of a system."""
+
+    kind: str
+    module: str
+    paper: Paper | None
+
+
+def _papers(module: str) -> tuple[dict[str, Paper], dict[str, str | None]]:
+    """The papers in a file by the name of their variable, and this name, or None, by system."""
+    source = importlib.util.find_spec(module)
+    papers, made = {}, {}
+    shape = f"{module} must say `NAME = Paper(...)` in literals, and `SYSTEMS = {{'name': System(make, NAME), ...}}`."
+    assert source is not None
+    assert source.origin is not None
+    for node in ast.parse(Path(source.origin).read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign([ast.Name(name)], ast.Call(ast.Name("Paper"), args, keywords)):
+                facts = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
+                papers[name] = Paper(*map(ast.literal_eval, args), **facts)
+            case ast.Assign([ast.Name("SYSTEMS")], ast.Dict(keys, values)):
+                for key, value in zip(keys, values, strict=True):
+                    match key, value:
+                        case ast.Constant(str(name)), ast.Call(ast.Name("System"), [_]):
+                            made[name] = None
+                        case ast.Constant(str(name)), ast.Call(ast.Name("System"), [_, ast.Name(paper), *_]):
+                            made[name] = paper
+                        case _:
+                            raise InputError(shape)
+    if not made or not set(made.values()) <= {*papers, None}:
+        raise InputError(shape)
+    return papers, made
+
+
 @cache
-def systems() -> dict[str, System]:
+def entries() -> dict[str, Entry]:
     """Every system of the package by name, kind by kind.
 
     Raises:
-        InputError: two files have a system of one name.
+        InputError: two files have a system of one name, or one does not say in literals what it has.
     """
-    found: dict[str, System] = {}
+    found: dict[str, Entry] = {}
     for kind, file in _files():
-        for name, system in importlib.import_module(f"{FOLDERS[kind]}.{file}").SYSTEMS.items():
+        module = f"{FOLDERS[kind]}.{file}"
+        papers, made = _papers(module)
+        for name, paper in made.items():
             if name in found:
-                raise InputError(f"{FOLDERS[kind]}.{file} has a system {name!r}, but there is one of that name.")
-            found[name] = system._replace(kind=kind)
+                raise InputError(f"{module} has a system {name!r}, but there is one of that name.")
+            found[name] = Entry(kind, module, None if paper is None else papers[paper])
     return found
+
+
+@cache
+def _made(name: str) -> System:
+    entry = entries()[name]
+    return importlib.import_module(entry.module).SYSTEMS[name]._replace(kind=entry.kind)
+
+
+def systems() -> dict[str, System]:
+    """Every system of the package by name, kind by kind; all their files run. Raises InputError as `entries`."""
+    return {name: _made(name) for name in entries()}
 
 
 @cache
 def claims_by_name() -> dict[str, Claim]:
     """The claims by the name of their file."""
     tested = {file.name for file in pkgutil.iter_modules(claims.__path__)}
-    papers = {file: importlib.import_module(f"{FOLDERS[kind]}.{file}") for kind, file in _files() if file in tested}
-    return {file: Claim(file, module.PAPER) for file, module in papers.items()}
+    papers = {file: _papers(f"{FOLDERS[kind]}.{file}")[0] for kind, file in _files() if file in tested}
+    return {file: Claim(file, known["PAPER"]) for file, known in papers.items()}
+
+
+def paper_of(name: str) -> Paper | None:
+    """The paper of the system `find` finds. Raises InputError as `find`."""
+    key = plugins.spelt(name)
+    return entries()[key].paper if key in entries() else find(name).paper
 
 
 def find(name: str) -> System:
@@ -85,9 +141,9 @@ def find(name: str) -> System:
     Raises:
         InputError: an unknown name (with the nearest ones), or a file that cannot be loaded.
     """
-    known, key = systems(), plugins.spelt(name)
-    if key in known and not plugins.is_place(name):
-        return known[key]
+    known, key = entries(), plugins.spelt(name)
+    if key in known:
+        return _made(key)
     found = plugins.find("system", name)
     if found is None:
         raise InputError(f"system {name!r} is unknown: {nearest(key, [*known, *plugins.known('system')])}")
@@ -108,7 +164,7 @@ def adopt(name: str) -> str:
     if not plugins.is_place(name):
         return plugins.spelt(name)
     where, _, short = name.rpartition(":")
-    short = f"{Path(where).stem}_{short}" if plugins.spelt(short) in systems() else short
+    short = f"{Path(where).stem}_{short}" if plugins.spelt(short) in entries() else short
     plugins.register("system", short, find(name))
     return plugins.spelt(short)
 
@@ -127,7 +183,7 @@ def find_claim(name: str) -> Claim:
         return numbered[name]
     if name in known:
         return known[name]
-    paper = find(name).paper
+    paper = paper_of(name)
     for claim in known.values():
         if paper is not None and claim.paper == paper:
             return claim

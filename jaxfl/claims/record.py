@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxfl import zoo
 from jaxfl.claims.evidence import VERDICTS, Evidence
-from jaxfl.report import plots, tables
+from jaxfl.report import tables
 
 FOLDER = Path(__file__).parent
 MARKS = "<!-- claims -->", "<!-- /claims -->"  # around what the project's README says of them
@@ -35,6 +35,8 @@ def row_of(claim: zoo.Claim, evidence: Evidence, seeds: int, seconds: float) -> 
 
 def keep(row: Mapping[str, Any], figures: tuple, folder: Path = FOLDER) -> None:
     """Write the results of a claim into `folder` and the page anew. Raises `InputError` for a full disk."""
+    from jaxfl.report import plots  # imports JAX, which `jaxfl list` does without
+
     results = folder / "results"
     results.mkdir(exist_ok=True)
     for old in pictures(kept(folder).get(row["claim"], {"claim": "", "pictures": 0})):

@@ -16,7 +16,7 @@ def main(command: List | Cite) -> int:
         InputError: an unknown system, or one without a paper.
     """
     if isinstance(command, Cite):
-        paper = zoo.find(command.name).paper
+        paper = zoo.paper_of(command.name)
         if paper is None:
             raise InputError(f"system {command.name!r} has no paper: it is a line to compare with.")
         print(paper.bibtex)
@@ -24,12 +24,13 @@ def main(command: List | Cite) -> int:
     kept = record.kept()
     claims = {c.paper: kept[name]["verdict"] if name in kept else "not run" for name, c in zoo.claims_by_name().items()}
     out = Table("system", "kind", "paper", "number", "claim")
-    for name in (*zoo.systems(), *plugins.known("system")):
-        system = zoo.find(name)
-        paper = system.paper
+    listed = {name: (entry.kind, entry.paper) for name, entry in zoo.entries().items()}
+    for name in plugins.known("system"):
+        listed.setdefault(name, ((system := zoo.find(name)).kind, system.paper))
+    for name, (kind, paper) in listed.items():
         title = "–" if paper is None else f"{paper.title} ({paper.venue})"
         out.add_row(
-            name, system.kind, title, (paper and paper.number) or "–", "–" if paper is None else claims.get(paper, "–")
+            name, kind, title, (paper and paper.number) or "–", "–" if paper is None else claims.get(paper, "–")
         )
     console().print(out)
     return 0

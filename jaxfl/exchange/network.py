@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +31,7 @@ from jaxfl.core import (
     stream,
     tile,
 )
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, require_rows
 from jaxfl.exchange import personal, rules, timing
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.codecs import FLOAT, PLAIN, Codec, Collective
@@ -171,7 +170,7 @@ class Network(NamedTuple):
     def _combine(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None):
         c = env.cohort
         self._hear_once()
-        chex.assert_shape(messages, (c.ids.shape[0], None))
+        require_rows("messages", messages, c.ids.shape[0])
         weight = _normalised(c)
         present, bad = weight > 0, env.byz[c.ids]
         own = jnp.zeros(messages.shape[1], messages.dtype) if reference is None else reference
@@ -278,7 +277,7 @@ class Network(NamedTuple):
                 (`Graph.column_stochastic`, as for push-sum) and `column_stochastic` does not say that this is meant.
         """
         g = _graph(env)
-        chex.assert_shape(messages, (n_nodes(env), None))
+        require_rows("messages", messages, n_nodes(env))
         if g.column_stochastic and not column_stochastic:
             raise InputError("topology has column stochastic weights, which would shrink models: give row sums of one.")
         if self.personal is not None:
@@ -344,8 +343,9 @@ class Network(NamedTuple):
             if getattr(self, slot) is not default and getattr(self, slot) != default:
                 raise InputError(f"net.{slot} is set, but the messages of a protocol arrive as they were said.")
         message = outbox.message
+        if message.ndim not in (2, 3):
+            raise InputError(f"outbox has a message of shape {message.shape[1:]}: [m], or [k, m] by slot, is needed.")
         n = message.shape[0]
-        chex.assert_rank(message, {2, 3})
         tiers = tiers_of(_graph(env))
         if tiers.order is not None and message.ndim != 2:
             raise InputError("outbox has one message a slot, but a graph in tiers carries broadcasts alone.")

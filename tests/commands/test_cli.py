@@ -233,10 +233,25 @@ def test_liars_crashes_links_and_codecs_are_options(tmp_path, capsys):
     assert (bits < 8 * 2 * 650 * 8).all()  # 4 bits a number and a scale, not 32
 
 
+LIGHT = """
+import sys
+try:
+    import jaxfl.cli
+    jaxfl.cli.main({args})
+except SystemExit as e:
+    assert not e.code
+assert not {{'jax', 'flax', 'optax', 'scipy', 'networkx', 'pandas', 'matplotlib'}} & set(sys.modules)
+"""
+
+
+def without_jax(*args):
+    """What the command line prints in a process in which nothing heavy is imported."""
+    command = [sys.executable, "-c", LIGHT.format(args=list(args))]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_help_names_every_option_and_starts_no_jax():
-    code = "import sys\ntry:\n  import jaxfl.cli; jaxfl.cli.main(['compare', '--help'])\nexcept SystemExit as e:\n"
-    code += "  assert not e.code\nassert not {'jax', 'pandas', 'matplotlib'} & set(sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    told = without_jax("compare", "--help")
     for field in dataclasses.fields(Setup):
         assert f"--{'set' if field.name == 'options' else field.name.replace('_', '-')}" in told
     assert "None" not in told
@@ -368,3 +383,8 @@ def test_a_protocol_and_a_system_with_its_own_data_hold_nothing_out(capsys):
     for name, says in (("push_sum", "of kind protocol"), ("mhd", "brings its own data")):
         assert jaxfl("run", name, *SMALL, "--hold-out", 0.2) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("args", "word"), [(["list"], "dsgd"), (["cite", "fedavg"], "@inproceedings")])
+def test_what_is_in_the_zoo_is_told_without_jax(args, word):
+    assert word in without_jax(*args)

@@ -169,6 +169,17 @@ def test_repeated_gossip_is_the_power_of_the_matrix_also_with_a_codec():
         assert float(cost["up_bits"]) == 3 * 24 * bits * 5
 
 
+def test_messages_of_another_shape_are_refused():
+    env, net = env_of(mixing.metropolis(graph.ring(8)), ids=range(3)), Network()
+    mail = net.init(env, jnp.zeros(5))
+    for verb, n in ((net.gossip, 8), (net.aggregate, 3)):
+        for shape in ((n,), (n + 1, 5), (n, 5, 1)):
+            with pytest.raises(InputError, match=rf"^messages has shape .*must be \[{n}, m\]"):
+                verb(jax.random.key(0), env, mail, jnp.zeros(shape))
+    with pytest.raises(InputError, match=r"^outbox has a message of shape \(\)"):
+        net.deliver(env, Outbox(jnp.zeros(8)))
+
+
 def test_delivery_finds_the_slot_of_the_sender():
     g = mixing.metropolis(graph.watts_strogatz(10, 4, 0.3, seed=2))
     n, k = g.nbr.shape

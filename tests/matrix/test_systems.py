@@ -82,12 +82,32 @@ def test_every_paper_has_a_test_file_of_its_own_name():
 
 
 def test_two_systems_of_one_name_are_refused(monkeypatch):
-    module = importlib.import_module("jaxfl.algorithms.gossip.dsgd")
-    monkeypatch.setitem(module.SYSTEMS, "fedavg", module.SYSTEMS["dsgd"])
-    zoo.systems.cache_clear()
-    with pytest.raises(InputError, match="has a system 'fedavg', but there is one of that name"):
-        zoo.systems()
-    zoo.systems.cache_clear()
+    monkeypatch.setattr(zoo, "_files", lambda: iter([("gossip", "dsgd"), ("gossip", "dsgd")]))
+    with pytest.raises(InputError, match="has a system 'dsgd', but there is one of that name"):
+        zoo.entries.__wrapped__()
+
+
+def test_the_text_of_the_files_says_what_they_hold_when_they_run():
+    for name, entry in zoo.entries().items():
+        system = zoo.find(name)
+        assert importlib.import_module(entry.module).SYSTEMS[name].make is system.make
+        assert (entry.kind, entry.paper) == (system.kind, system.paper), name
+    for name, claim in zoo.claims_by_name().items():
+        assert claim.paper in [entry.paper for entry in zoo.entries().values() if entry.module.endswith(f".{name}")]
+    held = {
+        module: set(importlib.import_module(module).SYSTEMS) for module in {e.module for e in zoo.entries().values()}
+    }
+    assert set.union(*held.values()) == set(zoo.entries())
+
+
+@pytest.mark.parametrize(
+    "text", ["SYSTEMS = dict(a=System(f))", "SYSTEMS = {'a': f}", "SYSTEMS = {'a': System(f, PAPER)}"]
+)
+def test_a_file_whose_text_does_not_say_its_systems_is_refused(text, tmp_path, monkeypatch):
+    (tmp_path / "unlike.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"^unlike must say `NAME = Paper\(...\)` in literals"):
+        zoo._papers("unlike")
 
 
 @pytest.mark.parametrize(
