@@ -52,10 +52,11 @@ def new_folder(out: str | None, label: str) -> Iterator[Path]:
         try:
             yield folder
         except InputError:
-            if _free(folder):
-                _clear(folder)
-                if not was_there:
-                    shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError, InputError):  # what is said is what went wrong first
+                if _free(folder):
+                    _clear(folder)
+                    if not was_there:
+                        shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
@@ -109,11 +110,14 @@ def _unused(own: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    for file in folder.iterdir():
-        if file.is_dir():
-            shutil.rmtree(file)
-        elif file.name != LOCK:
-            file.unlink()
+    try:
+        for file in folder.iterdir():
+            if file.is_dir():
+                shutil.rmtree(file)
+            elif file.name != LOCK:
+                file.unlink()
+    except OSError as error:
+        raise disk_error(folder, error) from error
 
 
 def file_name(label: str) -> str:
