@@ -151,3 +151,21 @@ def test_what_none_stands_for():
     }
     assert config.filled(Setup()).attack is None
     assert config.usual(Setup(topology="ring"))["mixing"] == "metropolis"
+
+
+def test_what_decides_numbers_is_known_wherever_files_are(tmp_path):
+    """Folders, devices and checkpoints do not; of a file its name counts here, and what is in it elsewhere."""
+    made = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        file = tmp_path / place / "contacts.csv"
+        file.write_text("source,target\n0,1\n1,0\n")
+        setup = Setup(
+            topology=str(file), personal="layers/1/*", out=place, devices=len(made) + 1, checkpoints=place == "b"
+        )
+        made.append(config.deciding("run", [f"{tmp_path / place / 'mine.py'}:mine:mu=1"], setup))
+    assert made[0] == made[1]
+    assert made[0]["topology"] == "contacts.csv"
+    assert made[0]["systems"] == ["mine.py:mine:mu=1"]
+    assert made[0]["personal"] == "layers/1/*"
+    assert not {"out", "devices", "checkpoints", "files"} & set(made[0])
