@@ -143,12 +143,15 @@ def ring_gossip(*, nodes, samples, batch, lr, rounds):
         p = jax.vmap(step, (0, 0, 0, None, None))(p, keys, ids, x, y)
 
         def mix(a):
-            last = a[-1:] if even else jax.lax.dynamic_slice_in_dim(a, count[0] - 1, 1)
+            at = lambda i: jax.lax.dynamic_slice_in_dim(a, i, 1)
+            last = a[-1:] if even else at(count[0] - 1)
             left, right = jax.lax.ppermute(last, AXIS, behind), jax.lax.ppermute(a[:1], AXIS, ahead)
             wide = jnp.concatenate([left, a, right])
-            if not even:  # beside the last node, where the spare row is
-                wide = jax.lax.dynamic_update_slice_in_dim(wide, right, count[0] + 1, 0)
-            return (wide[1:-1] + wide[:-2] + wide[2:]) / 3
+            mixed = (wide[1:-1] + wide[:-2] + wide[2:]) / 3
+            if even:
+                return mixed
+            before = jnp.where(count[0] > 1, at(jnp.maximum(count[0] - 2, 0)), left)  # the row behind the last is spare
+            return jax.lax.dynamic_update_slice_in_dim(mixed, (last + before + right) / 3, count[0] - 1, 0)
 
         return jax.tree.map(mix, p)
 
