@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Array, Graph, heard_weight, own_weight
 from jaxfl.mapping.shards import AXIS, node_shards, over_shards, shard_rows
 
-PIECE_BYTES = 16 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
+PIECE_BYTES = 128 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
 DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost, on CPU as on GPU
+TOGETHER = 16  # slots whose rows are added up in one pass
 MANY = 64  # slots above which rows are mixed as differences: a sum of 10,000 weights may be off by 5e-5 in float32
 
 
@@ -177,8 +178,15 @@ def _by_matmul(nbr: Array, weight: Array, heard: Array, total: Array) -> Array:
 
 
 def _by_slots(nbr: Array, weight: Array, heard: Array, total: Array) -> Array:
-    def add(total, slot):
-        nbr, weight = slot
-        return total + jnp.where(weight[:, None] != 0, weight[:, None] * heard[nbr], 0.0), None
+    """Some slots at a time, of which XLA makes one loop: what they gather is never stored."""
 
-    return jax.lax.scan(add, total, (nbr.T, weight.T))[0]
+    def add(total: Array, slots: tuple) -> tuple[Array, None]:
+        for nbr, weight in zip(*slots, strict=True):
+            total = total + jnp.where(weight[:, None] != 0, weight[:, None] * heard[nbr], 0.0)
+        return total, None
+
+    k = nbr.shape[1]
+    if k <= TOGETHER:
+        return add(total, (nbr.T, weight.T))[0]
+    grouped = lambda a: jnp.pad(a, ((0, 0), (0, -k % TOGETHER))).T.reshape(-1, TOGETHER, a.shape[0])
+    return jax.lax.scan(add, total, (grouped(nbr), grouped(weight)))[0]
