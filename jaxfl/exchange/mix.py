@@ -17,6 +17,7 @@ from jaxfl.mapping.shards import AXIS, node_shards, over_shards, shard_rows
 
 PIECE_BYTES = 128 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
 DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost, on CPU as on GPU
+FEW = 8  # shifts that cost less than a matmul whatever the number of nodes
 TOGETHER = 16  # slots whose rows are added up in one pass
 MANY = 64  # slots above which rows are mixed as differences: a sum of 10,000 weights may be off by 5e-5 in float32
 
@@ -35,7 +36,7 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
             sent - centre,
             jnp.ones_like(own_share),
         )
-    if graph.shifts is not None and 8 * k < n:
+    if graph.shifts is not None and (k <= FEW or 8 * k < n):
         return _by_shifts(graph.weight, graph.shifts, sent, own_share * own)
     devices = node_shards()
     if devices == 1:
