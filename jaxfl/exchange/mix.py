@@ -1,11 +1,14 @@
-"""Linear mixing `z_i = w_ii x_i + sum_s w_is x_nbr(i,s)` by the structure of the graph.
+"""What all nodes of a graph hear, combined at once: above all linear mixing, by the structure of the graph.
+
+    z_i = w_ii x_i + sum_s w_is x_nbr(i,s)
 
 Three formulations, the same result to rounding: shifts round the circle (one contiguous read a slot; a
-collective-permute between devices), one dense matmul, a scan over slots of gathered rows. In each a row that is not
+collective-permute between devices), one dense matmul, a loop over rows gathered slot by slot. In each a row that is not
 finite reaches those who hear it and nobody else: a weight of 0 is no link, though `0 * nan` is not 0 (graphs with
 `shifts` have no such weight).
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -13,6 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxfl.core import Array, Graph, heard_weight, own_weight
+from jaxfl.exchange import rules
+from jaxfl.exchange.ranks import written_out
 from jaxfl.mapping.shards import AXIS, node_shards, over_shards, shard_rows
 
 PIECE_BYTES = 128 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
@@ -27,7 +32,9 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
     n, k = graph.nbr.shape
     if k == 0:
         return own
-    own, sent = _settled(own, sent)
+    shifts = graph.shifts if k <= FEW or 8 * k < n else None
+    if shifts is None or jax.default_backend() != "cpu":
+        own, sent = _settled(own, sent)
     own_share = own_weight(graph)[:, None]
     if k > MANY:
         centre = _common(sent)
@@ -36,8 +43,8 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
             sent - centre,
             jnp.ones_like(own_share),
         )
-    if graph.shifts is not None and (k <= FEW or 8 * k < n):
-        return _by_shifts(graph.weight, graph.shifts, sent, own_share * own)
+    if shifts is not None:
+        return _by_shifts(graph.weight, shifts, sent, own_share * own)
     devices = node_shards()
     if devices == 1:
         return _by_table(graph.nbr, graph.weight, sent, own_share * own)
@@ -52,13 +59,31 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
     return over_shards(local, n, (P(AXIS),) * 5, P(AXIS))(graph.nbr, graph.weight, own_share, own, sent)
 
 
-def _settled(own: Array, sent: Array) -> tuple[Array, Array]:
-    """On an accelerator the rows as they stand in memory: XLA would take the local step once for each slot.
+def everywhere(rule: Callable, graph: Graph, m: int) -> Callable | None:
+    """`rule` of all receivers at once, `(own [n, m], sent [n, m]) -> [n, m]`; None if it has no such form.
 
-    It would also copy all rows in every round, as what is mixed would be read from those that a scan replaces.
+    The mean is `mix`; a coordinate rule is one loop over rows gathered slot by slot, where these are few.
     """
-    if jax.default_backend() == "cpu":  # whose blocks of nodes are in memory anyway
-        return own, sent
+    if rule is rules.mean:
+        return partial(mix, graph)
+    of_all, weight = getattr(rule, "everywhere", None), jnp.c_[own_weight(graph), graph.weight]
+    if of_all is None or not written_out(weight.shape[1], m):
+        return None
+
+    def combine(own: Array, sent: Array) -> Array:
+        own, sent = _settled(own, sent)
+        spread = over_shards(of_all, len(own), (P(AXIS), P(AXIS), P(AXIS), P()), P(AXIS))
+        return spread(own, weight, graph.nbr, sent)
+
+    return combine
+
+
+def _settled(own: Array, sent: Array) -> tuple[Array, Array]:
+    """The rows as they stand in memory: XLA would take the local step once for each slot that hears it.
+
+    On an accelerator it would also copy all rows in every round, as what is mixed would be read from those that a scan
+    replaces.
+    """
     if own is sent:
         own = sent = jax.lax.optimization_barrier(sent)
         return own, sent

@@ -35,7 +35,7 @@ from jaxfl.errors import InputError, require_rows
 from jaxfl.exchange import personal, rules, timing
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.codecs import FLOAT, PLAIN, Codec, Collective
-from jaxfl.exchange.mix import mix
+from jaxfl.exchange.mix import everywhere
 from jaxfl.learn.layers import Part
 from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import map_memory, map_nodes, put_rows, rows_of
@@ -308,8 +308,9 @@ class Network(NamedTuple):
         log = Log(up_bits=total, down_bits=total)
         if env.links is not None:
             log["seconds"] = timing.over_edges(env, [(jnp.arange(n), g, jnp.where(live, bits[g.nbr], 0))])
-        if self.rule is rules.mean and self.attack is None:
-            return mix(g, messages, sent), mail, log
+        at_once = everywhere(self.rule, g, m) if self.attack is None else None
+        if at_once is not None:
+            return at_once(messages, sent), mail, log
         mail, known = self._plan(key, mail, sent, up, byz)
 
         def receive(shared, row):
@@ -322,8 +323,7 @@ class Network(NamedTuple):
             # over a link that is down nothing comes, not even what is not finite
             return self.rule(own, jnp.where((weight != 0)[:, None], heard, 0.0), weight)
 
-        keys = node_keys(stream(key, "lie"), jnp.arange(n))
-        rows = keys, messages, own_weight(g), g.nbr, g.weight
+        rows = node_keys(stream(key, "lie"), jnp.arange(n)), messages, own_weight(g), g.nbr, g.weight
         out = map_nodes(receive, (sent, byz, known), rows, bytes_each=4 * m * (g.nbr.shape[1] + 1))
         return out, mail, log
 

@@ -18,9 +18,8 @@ from jaxfl.core import Array
 GROUP = 8  # rows sorted at once where the network is not written out
 
 
-def written_out(x: Array) -> bool:
-    """Whether the network for `x` `[k, m]` is written out: twice the 64 rows take five times as long to compile."""
-    k, m = x.shape
+def written_out(k: int, m: int) -> bool:
+    """Whether the network for `k` rows of `m` is written out: twice the 64 rows take five times as long to compile."""
     return k <= 16 or (k <= 64 and m >= 16 * k)
 
 
@@ -32,7 +31,7 @@ def mean_of_ranks(x: Array, low: Array, high: Array) -> Array:
     """
     rank = jnp.arange(x.shape[0])
     asked, share = (rank >= low) & (rank <= high), 1 / (high - low + 1).astype(x.dtype)
-    if not written_out(x):
+    if not written_out(*x.shape):
         return jnp.where(asked[:, None], share * ascend(x), 0).sum(0)
     rows = _sorted([lax.index_in_dim(x, i, 0, keepdims=False) for i in range(x.shape[0])])
     return sum((jnp.where(asked[i], share * row, 0) for i, row in enumerate(rows)), jnp.zeros(x.shape[1], x.dtype))

@@ -231,9 +231,18 @@ def _by_rank(kept: Callable) -> Callable:
         came = (weight > 0) & all_finite(heard)
         low, high = kept(jnp.maximum(came.sum(), 1))
         part = lambda x: mean_of_ranks(_columns_apart(jnp.where(came[:, None], x, jnp.inf)), low, high)
-        out = part(heard) if written_out(heard) else by_columns(part, heard, needs=8)
+        out = part(heard) if written_out(*heard.shape) else by_columns(part, heard, needs=8)
         return jnp.where(came.any(), out, own)
 
+    def everywhere(own: Array, weight: Array, nbr: Array, sent: Array) -> Array:
+        """The rule of all receivers in one loop: `own` `[n, m]`, heard `sent[nbr]`, `weight` `[n, 1 + k]`."""
+        came = (weight > 0) & jnp.concatenate([all_finite(own)[:, None], all_finite(sent)[nbr]], 1)
+        low, high = kept(jnp.maximum(came.sum(1), 1))
+        rows = [own, *(sent[nbr[:, slot]] for slot in range(nbr.shape[1]))]
+        x = jnp.stack([jnp.where(came[:, i, None], row, jnp.inf) for i, row in enumerate(rows)], 1)
+        return jnp.where(came.any(1)[:, None], jax.vmap(mean_of_ranks)(x, low, high), own)
+
+    rule.everywhere = everywhere
     return rule
 
 

@@ -35,11 +35,13 @@ def full_shards(count: int, devices: int) -> int:
 
 
 def over_shards(f: Callable, count: int, in_specs: tuple, out_specs: Any) -> Callable:
-    """`jax.shard_map` of `f` over the ambient mesh, for arrays of any number of rows.
+    """`jax.shard_map` of `f` over the ambient mesh, for arrays of any number of rows; `f` itself on one device.
 
     What is spread by `P(AXIS)` has leaves `[count, ...]`, of which `f` sees a shard: phantom rows, at the end of the
     last shards, are zeros (keys: that of row 0) or what `f` made of phantoms before, and are cut off again.
     """
+    if node_shards() == 1:
+        return f
     spread = jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     pad = -count % node_shards()
     if not pad:

@@ -66,6 +66,8 @@ def uneven(folder) -> dict:
     go = partial(run, robust, random, jnp.ones(3), every=2, out=folder / str(jax.device_count()), checkpoints=True)
     go(2)
     out["uneven robust"] = everywhere(go(4, resume=True))
+    honest = dsgd(quadratic, Network(rule=rules.trimmed_mean(1)), lr=0.1, steps=2, batch=1)
+    out["uneven ranks"] = everywhere(run(honest, random, jnp.ones(3), 3, every=3))
     task, few = digits_world(n=37, c=5)
     state = run(scaffold(task, lr=0.2, steps=2, batch=8), few, task.init, 4, every=2).state
     out["uneven x"], out["uneven controls"] = state.shared["x"], state.nodes

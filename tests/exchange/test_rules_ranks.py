@@ -1,12 +1,16 @@
 """Median, trimmed mean and means of ranks of any number of messages, against float64 NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from by_definition import median, multi_krum, trimmed
 
-from jaxfl.exchange import ranks, rules
+from jaxfl.core import own_weight
+from jaxfl.exchange import mix, ranks, rules
+from jaxfl.world import graph, mixing
 
 WIDE = 16 * 33  # columns from which 33 rows are sorted by a network written out
 
@@ -63,3 +67,24 @@ def test_krum_of_the_one_message_that_came():
     for i in range(5):
         got = rule(jnp.zeros(4), jnp.asarray(x), jnp.float32(np.arange(5) == i))
         np.testing.assert_array_equal(got, multi_krum(1, 1)(None, np.float64(x[i : i + 1]), None))
+
+
+@pytest.mark.parametrize("rule", [rules.median(), rules.trimmed_mean(1)])
+def test_all_receivers_of_a_graph_at_once_hear_what_each_of_them_would(rule):
+    """Unlike degrees, links that are down, and nodes whose messages, own ones too, are not finite."""
+    rng, n, m = np.random.default_rng(0), 23, 9
+    g = mixing.metropolis(graph.erdos_renyi(n, 0.2, seed=1))
+    g = dataclasses.replace(g, weight=jnp.where(jnp.asarray(rng.random(g.weight.shape)) < 0.7, g.weight, 0))
+    own, sent = (rng.normal(size=(n, m)).astype(np.float32) for _ in range(2))
+    sent[3, 2], sent[8] = np.nan, np.inf
+    own[5, 0] = -np.inf
+    got = jax.jit(lambda own, sent: mix.everywhere(rule, g, m)(own, sent))(own, sent)
+    for i in range(n):
+        heard = np.concatenate([own[i : i + 1], sent[g.nbr[i]]])
+        weight = jnp.concatenate([own_weight(g)[i : i + 1], g.weight[i]])
+        np.testing.assert_array_equal(got[i], rule(own[i], jnp.where((weight != 0)[:, None], heard, 0), weight))
+
+
+def test_where_one_receives_from_many_each_combines_for_itself():
+    assert mix.everywhere(rules.median(), mixing.metropolis(graph.star(66)), 5) is None
+    assert mix.everywhere(rules.krum(1), mixing.metropolis(graph.ring(8)), 5) is None
