@@ -152,7 +152,7 @@ def explore(study: Study, seeds: int) -> Cells:
 
 def _of_seeds(study: Study, seeds: int) -> list[tuple[dict[str, Setting], dict[str, int]]]:
     """The settings, and which seeds of `run` live there."""
-    require("seeds", seeds, least=1)
+    require("seeds", seeds, least=1, whole=True)
     if not callable(study.settings):
         return [(dict(study.settings), {"seed": 0, "seeds": seeds})]
     drawn, cut = [dict(study.settings(seed)) for seed in range(seeds)], lambda part: isinstance(part, Shards)

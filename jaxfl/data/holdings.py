@@ -34,7 +34,7 @@ def strata(data: Dataset, bins: int | None = None) -> np.ndarray:
         return data.y
     if bins is None:
         raise InputError(f"data {data.name!r} is a regression without labels: bins=10 cuts its targets at quantiles.")
-    require("bins", bins, least=2)
+    require("bins", bins, least=2, whole=True)
     inner = np.quantile(data.y.astype(float), np.arange(1, bins) / bins)
     return np.unique(np.searchsorted(inner, data.y), return_inverse=True)[1]
 
@@ -75,7 +75,7 @@ def value_histogram(data: Shards, bins: int = 20, output: int = 0) -> tuple[np.n
 
     The edges run from the least to the largest value that a node holds; of several targets `output` is counted.
     """
-    require("bins", bins, least=1)
+    require("bins", bins, least=1, whole=True)
     node, y = _held(data)
     y = y.reshape(len(y), -1)
     if y.dtype.kind != "f" or not 0 <= output < y.shape[1]:

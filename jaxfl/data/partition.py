@@ -143,7 +143,7 @@ def primary_labels(
     _check(data, n, min_size)
     labels, rng = strata(data, bins), generator(seed)
     classes = max(data.classes or 0, int(labels.max()) + 1)
-    require("primary", primary, least=1, most=classes)
+    require("primary", primary, least=1, most=classes, whole=True)
     if not 0 <= skew < np.inf:
         raise InputError(f"skew={skew} must be finite and at least 0.")
     rank = rng.permuted(np.tile(np.arange(classes), (n, 1)), axis=1)
@@ -173,13 +173,13 @@ def resampled(
         size: samples of every node, at least 1.
         bins: classes of a regression's targets, where `alpha` is given.
     """
-    require("n", n, least=1)
-    require("size", size, least=1)
+    require("n", n, least=1, whole=True)
+    require("size", size, least=1, whole=True)
     rng = generator(seed)
     if alpha is None:
         order = rng.integers(0, len(data.y), n * size)
     else:
-        require("alpha", alpha, above=0, below=np.inf)
+        require("alpha", alpha, above=0)
         labels = strata(data, bins)
         by_label, count = np.argsort(labels, kind="stable"), np.bincount(labels)
         first, prior = np.cumsum(count) - count, alpha * count / count.sum()

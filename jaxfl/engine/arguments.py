@@ -1,6 +1,7 @@
 """What `run`, `rollout` and `plan` are given, looked at before anything is compiled: one sentence for what is wrong."""
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from jaxfl.core import Algorithm, Metric, Program, Scenario, Tree
 from jaxfl.engine import distribution
 from jaxfl.engine.history import EVALUATED, TOTALS
-from jaxfl.errors import InputError, nearest
+from jaxfl.errors import InputError, nearest, require
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.network import Network
 from jaxfl.learn.task import Task
@@ -49,6 +50,7 @@ def check_counts(seed: Any, seeds: Any, **counts: Any) -> None:
 def check_parts(algorithm: Any, scenario: Any, model: Any, evaluate: Any, hyper: Any, mesh: Any) -> None:
     """Raise InputError for an argument that is not what its place is for."""
     check_algorithm(algorithm, hyper)
+    check_hyper(algorithm, hyper)
     if not isinstance(scenario, Scenario):
         raise InputError(
             f"scenario is {_shown(scenario)}, but must be a Scenario, as `world.scenario.scenario(shards)` makes it."
@@ -120,6 +122,32 @@ def check_algorithm(algorithm: Any, hyper: Any) -> None:
             f"algorithm is {_shown(algorithm)}, which with hyper = {_shown(dict(hyper or {}))} is {error}"
             f"; give an Algorithm, or a factory that hyper completes{says}"
         ) from error
+
+
+def check_hyper(algorithm: Any, hyper: Any) -> None:
+    """Raise InputError for a value of `hyper` that is no number, or that the factory refuses; traced ones pass.
+
+    Compiled programs see traced values, of which a factory knows nothing: it is tried here with each of them.
+    """
+    if not hyper or any(isinstance(v, Tracer) for v in jax.tree.leaves(dict(hyper))):
+        return
+    tried = {}
+    for name, given in hyper.items():
+        values: list[Any] = list(given) if isinstance(given, list | tuple | range) else np.ravel(given).tolist()
+        for v in values:
+            require(name, v, most=math.inf)
+        tried[name] = [float(v) for v in values]
+    most = max(map(len, tried.values()))
+    if any(len(values) not in (1, most) for values in tried.values()):
+        return  # `runs.lay_out` says so
+    points = zip(*(values * (most // len(values)) for values in tried.values()), strict=True)
+    for point in dict.fromkeys(points):
+        try:
+            algorithm(**{name: int(v) if v.is_integer() else v for name, v in zip(tried, point, strict=True)})
+        except InputError:
+            raise
+        except Exception:  # of a factory that takes traced values alone
+            continue
 
 
 def check_model(model: Any) -> None:

@@ -6,11 +6,17 @@ The same bits come out for any chunk length, cohort slot, device mesh and resume
 import jax
 
 from jaxfl.core import Array, stream
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, require
 
 
 def run_key(seed: int | Array) -> Array:
-    """The key of one run. Raises `InputError` under a key type whose vmap does not draw independent numbers."""
+    """The key of one run.
+
+    Raises:
+        InputError: a seed of more than 32 bits, whose upper ones JAX would drop; a key type whose vmap does not draw
+            independent numbers.
+    """
+    require("seed", seed, least=-(2**31), below=2**31, whole=True)
     key = jax.random.key(seed)
     if "fry" not in str(key.dtype):
         raise InputError(f"jax_default_prng_impl gives keys {key.dtype}, but must be threefry2x32.")

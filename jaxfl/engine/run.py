@@ -179,7 +179,11 @@ def rollout(
 
     It may be differentiated, vmapped and jitted, with respect to `model` `[d]`, `hyper`, or arrays inside `scenario`
     (mixing weights, data). It computes what `run` computes.
+
+    Raises:
+        InputError: `rounds` is no whole number, `seed` has more than 32 bits, or what the algorithm refuses.
     """
+    rounds = whole("rounds", rounds, 0)
     world = scenario.arrays, scenario.data, scenario.byz, scenario.links
     carry = _first(algorithm, scenario[:2], None, model, keys.run_key(seed), hyper or {}, *world)
     (_, (_, state)), logs = rollout_from(algorithm, scenario, (0, carry), rounds, seed=seed, hyper=hyper)
@@ -201,7 +205,7 @@ def rollout_from(
     totals are not read: the logs say what the rounds cost. A run with seeds is vmapped over the second part and `seed`.
     The world of the further rounds may differ from that of the run in its arrays, and the algorithm in what it logs.
     """
-    t, carry = carry[:2]
+    rounds, (t, carry) = whole("rounds", rounds, 0), carry[:2]
     world = scenario.arrays, scenario.data, scenario.byz, scenario.links
     carry, logs = _rounds(
         algorithm, scenario.step, rounds, jnp.int32(t), carry, keys.run_key(seed), hyper or {}, *world

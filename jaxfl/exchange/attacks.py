@@ -32,6 +32,7 @@ def attack(lie: Callable) -> Attack:
 
 def sign_flip(scale: float | Array = 1.0) -> Attack:
     """A liar sends its message times `-scale` ("bit flip" in the code of Karimireddy et al., ICML 2021)."""
+    require("scale", scale)
 
     def lie(key, known, own, heard, weight, bad):
         return jnp.where(bad[:, None], -scale * heard, heard)
@@ -41,6 +42,7 @@ def sign_flip(scale: float | Array = 1.0) -> Attack:
 
 def gaussian(scale: float | Array = 1.0) -> Attack:
     """A liar sends `scale * N(0, I)`, drawn anew for every receiver (Blanchard et al., NeurIPS 2017)."""
+    require("scale", scale)
 
     def lie(key, known, own, heard, weight, bad):
         return jnp.where(bad[:, None], scale * jax.random.normal(key, heard.shape, heard.dtype), heard)
@@ -54,6 +56,7 @@ def alie(z: float | Array = 1.5, *, local: bool = False) -> Attack:
     Coordinate by coordinate; `sd` divides by the number of honest messages. `local`: the statistics are those of the
     honest messages that a receiver hears, its own included, and not of all. `alie_z(n, f)` is the paper's `z`.
     """
+    require("z", z)
     return _colluding(lambda x, honest: _moments(x, honest, z), local)
 
 
@@ -62,8 +65,8 @@ def alie_z(n: int, f: int) -> float:
 
     `s = floor(n / 2 + 1) - f` supporters are needed; a share `(n - f - s) / (n - f)` of normal values lies below `z`.
     """
-    require("n", n, least=3)
-    require("f", f, least=1, below=n / 2)
+    require("n", n, least=3, whole=True)
+    require("f", f, least=1, below=n / 2, whole=True)
     from scipy.special import ndtri
 
     return float(ndtri((n - (n // 2 + 1)) / (n - f)))
@@ -75,6 +78,7 @@ def ipm(epsilon: float | Array = 0.1, *, local: bool = False) -> Attack:
     A small `epsilon` stops rules that pick among messages, `epsilon` above (honest / liars) reverses the mean. `mu` is
     the mean of all honest messages, or, where `local`, of those that a receiver hears.
     """
+    require("epsilon", epsilon)
     return _colluding(lambda x, honest: -epsilon * _moments(x, honest, None), local)
 
 
@@ -91,7 +95,7 @@ def mimic(warmup: int = 1) -> Attack:
     place in the cohort: in every round another sender, unless everyone takes part. Where the chosen one is absent, the
     `argmax` of the round serves.
     """
-    require("warmup", warmup, least=1)
+    require("warmup", warmup, least=1, whole=True)
 
     def init(message: Array) -> tuple:
         return jnp.int32(0), jnp.zeros_like(message), jnp.zeros_like(message), jnp.int32(0)

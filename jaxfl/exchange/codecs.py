@@ -101,8 +101,8 @@ def quantize(
     Raises:
         InputError: `bits` below 2, `block` below 1, `scale_bits` negative.
     """
-    require("bits", bits, least=2)
-    require("block", block, least=1)
+    require("bits", bits, least=2, whole=True)
+    require("block", block, least=1, whole=True, none=True)
     require("scale_bits", scale_bits, least=0)
 
     def send(key, memory, message):
@@ -134,8 +134,8 @@ def qsgd(levels: int, *, block: int | None = None) -> Codec:
     Raises:
         InputError: `levels` or `block` below 1.
     """
-    require("levels", levels, least=1)
-    require("block", block, least=1)
+    require("levels", levels, least=1, whole=True)
+    require("block", block, least=1, whole=True, none=True)
 
     def send(key, memory, message):
         x = _blocks(message, block)

@@ -86,8 +86,8 @@ def low_rank(
     Raises:
         InputError: a number out of range, `rank` traced without `most`, or messages that are not of `shapes`.
     """
-    require("rank", rank, least=1, most=most)
-    require("bits", bits, least=2)
+    require("rank", rank, least=1, most=most, whole=True)
+    require("bits", bits, least=2, whole=True, none=True)
     require("scale_bits", scale_bits, least=0)
     require("least_saving", least_saving, least=0)
     if most is None and not isinstance(rank, int):

@@ -34,7 +34,7 @@ def program(p: Program, net: Network = Network(), *, most: int | None = None, an
     Raises:
         InputError: `most` is below 1, or None although `p.rest` needs rounds that end in silence.
     """
-    require("most", most, least=1)
+    require("most", most, least=1, whole=True, none=True)
     if most is None and p.rest is not None:
         raise InputError("most is None, but a program with a rest needs rounds that end in silence: give a number.")
 

@@ -15,10 +15,12 @@ the others only who came matters, as in their papers.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
 
 from jaxfl.core import Array, Tree
@@ -46,29 +48,30 @@ def median() -> Callable:
 def trimmed_mean(f: int | Array) -> Callable:
     """The mean of each coordinate without its `f` lowest and `f` highest values (Yin et al., ICML 2018).
 
-    Where no more than `2 f` came, as many are cut as leave one or two.
+    Where no more than `2 f` came, as many are cut as leave one or two. Where no more can come, a warning says so.
     """
-    require("f", f, least=0)
+    require("f", f, least=0, whole=True)
 
     def kept(count: Array) -> tuple[Array, Array]:
         cut = jnp.minimum(f, (count - 1) // 2).astype(count.dtype)
         return cut, count - cut - 1
 
-    return _by_rank(kept)
+    return _hearing("trimmed_mean", f, 1, _by_rank(kept))
 
 
 def krum(f: int | Array) -> Callable:
     """The message nearest to its `c - f - 2` nearest others, of `c` that came (Blanchard et al., NeurIPS 2017).
 
     `f` is how many may lie; the guarantee needs `c >= 2 f + 3`, and where fewer came at least one other is looked at.
+    Where so many cannot come, a warning says that the guarantee is void.
     """
     return multi_krum(f, 1)
 
 
 def multi_krum(f: int | Array, keep: int | Array | None = None) -> Callable:
     """The plain mean of the `keep` messages of least Krum score; None keeps `c - f` of the `c` that came."""
-    require("f", f, least=0)
-    require("keep", keep, least=1)
+    require("f", f, least=0, whole=True)
+    require("keep", keep, least=1, whole=True, none=True)
 
     def weights(gram: Array, came: Array, weight: Array) -> Array:
         count, position = came.sum(), jnp.arange(came.size)
@@ -80,7 +83,7 @@ def multi_krum(f: int | Array, keep: int | Array | None = None) -> Callable:
         chosen = (better.sum(1) < most) & came
         return chosen / jnp.maximum(chosen.sum(), 1)
 
-    return _by_gram(weights)
+    return _hearing("krum", f, 3, _by_gram(weights))
 
 
 def geometric_median(iterations: int = 8, nu: float | Array = 1e-6) -> Callable:
@@ -90,7 +93,7 @@ def geometric_median(iterations: int = 8, nu: float | Array = 1e-6) -> Callable:
     of the messages. Distances are taken from inner products around one of the messages, see `_gram`, and are blind
     below about 3e-4 of the distances between them.
     """
-    require("iterations", iterations, least=0)
+    require("iterations", iterations, least=0, whole=True)
     require("nu", nu, above=0)
 
     def weights(gram: Array, came: Array, weight: Array) -> Array:
@@ -119,8 +122,8 @@ def centered_clipping(tau: float | Array | Callable, iterations: int = 1) -> Cal
             `adaptive_radius(delta)`; what did not come has weight 0.
         iterations: how often, 1 to about 5.
     """
-    require("tau", tau, least=0)
-    require("iterations", iterations, least=1)
+    require("tau", tau, least=0, most=math.inf)
+    require("iterations", iterations, least=1, whole=True)
 
     def rule(own: Array, heard: Array, weight: Array) -> Array:
         def step(v: Array, _) -> tuple[Array, None]:
@@ -222,6 +225,21 @@ def _chunks(arrays: tuple[Array, ...], needs: int = 1) -> tuple[int, int, Callab
         return [jax.lax.dynamic_slice_in_dim(a, start, width, a.ndim - 1) for a in arrays], start
 
     return count, width, cut
+
+
+def _hearing(name: str, f: int | Array, more: int, rule: Callable) -> Callable:
+    """`rule`, with a warning while tracing where a receiver has fewer places than the `2 f + more` it is proved for."""
+
+    def heeded(own: Array, heard: Array, weight: Array) -> Array:
+        if not isinstance(f, Tracer) and len(heard) < 2 * f + more:
+            warnings.warn(
+                f"{name} with f = {f} needs 2 f + {more} = {2 * f + more} messages, but at most {len(heard)} are heard:"
+                " its guarantee is void.",
+                stacklevel=2,
+            )
+        return rule(own, heard, weight)
+
+    return heeded
 
 
 def _by_rank(kept: Callable) -> Callable:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import Array, Tree
-from jaxfl.errors import InputError, require
+from jaxfl.errors import require
 from jaxfl.exchange.codecs import Collective
 
 SEED_BITS = 128.0
@@ -73,8 +73,7 @@ def enclave(resolution: float | Array = 2.0**-16, levels: int = 1) -> Collective
         InputError: a number out of range.
     """
     require("resolution", resolution, above=0)
-    if not isinstance(levels, int | np.integer) or levels < 1:
-        raise InputError(f"levels is {levels}, but must be a whole number of at least 1.")
+    require("levels", levels, least=1, whole=True)
 
     def reduce(key: Array, nodes: Tree, shared: Tree, messages: Array, weight: Array) -> tuple:
         c, m = messages.shape

@@ -188,8 +188,8 @@ def distilled_sgd(
         the round. `log` holds `loss` (private), `aux_loss` (sum over lessons), both means over the steps run, `steps`,
         `gradients` and `state`.
     """
-    require("steps", steps, least=1)
-    require("batch", batch, least=1)
+    require("steps", steps, least=1, whole=True)
+    require("batch", batch, least=1, whole=True, none=True)
     if task.train is not None:
         raise InputError(
             "task has dropout or statistics (BatchNorm), which distillation does not train: leave them out."

@@ -34,8 +34,8 @@ def multi_head(backbone: Task, sample_x: Tree, classes: int, heads: int) -> Task
     Raises:
         InputError: `classes` below 2, `heads` below 1, or a backbone that does not predict `[b, width]`.
     """
-    require("classes", classes, least=2)
-    require("heads", heads, least=1)
+    require("classes", classes, least=2, whole=True)
+    require("heads", heads, least=1, whole=True)
     if backbone.predict is None:
         raise InputError("backbone predicts nothing, but heads need a prediction [b, width].")
     params = jax.eval_shape(lambda key: backbone.unravel(backbone.init(key)), jax.random.key(0))

@@ -45,11 +45,13 @@ def stateless(f: Callable) -> Hook:
 
 def prox(mu: float | Array) -> Hook:
     """The proximal term: gradient of `mu / 2 * |p - anchor|^2` added (FedProx, Li et al., MLSys 2020)."""
+    require("mu", mu, least=0)
     return stateless(lambda g, p, *, anchor, **_: jax.tree.map(lambda g, p, a: g + mu * (p - a), g, p, anchor))
 
 
 def sam(rho: float | Array) -> Hook:
     """Sharpness-aware minimisation: the gradient at `p + rho * g / |g|`, same mini-batch (Foret et al., ICLR 2021)."""
+    require("rho", rho, least=0)
 
     def ascend(g, p, *, grad_fn, **_):
         scale = rho / (optax.tree.norm(g) + 1e-12)
@@ -60,6 +62,7 @@ def sam(rho: float | Array) -> Hook:
 
 def drift(scale: float | Array = 1.0) -> Hook:
     """Control variates: `g - scale * (control - shared_control)` (SCAFFOLD, Karimireddy et al., ICML 2020)."""
+    require("scale", scale)
     return stateless(
         lambda g, p, *, control, shared_control, **_: jax.tree.map(
             lambda g, c, s: g - scale * (c - s), g, control, shared_control
@@ -69,6 +72,7 @@ def drift(scale: float | Array = 1.0) -> Hook:
 
 def blend(beta: float | Array) -> Hook:
     """Global momentum in every local step: `beta * g + (1 - beta) * direction` (FedAvg-M, Cheng et al., ICLR 2024)."""
+    require("beta", beta, least=0, most=1)
     return stateless(lambda g, p, *, direction, **_: jax.tree.map(lambda g, m: beta * g + (1 - beta) * m, g, direction))
 
 
@@ -91,6 +95,7 @@ def storm(beta: float | Array) -> Hook:
 
     The `-VR` methods of Cheng et al. (ICLR 2024), after STORM (Cutkosky and Orabona, NeurIPS 2019).
     """
+    require("beta", beta, least=0, most=1)
 
     def correct(g, p, *, grad_fn, direction, previous, **_):
         old = grad_fn(previous)

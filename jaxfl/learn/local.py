@@ -123,9 +123,7 @@ def local_sgd(
     if (steps is None) == (epochs is None):
         raise InputError(f"steps is {steps} and epochs is {epochs}, but exactly one of them must be given.")
     for name, value in (("steps", steps), ("epochs", epochs), ("batch", batch)):
-        require(name, value, least=1)
-        if isinstance(value, float):
-            raise InputError(f"{name} is {value}, but must be a whole number.")
+        require(name, value, least=1, whole=True, none=True)
     tx = optax.with_extra_args_support(optimizer)
     most = steps
     uneven = epochs is not None and batch is not None
@@ -222,7 +220,7 @@ def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
     nothing: gradient, loss and what is counted are 0. `log` is that of `local_sgd`; the round `t` makes no difference.
     """
     require_task(task)
-    require("batch", batch, least=1)
+    require("batch", batch, least=1, whole=True, none=True)
     if task.untrained:
         raise InputError("task keeps statistics (BatchNorm), but this system sends gradients, which renew none.")
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxfl.core import Array, stream
+from jaxfl.errors import require
 from jaxfl.learn.layers import statistics
 from jaxfl.learn.optimizer import begin
 from jaxfl.learn.task import Task
@@ -45,12 +46,17 @@ def adagrad_moment() -> Callable:
 
 
 def adam_moment(b2: float | Array) -> Callable:
-    """`b2 v + (1 - b2) g^2`."""
+    """`b2 v + (1 - b2) g^2`. Raises `InputError` for a `b2` outside [0, 1)."""
+    require("b2", b2, least=0, below=1)
     return lambda v, square: b2 * v + (1 - b2) * square
 
 
 def yogi_moment(b2: float | Array) -> Callable:
-    """`v - (1 - b2) g^2 sign(v - g^2)`: the step never exceeds `(1 - b2) g^2` (Zaheer et al., NeurIPS 2018)."""
+    """`v - (1 - b2) g^2 sign(v - g^2)`: the step never exceeds `(1 - b2) g^2` (Zaheer et al., NeurIPS 2018).
+
+    Raises `InputError` for a `b2` outside [0, 1).
+    """
+    require("b2", b2, least=0, below=1)
     return lambda v, square: v - (1 - b2) * square * jnp.sign(v - square)
 
 

@@ -200,7 +200,7 @@ def local_test(task: Task, shards: Shards, *, ids: Any = None, batch: int | None
         InputError: `task` is no Task, `shards` are none or hold no sample; while tracing, an answer of other shapes.
     """
     require_task(task)
-    require("batch", batch, least=1)
+    require("batch", batch, least=1, whole=True, none=True)
     if not isinstance(shards, Shards):
         raise InputError(f"shards is a {type(shards).__name__}, but must be Shards: `partition.hold_out` makes them.")
     size = np.asarray(shards.size)

@@ -89,7 +89,7 @@ def crash(n: int, share: float, at: int, seed: int = 0) -> Process:
         InputError: `share` is outside 0..1, or `at` or `seed` is negative.
     """
     require("share", share, least=0, most=1)
-    require("seed", seed, least=0)
+    require("seed", seed, least=0, whole=True)
     return events(n, leaves=[(at, np.random.default_rng(seed).permutation(n)[: round(share * n)])])
 
 

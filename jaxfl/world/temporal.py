@@ -5,6 +5,7 @@ and what a node remembers about a slot stays where it is. A round only picks whi
 on the host; every array there holds undirected edges as pairs of node numbers, `[e, 2]`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,8 +52,8 @@ def remembered(n: int, snapshots: Sequence[Edges], memory: int = 1, least: int =
     Raises:
         InputError: no snapshot, `memory` below 1, `least` outside 1..memory, or a bad edge.
     """
-    require("memory", memory, least=1)
-    require("least", least, least=1, most=memory)
+    require("memory", memory, least=1, whole=True)
+    require("least", least, least=1, most=memory, whole=True)
     if not len(snapshots):
         raise InputError("snapshots is empty: at least one is needed.")
     codes = [_codes(n, edges) for edges in snapshots]
@@ -76,7 +77,7 @@ def room(n: int, *runs: Sequence[Edges], growth: float = 4.0) -> Room:
     Raises:
         InputError: `growth` is not above 1, or a bad edge.
     """
-    require("growth", growth, above=1)
+    require("growth", growth, above=1, most=math.inf)
     unions = [np.unique(np.concatenate([_codes(n, edges) for edges in run])) for run in runs]
     degrees = [np.bincount(_pairs(n, codes).reshape(-1), minlength=n) for codes in unions]
     return Room(layout(degrees, growth), max(max(codes.size for codes in unions), 1))
@@ -174,7 +175,7 @@ def chung_lu(n: int, degree: float, exponent: float, seed: int) -> Edges:
     Raises:
         InputError: `n` < 2, `degree` not above 0, or `exponent` outside [0, 1).
     """
-    require("n", n, least=2)
+    require("n", n, least=2, whole=True)
     require("degree", degree, above=0)
     require("exponent", exponent, least=0, below=1)
     rng = np.random.default_rng(seed)
@@ -196,7 +197,7 @@ def churned(n: int, edges: Edges, rounds: int, churn: float, seed: int) -> list[
     Raises:
         InputError: `rounds` < 1, `churn` outside [0, 1], a bad edge, or no place for a new edge within reason.
     """
-    require("rounds", rounds, least=1)
+    require("rounds", rounds, least=1, whole=True)
     require("churn", churn, least=0, most=1)
     rng = np.random.default_rng(seed)
     codes = _codes(n, edges)

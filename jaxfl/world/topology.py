@@ -271,7 +271,7 @@ def by_round(graphs: Sequence | Callable[[int], Any], rounds: int | None = None)
     if callable(graphs):
         if rounds is None:
             raise InputError("rounds = None: how many graphs the function is asked for must be said.")
-        require("rounds", rounds, least=1)
+        require("rounds", rounds, least=1, whole=True)
         graphs = [graphs(t) for t in range(rounds)]
     elif rounds is not None:
         raise InputError(f"rounds = {rounds}: it is for a function of the round, and graphs are given.")

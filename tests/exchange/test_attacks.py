@@ -177,6 +177,7 @@ def test_on_a_graph_statistics_are_of_everyone_or_of_the_neighbourhood(local):
         np.testing.assert_allclose(got[i], W[i] @ told, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:krum with")  # of three messages
 def test_a_liar_that_sends_nothing_finite_is_not_heard_and_a_dead_link_tells_nothing():
     g = mixing.metropolis(graph.ring(8))
     cut = g.weight.at[5, :].set(0.0)

@@ -60,9 +60,24 @@ CASES = [
     ({"hyper": {"lr": 0.3}}, "the algorithm is built already: give a factory that takes lr"),
     ({"hyper": {"lr": [0.1, 0.3]}}, "the algorithm is built already"),
     ({"hyper": [0.1]}, r"hyper is \[0.1\], but must be a dict"),
-    ({"algorithm": partial(dsgd, TASK, steps=1), "hyper": {"lr": "fast"}}, "hyper has lr = 'fast', but needs numbers"),
+    ({"algorithm": partial(dsgd, TASK, steps=1), "hyper": {"lr": "fast"}}, "lr is 'fast', but must be a number"),
     ({"algorithm": partial(dsgd, TASK, steps=1), "hyper": {"rate": 0.1}}, "'rate'"),
     ({"algorithm": partial(fedprox, TASK), "hyper": {"nu": 0.1}}, "'nu'"),
+    *[
+        ({"algorithm": partial(dsgd, TASK, steps=1), "hyper": {"lr": lr}}, says)
+        for lr, says in (
+            (-0.1, "lr is -0.1, but must be above 0"),
+            (np.int64(-1), "lr is -1, but must be above 0"),
+            (jnp.float32(-1), "lr is -1, but must be above 0"),
+            (None, "lr is None, but must be a number"),
+            (True, "lr is True, but must be a number"),
+            (float("inf"), "lr is inf, but must be finite and above 0"),
+            ([0.1, float("nan")], "lr is nan, but must be finite"),
+            ([0.1, "0.3"], "lr is '0.3', but must be a number"),
+            ([0.1, None], "lr is None, but must be a number"),
+            (np.array([0.1, 0.0]), "lr is 0, but must be above 0"),
+        )
+    ],
     # algorithm
     ({"algorithm": dsgd}, "algorithm is dsgd, which with hyper = {} is missing a required argument: 'task'"),
     ({"algorithm": TASK}, "algorithm is a Task, but must be an Algorithm"),
@@ -154,6 +169,21 @@ def test_a_plan_refuses_what_a_run_refuses(wrong, says, nothing_compiled):
 def test_numbers_for_a_built_algorithm_are_refused_by_a_rollout_too():
     with pytest.raises(InputError, match="built already"):
         rollout(SYSTEM, WORLD, jnp.zeros(650), 1, hyper={"lr": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"seed": 2**40}, f"seed is {2**40}, but must be at least -2147483648 and below 2147483648"),
+        ({"seed": 1.5}, "seed is 1.5, but must be a whole number"),
+        ({"rounds": 2.5}, f"rounds is 2.5, but {WHOLE} 0"),
+        ({"hyper": {"lr": -1.0}}, "lr is -1.0, but must be above 0"),
+    ],
+)
+def test_a_rollout_refuses_bad_numbers(wrong, says):
+    factory = partial(dsgd, TASK, steps=1, batch=4)
+    with pytest.raises(InputError, match=says):
+        rollout(factory, WORLD, jnp.zeros(650), **{"rounds": 1, "hyper": {"lr": 0.1}} | wrong)
 
 
 def test_what_is_right_in_another_form_is_taken():

@@ -261,8 +261,33 @@ def test_one_of_several_rules_by_a_traced_number():
         lambda: rules.centered_clipping(1.0, 0),
         lambda: rules.adaptive_radius(0.0),
         lambda: rules.adaptive_radius(1.0),
+        lambda: rules.krum(np.int64(-1)),
+        lambda: rules.krum(1.5),
+        lambda: rules.trimmed_mean(None),
+        lambda: rules.multi_krum(1, jnp.int32(0)),
+        lambda: rules.centered_clipping(jnp.float32("nan")),
+        lambda: rules.geometric_median(2.0),
     ],
 )
 def test_numbers_out_of_range_are_refused(make):
     with pytest.raises(InputError, match="but must be"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "k", "says"),
+    [
+        (
+            rules.krum,
+            6,
+            r"krum with f = 2 needs 2 f \+ 3 = 7 messages, but at most 6 are heard: its guarantee is void.",
+        ),
+        (rules.multi_krum, 6, "krum with f = 2 needs"),
+        (rules.trimmed_mean, 4, r"trimmed_mean with f = 2 needs 2 f \+ 1 = 5 messages, but at most 4"),
+    ],
+)
+def test_a_rule_says_that_its_guarantee_is_void(make, k, says):
+    heard = lambda k: jax.eval_shape(make(2), jnp.zeros(3), jnp.zeros((k, 3)), jnp.full(k, 1 / k))
+    with pytest.warns(UserWarning, match=says):
+        heard(k)
+    heard(k + 1)  # of as many as it needs there is none

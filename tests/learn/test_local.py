@@ -1,5 +1,7 @@
 """Local training against float64 NumPy, and its batches against counting."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 from common import one_sample_each, quadratics, same
 
+from jaxfl import zoo
 from jaxfl.algorithms.gossip.dfedsam import dfedsam, dfedsam_mgs
 from jaxfl.algorithms.gossip.dsgd import dfedavgm, dsgd
 from jaxfl.algorithms.gossip.gradient_tracking import gradient_tracking
@@ -23,6 +26,7 @@ from jaxfl.learn import hooks, task
 from jaxfl.learn.local import displacement, drawn_batches, epoch_batches, local_gradient, local_sgd, whole_shard
 from jaxfl.learn.server import adam_moment, scale_by_moments, yogi_moment
 from jaxfl.mapping.at import at
+from jaxfl.options.systems import takes
 
 KEY = jax.random.key(0)
 
@@ -198,14 +202,55 @@ def test_bad_counts(kw, words):
 
 def test_ranges_are_said_in_one_sentence():
     for value in (0.0, -1, float("nan")):
-        with pytest.raises(InputError, match=r"lr is .*, but must be above 0"):
+        with pytest.raises(InputError, match=r"lr is .*, but must be (finite and )?above 0"):
             require("lr", value, above=0)
     with pytest.raises(InputError, match=r"m is 1.0, but must be at least 0 and below 1\."):
         require("m", 1.0, least=0, below=1)
     with pytest.raises(InputError, match="b is 2, but must be at most 1"):
         require("b", 2, most=1)
-    for passes in (jnp.float32(-1), None, 0.5):
-        require("lr", passes, above=0, most=1)
+
+
+SOUND = {"above": 0, "below": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "says"),
+    [
+        (None, SOUND, "a is None, but must be a number above 0 and below 1."),
+        (True, SOUND, "a is True, but must be a number above 0 and below 1."),
+        (np.bool_(True), SOUND, "must be a number above 0"),
+        ("0.1", SOUND, "a is '0.1', but must be a number above 0"),
+        ([0.1], SOUND, r"a is \[0.1\], but must be a number above 0"),
+        (np.int64(-1), SOUND, "a is -1, but must be above 0 and below 1."),
+        (np.float32(-0.5), SOUND, "a is -0.5, but must be above 0"),
+        (np.array([0.5, 1.5]), SOUND, "a is 1.5, but must be above 0"),
+        (jnp.float32(-1), SOUND, "a is -1.0, but must be above 0"),
+        (jnp.bfloat16(2), SOUND, "a is 2.0, but must be above 0"),
+        (jnp.array([0.5, -1.0]), SOUND, "a is -1.0, but must be above 0"),
+        (jnp.array(True), SOUND, "must be a number above 0"),
+        (float("inf"), {"above": 0}, "a is inf, but must be finite and above 0."),
+        (jnp.float32("nan"), {}, "a is nan, but must be finite."),
+        (np.float64("nan"), {"most": float("inf")}, "a is nan, but must be finite."),
+        (2.0, {"least": 1, "whole": True}, "a is 2.0, but must be a whole number of at least 1."),
+        (np.float64(2.5), {"least": 1, "whole": True}, "a is 2.5, but must be a whole number of at least 1."),
+        (None, {"least": 1, "whole": True}, "a is None, but must be a whole number of at least 1."),
+        (0, {"least": 1, "whole": True}, "a is 0, but must be at least 1."),
+        (len, {"least": 1, "whole": True}, "must be a whole number of at least 1."),
+    ],
+)
+def test_a_number_is_seen_of_whatever_kind(value, bounds, says):
+    with pytest.raises(InputError, match=says):
+        require("a", value, **bounds)
+
+
+def test_what_is_sound_or_cannot_be_known_passes():
+    for value in (0.5, np.float64(0.5), jnp.float32(0.5), np.array([0.1, 0.9]), optax.constant_schedule(-1.0)):
+        require("lr", value, above=0, below=1)
+    require("tau", jnp.inf, least=0, most=float("inf"))
+    require("batch", None, least=1, whole=True, none=True)
+    for value in (3, np.int64(3), jnp.int32(3)):
+        require("steps", value, least=1, whole=True)
+    jax.eval_shape(lambda lr: require("lr", lr, above=0), jnp.float32(-1))
 
 
 @pytest.mark.parametrize(
@@ -216,6 +261,13 @@ def test_ranges_are_said_in_one_sentence():
         (fedprox, {"mu": -0.1}, "mu is -0.1"),
         (fedadam, {"server_lr": 0.0}, "server_lr is 0"),
         (fedyogi, {"b1": 1.0}, "b1 is 1"),
+        (fedyogi, {"b2": 1.0}, "b2 is 1"),
+        (fedyogi, {"b2": -0.1}, "b2 is -0.1"),
+        (fedadam, {"b2": 1.5}, "b2 is 1.5"),
+        (fedadam, {"b2": np.float32("nan")}, "b2 is nan"),
+        (fedadam, {"steps": np.float64(2.5)}, "steps is 2.5, but must be a whole number"),
+        (fedavg, {"batch": True}, "batch is True"),
+        (gradient_tracking, {"batch": 2.0}, "batch is 2.0"),
         (fedadagrad, {"tau": 0.0}, "tau is 0"),
         (scaffold, {"server_rate": 0}, "server_rate is 0"),
         (fedavg_m, {"beta": 0.0}, "beta is 0"),
@@ -231,3 +283,13 @@ def test_ranges_are_said_in_one_sentence():
 def test_every_system_refuses_numbers_out_of_range(make, kw, words):
     with pytest.raises(InputError, match=words):
         make(task.quadratic(2), **kw)
+
+
+LEARN = [name for name in zoo.systems() if next(iter(inspect.signature(zoo.find(name).make).parameters)) == "task"]
+
+
+@pytest.mark.parametrize("name", [name for name in LEARN if "lr" in takes(zoo.find(name).make)])
+@pytest.mark.parametrize("lr", [None, True, np.int64(-1), jnp.float32(-0.5), float("inf"), jnp.float32("nan")])
+def test_every_system_refuses_a_rate_that_is_none(name, lr):
+    with pytest.raises(InputError, match=r"^lr is .*, but must be "):
+        zoo.find(name).make(task.quadratic(2), lr=lr)

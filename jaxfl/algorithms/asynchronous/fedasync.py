@@ -48,7 +48,7 @@ def fedasync(
     require("lr", lr, above=0)
     require("alpha", alpha, above=0, most=1)
     require("rho", rho, least=0)
-    require("longest", longest, least=0)
+    require("longest", longest, least=0, whole=True)
     stale = Staleness(longest, discount or polynomial(0.5), mixing=True)
     local = optax.chain(prox(rho), optax.sgd(lr))
     return fedopt(task, net, local=local, server=optax.sgd(alpha), stale=stale, **kw)

@@ -71,8 +71,8 @@ def fedbuff(
     """
     require("lr", lr, above=0)
     require("server_lr", server_lr, above=0)
-    require("server_momentum", server_momentum, least=0, below=1)
-    require("longest", longest, least=0)
+    require("server_momentum", server_momentum, least=0, below=1, none=True)
+    require("longest", longest, least=0, whole=True)
     stale = Staleness(longest, discount or polynomial(0.5), normalised)
     server = optax.sgd(server_lr, momentum=server_momentum)
     return fedopt(task, net, local=optax.sgd(lr), server=server, stale=stale, **kw)

@@ -37,7 +37,7 @@ def dfedsam(
 
 def dfedsam_mgs(task: Task, net: Network = Network(), *, gossip_steps: int = 4, **kw) -> Algorithm:
     """DFedSAM with `gossip_steps` exchanges a round; `kw` as in `dfedsam`."""
-    require("gossip_steps", gossip_steps, least=1)
+    require("gossip_steps", gossip_steps, least=1, whole=True)
     return dfedsam(task, net.fill("dfedsam_mgs", repeats=gossip_steps), **kw)
 
 

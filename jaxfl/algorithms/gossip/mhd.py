@@ -102,9 +102,9 @@ def mhd(
     require("lr", lr, above=0)
     require("momentum", momentum, least=0, below=1)
     require("nu_aux", nu_aux, least=0)
-    require("nu_emb", nu_emb, least=0)
+    require("nu_emb", nu_emb, least=0, none=True)
     for name, value in (("teachers", teachers), ("steps", steps), ("refresh", refresh), ("public_batch", public_batch)):
-        require(name, value, least=1)
+        require(name, value, least=1, whole=True)
     tx = optax.sgd(lr, momentum=momentum)
     arguments = {"steps": steps, "batch": batch, "lessons": lessons, "choose": choose, "own_head": own_head}
     train = at_groups(groups, lambda task: distill.distilled_sgd(task, tx, **arguments))

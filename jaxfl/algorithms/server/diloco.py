@@ -98,7 +98,7 @@ def diloco(
         InputError: a number out of range.
     """
     require("lr", lr, above=0)
-    require("delay", delay, least=0)
+    require("delay", delay, least=0, whole=True)
     inner = optax.adamw(lr) if local is None else local
     tx = optax.sgd(0.7, momentum=0.9, nesterov=True) if server is None else server
     tx = servers.for_parameters(tx, task)

@@ -103,9 +103,9 @@ def dilocox(
     Raises:
         InputError: a number out of range.
     """
-    for name, value in (("window", window), ("rank", rank), ("least_steps", least_steps)):
-        require(name, value, least=1)
-    require("least_steps", least_steps, most=steps)
+    require("window", window, least=1, whole=True, none=True)
+    require("rank", rank, least=1, whole=True)
+    require("least_steps", least_steps, least=1, most=steps, whole=True)
     net.fill("dilocox", collective=None)
     compressor = {"bits": bits, "feedback": feedback, "scale_bits": scale_bits}
     pace = STEADY

@@ -31,7 +31,7 @@ def fedavg(
 ) -> Algorithm:
     """FedAvg with client rate `lr`; `server_momentum` makes it FedAvgM (Hsu et al., 2019). `kw` as in `fedopt`."""
     require("lr", lr, above=0)
-    require("server_momentum", server_momentum, least=0, below=1)
+    require("server_momentum", server_momentum, least=0, below=1, none=True)
     server = None if server_momentum is None else optax.sgd(1.0, momentum=server_momentum)
     return fedopt(task, net, local=optax.sgd(lr), server=server, **kw)
 

@@ -157,10 +157,10 @@ def modest(
     """
     counts = {"sample": sample, "aggregators": aggregators, "room": room, "window": window}
     for name, value in counts.items():
-        require(name, value, least=1)
+        require(name, value, least=1, whole=True, none=name == "window")
     for name, value in (("lr", lr), ("ping_timeout", ping_timeout), ("aggregation_timeout", aggregation_timeout)):
         require(name, value, above=0)
-    require("momentum", momentum, least=0, below=1)
+    require("momentum", momentum, least=0, below=1, none=True)
     require("success", success, above=0, most=1)
     require("announced", announced, least=0, most=1)
     learn = local_sgd(task, optax.sgd(lr, momentum), steps=None if epochs else steps, epochs=epochs, batch=batch)

@@ -57,7 +57,7 @@ def momentum_fl(
     where given, there by the mean number of steps that members ran; `batch` None is the whole shard.
     """
     require("lr", lr, above=0)
-    require("server_lr", server_lr, above=0)
+    require("server_lr", server_lr, above=0, none=True)
     require("beta", beta, above=0, most=1)
     if reduced:
         hooks = [drift(beta), storm(beta)] if controls else [storm(beta)]
