@@ -134,16 +134,20 @@ def check_hyper(algorithm: Any, hyper: Any) -> None:
     tried = {}
     for name, given in hyper.items():
         values: list[Any] = list(given) if isinstance(given, list | tuple | range) else np.ravel(given).tolist()
-        for v in values:
-            require(name, v, most=math.inf)
-        tried[name] = [float(v) for v in values]
+        for i, v in enumerate(values):
+            if isinstance(v, bool | np.bool_):
+                values[i] = bool(v)
+            else:
+                require(name, v, most=math.inf)
+                values[i] = int(v) if float(v).is_integer() else float(v)
+        tried[name] = values
     most = max(map(len, tried.values()))
-    if any(len(values) not in (1, most) for values in tried.values()):
+    if not most or any(len(values) not in (1, most) for values in tried.values()):
         return  # `runs.lay_out` says so
     points = zip(*(values * (most // len(values)) for values in tried.values()), strict=True)
     for point in dict.fromkeys(points):
         try:
-            algorithm(**{name: int(v) if v.is_integer() else v for name, v in zip(tried, point, strict=True)})
+            algorithm(**dict(zip(tried, point, strict=True)))
         except InputError:
             raise
         except Exception:  # of a factory that takes traced values alone

@@ -178,11 +178,7 @@ def rollout(
     """A whole simulation as a pure function: final state and logs `[rounds, ...]`.
 
     It may be differentiated, vmapped and jitted, with respect to `model` `[d]`, `hyper`, or arrays inside `scenario`
-    (mixing weights, data). It computes what `run` computes.
-
-    Raises:
-        InputError: `rounds` is no whole number, `seed` has more than 32 bits, or what the algorithm refuses.
-    """
+    (mixing weights, data). It computes what `run` computes, of the same numbers (else InputError)."""
     rounds = whole("rounds", rounds, 0)
     world = scenario.arrays, scenario.data, scenario.byz, scenario.links
     carry = _first(algorithm, scenario[:2], None, model, keys.run_key(seed), hyper or {}, *world)

@@ -42,7 +42,7 @@ def mean(own: Array, heard: Array, weight: Array) -> Array:
 
 def median() -> Callable:
     """The median of each coordinate, the mean of the two middle values of an even number (Yin et al., ICML 2018)."""
-    return _by_rank(lambda count: ((count - 1) // 2, count // 2))
+    return _by_rank(lambda count, _: ((count - 1) // 2, count // 2))
 
 
 def trimmed_mean(f: int | Array) -> Callable:
@@ -52,11 +52,12 @@ def trimmed_mean(f: int | Array) -> Callable:
     """
     require("f", f, least=0, whole=True)
 
-    def kept(count: Array) -> tuple[Array, Array]:
+    def kept(count: Array, places: int) -> tuple[Array, Array]:
+        _need("trimmed_mean", f, 1, places)
         cut = jnp.minimum(f, (count - 1) // 2).astype(count.dtype)
         return cut, count - cut - 1
 
-    return _hearing("trimmed_mean", f, 1, _by_rank(kept))
+    return _by_rank(kept)
 
 
 def krum(f: int | Array) -> Callable:
@@ -74,6 +75,7 @@ def multi_krum(f: int | Array, keep: int | Array | None = None) -> Callable:
     require("keep", keep, least=1, whole=True, none=True)
 
     def weights(gram: Array, came: Array, weight: Array) -> Array:
+        _need("krum", f, 3, came.size)
         count, position = came.sum(), jnp.arange(came.size)
         looked_at = jnp.clip(count - f - 2, 1, jnp.maximum(count - 1, 1)).astype(count.dtype)
         score = mean_of_ranks(_apart(gram, came), jnp.zeros_like(count), looked_at - 1)
@@ -83,7 +85,7 @@ def multi_krum(f: int | Array, keep: int | Array | None = None) -> Callable:
         chosen = (better.sum(1) < most) & came
         return chosen / jnp.maximum(chosen.sum(), 1)
 
-    return _hearing("krum", f, 3, _by_gram(weights))
+    return _by_gram(weights)
 
 
 def geometric_median(iterations: int = 8, nu: float | Array = 1e-6) -> Callable:
@@ -227,27 +229,22 @@ def _chunks(arrays: tuple[Array, ...], needs: int = 1) -> tuple[int, int, Callab
     return count, width, cut
 
 
-def _hearing(name: str, f: int | Array, more: int, rule: Callable) -> Callable:
-    """`rule`, with a warning while tracing where a receiver has fewer places than the `2 f + more` it is proved for."""
-
-    def heeded(own: Array, heard: Array, weight: Array) -> Array:
-        if not isinstance(f, Tracer) and len(heard) < 2 * f + more:
-            warnings.warn(
-                f"{name} with f = {f} needs 2 f + {more} = {2 * f + more} messages, but at most {len(heard)} are heard:"
-                " its guarantee is void.",
-                stacklevel=2,
-            )
-        return rule(own, heard, weight)
-
-    return heeded
+def _need(name: str, f: int | Array, more: int, places: int) -> None:
+    """Warn, while tracing, where a receiver has fewer `places` for messages than the `2 f + more` of a proof."""
+    if not isinstance(f, Tracer) and places < 2 * f + more:
+        warnings.warn(
+            f"{name} with f = {f} needs 2 f + {more} = {2 * f + more} messages, but at most {places} are heard: "
+            "its guarantee is void.",
+            stacklevel=2,
+        )
 
 
 def _by_rank(kept: Callable) -> Callable:
-    """The mean of ranks `low` to `high` of each coordinate, `kept(how many came) -> (low, high)`."""
+    """The mean of ranks `low` to `high` of each coordinate, `kept(how many came, of how many) -> (low, high)`."""
 
     def rule(own: Array, heard: Array, weight: Array) -> Array:
         came = (weight > 0) & all_finite(heard)
-        low, high = kept(jnp.maximum(came.sum(), 1))
+        low, high = kept(jnp.maximum(came.sum(), 1), came.size)
         part = lambda x: mean_of_ranks(_columns_apart(jnp.where(came[:, None], x, jnp.inf)), low, high)
         out = part(heard) if written_out(*heard.shape) else by_columns(part, heard, needs=8)
         return jnp.where(came.any(), out, own)
@@ -255,7 +252,7 @@ def _by_rank(kept: Callable) -> Callable:
     def everywhere(own: Array, weight: Array, nbr: Array, sent: Array) -> Array:
         """The rule of all receivers in one loop: `own` `[n, m]`, heard `sent[nbr]`, `weight` `[n, 1 + k]`."""
         came = (weight > 0) & jnp.concatenate([all_finite(own)[:, None], all_finite(sent)[nbr]], 1)
-        low, high = kept(jnp.maximum(came.sum(1), 1))
+        low, high = kept(jnp.maximum(came.sum(1), 1), came.shape[1])
         rows = [own, *(sent[nbr[:, slot]] for slot in range(nbr.shape[1]))]
         x = jnp.stack([jnp.where(came[:, i, None], row, jnp.inf) for i, row in enumerate(rows)], 1)
         return jnp.where(came.any(1)[:, None], jax.vmap(mean_of_ranks)(x, low, high), own)

@@ -199,7 +199,7 @@ def watched(algorithm: Algorithm, loss: Callable[[Array], Array], weight: Array 
 def _probe(algorithm, carry, hops, nodes, hyper, chunk) -> tuple[Algorithm, Array, Array]:
     """The algorithm, the models `[n, d]` before the round, the probed nodes `[j]`."""
     require("hops", hops, least=1, whole=True)
-    require("chunk", chunk, least=1, whole=True)
+    require("chunk", chunk, least=1, whole=True, none=True)
     x = _rows(carry[1][1])
     return build(algorithm, hyper or {}), x, jnp.arange(x.shape[0]) if nodes is None else jnp.asarray(nodes)
 

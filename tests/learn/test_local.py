@@ -285,10 +285,11 @@ def test_every_system_refuses_numbers_out_of_range(make, kw, words):
         make(task.quadratic(2), **kw)
 
 
-LEARN = [name for name in zoo.systems() if next(iter(inspect.signature(zoo.find(name).make).parameters)) == "task"]
+FIRST = {name: next(iter(inspect.signature(system.make).parameters)) for name, system in zoo.systems().items()}
+LEARN = [name for name in FIRST if FIRST[name] == "task" and "lr" in takes(zoo.find(name).make) and name != "dice"]
 
 
-@pytest.mark.parametrize("name", [name for name in LEARN if "lr" in takes(zoo.find(name).make)])
+@pytest.mark.parametrize("name", LEARN)
 @pytest.mark.parametrize("lr", [None, True, np.int64(-1), jnp.float32(-0.5), float("inf"), jnp.float32("nan")])
 def test_every_system_refuses_a_rate_that_is_none(name, lr):
     with pytest.raises(InputError, match=r"^lr is .*, but must be "):
