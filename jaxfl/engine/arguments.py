@@ -135,6 +135,8 @@ def check_hyper(algorithm: Any, hyper: Any) -> None:
     for name, given in hyper.items():
         values: list[Any] = list(given) if isinstance(given, list | tuple | range) else np.ravel(given).tolist()
         for i, v in enumerate(values):
+            if isinstance(v, list | tuple):
+                return  # `runs.lay_out` says so
             if isinstance(v, bool | np.bool_):
                 values[i] = bool(v)
             else:
@@ -143,7 +145,7 @@ def check_hyper(algorithm: Any, hyper: Any) -> None:
         tried[name] = values
     most = max(map(len, tried.values()))
     if not most or any(len(values) not in (1, most) for values in tried.values()):
-        return  # `runs.lay_out` says so
+        return
     points = zip(*(values * (most // len(values)) for values in tried.values()), strict=True)
     for point in dict.fromkeys(points):
         try:
