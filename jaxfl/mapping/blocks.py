@@ -12,7 +12,6 @@ at 8 MB, up to 1.5 at 32 MB); the first local step apart, whose forward matmul t
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +35,11 @@ def block_of(size: int | None) -> Iterator[None]:
 
 
 def block_size(count: int, bytes_each: int) -> int:
-    """Nodes of one block: as many as the budget holds, rounded down to a divisor of `count` if a near one exists."""
+    """Nodes of one block: as many as the budget holds, or a little fewer where that fills the last block better."""
     budget = CACHE_BYTES if jax.default_backend() == "cpu" else ACCELERATOR_BYTES
     want = min(count, _block.get() or max(1, budget // max(bytes_each, 1)))
-    near = [b for b in range(want, max(want // 2, 1) - 1, -1) if count % b == 0]
-    return near[0] if near else want
+    rows = lambda size: -(-count // size) * size
+    return min(range(want, max(want // 2, 1) - 1, -1), key=rows, default=1)
 
 
 def row_of(stacked: Tree) -> Tree:
@@ -51,60 +50,59 @@ def row_of(stacked: Tree) -> Tree:
 def in_blocks(f: Callable, stacked: Tree, memory: Tree, weight: Array | None, size: int) -> tuple[Tree, Tree]:
     """`f(row, kept) -> (result, kept)` of every row: `size` rows as one vmap, and the blocks as a loop.
 
-    Arguments and results are those of `mapping.map_nodes`; what is kept is overwritten block by block.
+    Arguments and results are those of `mapping.map_nodes`; what is kept is overwritten block by block. Where `size`
+    does not divide the rows the last block ends with the last of them, and rows of the block before are computed again.
     """
     count = jax.tree.leaves(stacked)[0].shape[0]
-
-    def add(
-        f: Callable, sum_up: Callable, total: Array | float, rows: Tree, memory: Tree, weight: Array | None
-    ) -> tuple:
-        """The sum with a block's messages, what else comes of the block, and what it keeps."""
-        out, memory = f(rows, memory)
-        return (total, out, memory) if weight is None else (total + sum_up(weight, out[0]), out[1], memory)
-
     present = lambda weight, messages: jnp.where((weight != 0)[:, None], messages, 0)
     summed = lambda weight, messages: jnp.matmul(weight, present(weight, messages), precision=jax.lax.Precision.HIGHEST)
-    one = partial(add, f, lambda weight, message: jnp.where(weight != 0, weight * message, 0))
-    several = partial(add, jax.vmap(f), summed)
-    blocks, left = divmod(count, size)
     together = lambda total, rest: rest if weight is None else (total, rest)
-    if blocks <= 1 and not left:
-        total, rest, memory = several(0.0, stacked, memory, weight)
-        return together(total, rest), memory
+    if size >= count:
+        out, memory = jax.vmap(f)(stacked, memory)
+        return (out if weight is None else (summed(weight, out[0]), out[1])), memory
 
     if size == 1:  # without an axis of 1, which XLA takes away again by a copy of all results
-        advance = one
-        read = lambda a, k: jax.lax.dynamic_index_in_dim(a, k, keepdims=False)
-        write = lambda a, b, k: jax.lax.dynamic_update_index_in_dim(a, b, k, 0)
+        one, sum_up = f, lambda weight, message: jnp.where(weight != 0, weight * message, 0)
+        read = lambda a, start: jax.lax.dynamic_index_in_dim(a, start, keepdims=False)
+        write = lambda a, b, start: jax.lax.dynamic_update_index_in_dim(a, b, start, 0)
     else:
-        advance = several
-        read = lambda a, k: jax.lax.dynamic_slice_in_dim(a, k * size, size)
-        write = lambda a, b, k: jax.lax.dynamic_update_slice_in_dim(a, b, k * size, 0)
+        one, sum_up = jax.vmap(f), summed
+        read = lambda a, start: jax.lax.dynamic_slice_in_dim(a, start, size)
+        write = lambda a, b, start: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0)
+    blocks = -(-count // size)
+    again = blocks * size - count  # rows of the last block that the one before has computed
+    rows = lambda tree, start: jax.tree.map(lambda a: read(a, start), tree)
+    put = lambda tree, new, start: jax.tree.map(lambda a, b: write(a, b, start), tree, new)
+    first_of = lambda k: jnp.minimum(k * size, count - size) if again else k * size
+    at_first = rows(memory, count - size) if again else None
 
-    def step(carry: tuple, block: tuple) -> tuple[tuple, Tree]:
-        total, memory, before = carry
-        k, rows, weight = block
+    def step(carry: tuple, k: Array) -> tuple[tuple, None]:
+        total, results, memory, before = carry
+        start, last = first_of(k), k == blocks - 1
         # what the block before keeps is written only now, so that all reading comes after it: where XLA sees a reader
         # that could come after the writing, it copies the whole of it in every step
-        memory = jax.tree.map(lambda a, b: write(a, b, jnp.maximum(k - 1, 0)), memory, before)
-        total, rest, new = advance(total, rows, jax.tree.map(lambda a: read(a, k), memory), weight)
-        return (total, memory, new), rest
+        memory = put(memory, before, first_of(jnp.maximum(k - 1, 0)))
+        mine = rows(memory, start)
+        if again:
+            mine = jax.tree.map(lambda a, b: jnp.where(last, a, b), at_first, mine)
+        out, new = one(rows(stacked, start), mine)
+        if weight is not None:
+            w = read(weight, start)
+            if again:
+                w = jnp.where(last & (jnp.arange(size) < again), 0, w)
+            message, out = out
+            total = total + sum_up(w, message)
+        if not again:
+            return (total, results, memory, new), out
+        return (total, put(results, out, start), memory, new), None
 
+    out = jax.eval_shape(f, row_of(stacked), row_of(memory))[0]
     total = 0.0
     if weight is not None:
-        message = jax.eval_shape(f, row_of(stacked), row_of(memory))[0][0]
-        total = jnp.zeros(message.shape, message.dtype)
-    rows = jax.tree.map(lambda a: a[: blocks * size], (stacked, weight)) if left else (stacked, weight)
-    if size > 1:
-        rows = jax.tree.map(lambda a: a.reshape(blocks, size, *a.shape[1:]), rows)
-    first = jax.tree.map(lambda a: read(a, 0), memory)
-    (total, memory, last), rest = jax.lax.scan(step, (total, memory, first), (jnp.arange(blocks), *rows))
-    memory = jax.tree.map(lambda a, b: write(a, b, blocks - 1), memory, last)
-    if size > 1:
-        rest = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), rest)
-    if left:
-        tail = jax.tree.map(lambda a: a[blocks * size :], (stacked, memory, weight))
-        total, last, new = several(total, *tail)
-        rest = jax.tree.map(lambda *a: jnp.concatenate(a), rest, last)
-        memory = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, blocks * size, 0), memory, new)
-    return together(total, rest), memory
+        total, out = jnp.zeros(out[0].shape, out[0].dtype), out[1]
+    results = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), out) if again else ()
+    start = total, results, memory, rows(memory, 0)
+    (total, results, memory, last), outs = jax.lax.scan(step, start, jnp.arange(blocks))
+    if not again:
+        results = outs if size == 1 else jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outs)
+    return together(total, results), put(memory, last, count - size)

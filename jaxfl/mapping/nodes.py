@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Array, Cohort, Tree
 from jaxfl.mapping.blocks import block_size, in_blocks, row_of
 from jaxfl.mapping.draws import draws_apart
-from jaxfl.mapping.shards import AXIS, node_shards, over_shards
+from jaxfl.mapping.shards import AXIS, fill, node_shards, over_shards, unfill
 
 
 def _bytes_each(stacked: Tree, count: int) -> int:
@@ -94,9 +94,13 @@ def _at_home(c: Cohort, f: Callable, rows: Tree, *stacked: Tree) -> Tree:
     leaves, devices = jax.tree.leaves(rows), node_shards()
     if not leaves or c.strata.count == leaves[0].shape[0]:
         return f(slice(None), rows, *stacked)
+    n = leaves[0].shape[0]
+    if n % devices:  # phantom rows stay where they are: cut off and filled up anew they would cost a pass over all
+        out = f(c.ids, fill(rows, -n % devices), *stacked)
+        return jax.tree.map(lambda a: unfill(a, n) if a.shape[0] > n else a, out)
     if devices == 1 or c.strata.count % devices:
         return f(c.ids, rows, *stacked)
-    each = leaves[0].shape[0] // devices
+    each = n // devices
 
     def local(ids: Array, rows: Tree, *stacked: Tree) -> Tree:
         return f(ids - each * jax.lax.axis_index(AXIS), rows, *stacked)

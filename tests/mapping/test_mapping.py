@@ -68,7 +68,7 @@ def test_the_gradient_through_what_nodes_keep_does_not_depend_on_blocks():
         chex.assert_trees_all_close(other, found[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("block", [1, 2, 3])
 def test_there_is_one_copy_of_what_nodes_keep(block):
     """In a loop over rounds as well, with members who are absent and results that need what was kept before."""
     who = Cohort(jnp.arange(32), jnp.ones(32), jnp.zeros(32, jnp.int32), strata=Strata(32))
