@@ -1,13 +1,14 @@
 """`jaxfl run` and `jaxfl compare`: systems in one world, one after the other."""
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxfl import plugins
-from jaxfl.commands import results
+from jaxfl.commands import process, results
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import checkpoint
 from jaxfl.engine import run as engine
@@ -21,7 +22,7 @@ from jaxfl.options.systems import label_of, own_options, settings_of
 
 
 def main(command: Run | Compare) -> int:
-    """Run the systems; what is finished is written and shown also after an interrupt, exit code 130.
+    """Run the systems; what is finished is written and shown also after a failure and an interrupt.
 
     Raises:
         InputError: a bad option.
@@ -65,8 +66,9 @@ def _run_all(
     origins: Mapping[str, Mapping[str, Any]],
 ) -> int:
     """Run the systems one after the other; what is finished is written after each."""
-    histories, nodes, seconds, code, at = {}, {}, {}, 130, ""
-    with contextlib.suppress(KeyboardInterrupt):
+    histories, nodes, seconds, ended, failed, at = {}, {}, {}, False, None, ""
+    process.gently()
+    try:
         for i, (name, arm) in enumerate(arms.items()):
             print(f"{i + 1}/{len(arms)} {name} ...", file=sys.stderr, flush=True)
             own = folder / results.file_name(name)
@@ -80,13 +82,22 @@ def _run_all(
                 at = f" at round {result.carry.t} of {name}"
                 break
         else:
-            code = 0
+            ended = True
+    except KeyboardInterrupt:
+        pass
+    except InputError as error:
+        failed = error
+    code = 0 if ended or failed else process.exit_code()
     if code:
         word = "run" if isinstance(command, Run) else "compare"
-        on = f"`jaxfl {word} --resume {folder}` goes on" if setup.checkpoints else "with --checkpoints it could go on"
+        again = f"`jaxfl {word} --resume {shlex.quote(str(folder))}`"
+        on = f"{again} goes on" if setup.checkpoints else "with --checkpoints it could go on"
         print(f"jaxfl: interrupted{at}; what was computed is in {folder}; {on}.", file=sys.stderr)
-    if seconds:
-        results.conclude(world, histories, seconds, folder, nodes=nodes, as_json=command.json)
+    with contextlib.suppress(InputError) if failed else contextlib.nullcontext():
+        if seconds:
+            results.conclude(world, histories, seconds, folder, nodes=nodes, as_json=command.json)
+    if failed:
+        raise failed
     return code
 
 

@@ -232,7 +232,7 @@ def conclude(
     says: str = "",
     as_json: bool = False,
 ) -> None:
-    """The table and the pictures of all systems that are finished; `nodes` is what is by node, `Result.nodes`.
+    """The table and then the pictures of all systems that are finished; `nodes` is what is by node, `Result.nodes`.
 
     `columns`, one value a system, are in the files and the JSON, not in the table; `says` is a line below it.
     """
@@ -244,21 +244,23 @@ def conclude(
         last = [h[h["round"] == h["round"].max()]["error"] for h in histories.values()]
         frame.insert(0, "error", [error.mean() for error in last])
         frame.insert(1, "error_std", [error.std() for error in last])
-        plots.save(plots.learning_curves(histories, "error", log=True), folder / "comparison.png")
     else:
         share = f"({setup.alpha:g})" if setup.partition == "dirichlet" else ""
         title += f", {Path(setup.data).name} {setup.partition}{share}, {setup.model} of {world.task.dim:,} parameters"
+    frame["seconds"] = [seconds[name] for name in histories]
+    whole = frame.assign(**columns)[[*columns, *frame.columns]]
+    tables.table(frame, title)
+    if says:
+        print(says)
+    print(f"results in {folder}", flush=True)
+    if as_json:
+        for name, row in whole.to_dict("index").items():
+            print(tables.json_line(str(name), row), flush=True)
+    write(folder / "summary.csv", whole.to_csv(index_label="system"))
+    if world.task is None:
+        plots.save(plots.learning_curves(histories, "error", log=True), folder / "comparison.png")
+    else:
         plots.comparison(histories, setup.nodes, path=folder / "comparison.png")
     measured = {name: kept for name, kept in nodes.items() if any(c.startswith("local_") for c in kept)}
     if world.held_out is not None and measured:
         plots.own_samples(measured, world.held_out.size, folder / "nodes.png")
-    frame["seconds"] = [seconds[name] for name in histories]
-    whole = frame.assign(**columns)[[*columns, *frame.columns]]
-    write(folder / "summary.csv", whole.to_csv(index_label="system"))
-    tables.table(frame, title)
-    if says:
-        print(says)
-    print(f"results in {folder}")
-    if as_json:
-        for name, row in whole.to_dict("index").items():
-            print(tables.json_line(str(name), row))

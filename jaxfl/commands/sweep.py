@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfl import plugins
-from jaxfl.commands import results
+from jaxfl.commands import process, results
 from jaxfl.commands.experiment import result_of
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import run as engine
@@ -50,10 +50,13 @@ def main(command: Sweep) -> int:
     with results.new_folder(setup.out, f"sweep-{name}") as folder:
         results.describe(world, {name: arm}, folder)
         results.write(folder / results.CONFIG, config.saved("sweep", [typed], setup, world.setup))
+        process.gently()
         result = result_of(arm, setup, folder / name, mesh, hyper=points)
+        if result.interrupted:
+            where = f"at round {result.carry.t}, of which all points are"
+            print(f"jaxfl: interrupted {where}; a sweep begins anew, with another --out.", file=sys.stderr)
         each = sweeps.points(result.history, list(values))
         results.write_history(folder, each, points)
-        plots.save(sweeps.figure(result.history, list(values), score), folder / "sweep.png")
         best, value = _best(each, score)
         says = f"no point has a finite {score}"
         if best is not None:
@@ -64,9 +67,8 @@ def main(command: Sweep) -> int:
         columns = points | {"best": [label == best for label in each]}
         seconds = dict.fromkeys(each, result.seconds / len(each))
         results.conclude(world, each, seconds, folder, columns=columns, says=says, as_json=command.json)
-        if result.interrupted:
-            print(f"jaxfl: interrupted at round {result.carry.t}, of which all points are.", file=sys.stderr)
-        return 130 if result.interrupted else 0
+        plots.save(sweeps.figure(result.history, list(values), score), folder / "sweep.png")
+        return process.exit_code() if result.interrupted else 0
 
 
 def _best(histories: dict[str, Any], score: str) -> tuple[str | None, float]:

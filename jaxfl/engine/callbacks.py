@@ -56,8 +56,9 @@ class CallbackError(RuntimeError):
 class Calls:
     """The callbacks of one run, and Ctrl-C while it lasts.
 
-    The first Ctrl-C lets the rounds under way end, a second one stops at once by KeyboardInterrupt. A handler of the
-    user's own, threads other than the main one and several processes are left alone.
+    The first Ctrl-C lets the rounds under way end, a second one stops at once by KeyboardInterrupt. So does SIGTERM
+    after `signal.signal(signal.SIGTERM, signal.default_int_handler)`. A handler of the user's own, threads other than
+    the main one and several processes are left alone.
 
     Attributes:
         over: a callback returned True, or Ctrl-C was pressed.
@@ -74,7 +75,7 @@ class Calls:
             if not callable(one) or isinstance(one, type):
                 raise InputError(f"callback is {one!r}, but must be a function of a Progress, or a list of such.")
         self.callbacks, self.over, self.interrupted = given, False, False
-        self._before: Any = None
+        self._taken: list[int] = []  # signals
 
     def tell(self, progress: Progress, result: Callable[[], Any]) -> None:
         """Call all of them; `result` makes what the run would return now.
@@ -108,22 +109,27 @@ class Calls:
             raise CallbackError(*failed, result()) from failed[1]
 
     def _interrupt(self, *_: Any) -> None:
-        if self._before is not None:  # the second one is Python's own
-            signal.signal(signal.SIGINT, self._before)
+        if self._taken:  # the second one is Python's own
+            self._give_back()
             print("jaxfl: stops when these rounds are done; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
-        self._before, self.over, self.interrupted = None, True, True
+        self.over, self.interrupted = True, True
+
+    def _give_back(self) -> None:
+        while self._taken:
+            signal.signal(self._taken.pop(), signal.default_int_handler)
 
     def __enter__(self) -> "Calls":
         """Take over Ctrl-C."""
-        here = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
-        if here and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._interrupt)
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            both = signal.SIGINT, signal.SIGTERM
+            self._taken = [s for s in both if signal.getsignal(s) is signal.default_int_handler]
+            for number in self._taken:
+                signal.signal(number, self._interrupt)
         return self
 
     def __exit__(self, *_: Any) -> None:
         """After an error, which outweighs what closing may raise."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        self._give_back()
         with contextlib.suppress(CallbackError):
             self.close(lambda: None)
 

@@ -3,14 +3,18 @@
 Nothing here needs JAX. Options of the world are fields of `config.Setup`; those of a command are fields of its class.
 """
 
+import contextlib
 import dataclasses
+import io
+import re
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
 
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, nearest
 from jaxfl.options import config
 from jaxfl.options.config import Setup
 
@@ -156,10 +160,10 @@ def name_of(command: One) -> str:
 
 
 def parse(args: list[str], about: str = ABOUT) -> Command:
-    """The command of a command line. Exits with 2 where it does not parse, with 0 after `--help`.
+    """The command of a command line. Exits with 0 after `--help`.
 
     Raises:
-        InputError: a config that is not one.
+        InputError: it does not parse, or a config that is not one.
     """
     systems, setup = config.load(path) if (path := _config_path(args)) else ([], DEFAULTS)
     one = systems[0] if len(systems) == 1 else None
@@ -173,7 +177,26 @@ def parse(args: list[str], about: str = ABOUT) -> Command:
         | Annotated[Reproduce, subcommand("reproduce")]
         | Annotated[Cite, subcommand("cite")]
     )
-    return tyro.cli(command, prog="jaxfl", description=about, args=args, config=(FlagCreatePairsOff,))  # type: ignore[call-overload]
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(command, prog="jaxfl", description=about, args=args, config=(FlagCreatePairsOff,))  # type: ignore[call-overload]
+    except SystemExit as stop:
+        if stop.code:
+            raise InputError(_short(told.getvalue())) from None
+        raise
+
+
+def _short(told: str) -> str:
+    """The first words of a box of many lines, and the nearest name it knows."""
+    lines = [line.strip(" │╭╮╰╯") for line in re.sub("\x1b\\[[0-9;]*m", "", told).splitlines()]
+    parts = [part for part in re.split("^[─-]+$", "\n".join(lines[1:]), flags=re.MULTILINE) if part.strip()] + ["", ""]
+    says = " ".join(parts[0].split()).rstrip(".")
+    known = re.findall("^--[\\w-]+", parts[1], re.MULTILINE)
+    known += re.findall("\\w+", parts[1].partition("Available subcommands: ")[2])
+    word = says.removeprefix("Unrecognized options: ").split(", ")[0]
+    near = f"; {nearest(word, known).rstrip('.')}" if word != says and known else ""
+    return f"{textwrap.shorten(says, 300, placeholder=' ...')}{near}{'' if near.endswith('?') else '.'}"
 
 
 def _config_path(args: list[str]) -> str | None:
