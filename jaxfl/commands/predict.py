@@ -42,6 +42,10 @@ def main(command: Predict) -> int:
     task, dataset = world.task, world.dataset
     if task is None or dataset is None or model.layers != layers(task):
         raise InputError(f"run: the model of {label} in {folder} is not of the task that its config describes.")
+    if not np.isfinite(model.row).all():
+        raise InputError(
+            f"run: the model of {label} in {folder} is not finite, as training diverged: it predicts nothing."
+        )
     x, y = samples(command.data, dataset)
     source = "test" if command.data is None else Path(command.data).stem
     who = "" if command.node is None else f"-node-{command.node}"

@@ -250,6 +250,8 @@ def conclude(
     frame["seconds"] = [seconds[name] for name in histories]
     whole = frame.assign(**columns)[[*columns, *frame.columns]]
     tables.table(frame, title)
+    if diverged := tables.divergence(histories):
+        print(diverged if world.task is None else f"{diverged} A smaller lr may help.")
     if says:
         print(says)
     print(f"results in {folder}", flush=True)

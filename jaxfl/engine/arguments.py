@@ -3,7 +3,7 @@
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,13 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from jaxfl.core import Algorithm, Metric, Program, Scenario, Tree
+from jaxfl.core import Algorithm, Metric, Program, Scenario, Shards, Tree
 from jaxfl.engine import distribution
 from jaxfl.engine.history import EVALUATED, TOTALS
 from jaxfl.errors import InputError, nearest, require
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.network import Network
-from jaxfl.learn.task import Task
+from jaxfl.learn.task import Task, check_labels
 
 INT32 = 2**31
 OWN = ("system", "round", "diverged", EVALUATED, *TOTALS.values())  # what no measurement may be called
@@ -56,6 +56,8 @@ def check_parts(algorithm: Any, scenario: Any, model: Any, evaluate: Any, hyper:
             f"scenario is {_shown(scenario)}, but must be a Scenario, as `world.scenario.scenario(shards)` makes it."
         )
     check_liars(algorithm, scenario)
+    for task in _parts(algorithm, Task) if isinstance(scenario.data, Shards) else ():
+        check_labels(task, scenario.data, "data")
     check_model(model)
     check_metric(evaluate)
     if mesh is not None and not isinstance(mesh, Mesh):
@@ -66,17 +68,23 @@ def check_parts(algorithm: Any, scenario: Any, model: Any, evaluate: Any, hyper:
 
 def check_liars(algorithm: Any, scenario: Scenario) -> None:
     """Raise InputError if a network of the algorithm, as far as closures show it, attacks in a world without liars."""
-    byz, seen, found = scenario.byz, set(), [algorithm]
+    byz = scenario.byz
     if isinstance(byz, Tracer) or np.asarray(byz).any():
         return
+    if any(isinstance(net.attack, Attack) for net in _parts(algorithm, Network)):
+        raise InputError("the network has an attack, but nobody lies in this world: say who by scenario(byz=).")
+
+
+def _parts(algorithm: Any, kind: type) -> Iterator[Any]:
+    """Everything of a kind in an algorithm, as far as closures show it."""
+    seen, found = set(), [algorithm]
     while found:
         part = found.pop()
         if id(part) in seen:
             continue
         seen.add(id(part))
-        if isinstance(part, Network):
-            if isinstance(part.attack, Attack):
-                raise InputError("the network has an attack, but nobody lies in this world: say who by scenario(byz=).")
+        if isinstance(part, kind):
+            yield part
         elif isinstance(part, partial):
             found += [part.func, *part.args, *part.keywords.values()]
         elif isinstance(part, tuple | list):

@@ -1,4 +1,7 @@
-"""How a quantity is spread over nodes `[n]`. NaN stands for a node that has none, which is left out."""
+"""How a quantity is spread over nodes `[n]`.
+
+NaN stands for a node that has none, which is left out; an infinite one, as of a model that diverged, makes all NaN.
+"""
 
 from fractions import Fraction
 
@@ -15,7 +18,8 @@ def worst(values: Array, share: float = WORST) -> Array:
     times, of = ratio.numerator, ratio.denominator
     count = jnp.maximum(1, there // of * times + there % of * times // of)
     lowest = jnp.arange(values.shape[0]) < count
-    return jnp.where(lowest, jnp.sort(values), 0).sum() / count
+    mean = jnp.where(lowest, jnp.sort(values), 0).sum() / count
+    return jnp.where(jnp.isinf(values).any(), jnp.nan, mean)
 
 
 def jain(values: Array) -> Array:
@@ -32,4 +36,5 @@ def columns(name: str, values: Array) -> dict[str, Array]:
     `name_spread`, their standard deviation.
     """
     values = jnp.asarray(values, jnp.float32)
-    return {name: jnp.nanmean(values), f"{name}_worst_decile": worst(values), f"{name}_spread": jnp.nanstd(values)}
+    mean = jnp.where(jnp.isinf(values).any(), jnp.nan, jnp.nanmean(values))
+    return {name: mean, f"{name}_worst_decile": worst(values), f"{name}_spread": jnp.nanstd(values)}

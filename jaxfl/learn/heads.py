@@ -64,7 +64,7 @@ def multi_head(backbone: Task, sample_x: Tree, classes: int, heads: int) -> Task
     def correct(output: Any, y: Array) -> Array:
         return (output.logits[0].argmax(-1) == y).astype(jnp.float32)
 
-    return from_functions(init, loss, say, correct)
+    return from_functions(init, loss, say, correct)._replace(classes=classes)
 
 
 def unit(embedding: Array) -> Array:

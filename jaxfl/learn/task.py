@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
-from jaxfl.core import Array, Tree
-from jaxfl.errors import InputError
+from jaxfl.core import Array, Shards, Tree
+from jaxfl.data.cut import owned
+from jaxfl.errors import InputError, require
 from jaxfl.models.modules import Functional, functional
 
 Trained = str | Sequence[str] | None
@@ -32,6 +35,7 @@ class Task(NamedTuple):
     train: Callable | None = None  # (params, x, y, key, mask [b] or None) -> ([b], params); None: the loss is `loss`
     untrained: tuple[bool, ...] = ()  # leaf by leaf of params, what `train` renews and no gradient moves; (): nothing
     module: Callable[[Tree], Any] | None = None  # (params) -> the flax module that has them
+    classes: int | None = None  # labels are whole numbers from 0 to below it; None: there are none
 
 
 def require_task(task: Any) -> None:
@@ -42,6 +46,21 @@ def require_task(task: Any) -> None:
             f"task is {kind}, but must be a Task: `classification(module, x)` makes one of a flax module, "
             "`from_functions(init, loss)` of functions."
         )
+
+
+def check_labels(task: Task, data: Any, what: str) -> None:
+    """Raise `InputError` if `data`, targets or Shards that `what` names, hold a label that the task has no class for.
+
+    Of Shards only what some node owns is looked at. Traced ones pass.
+    """
+    y = data.y if isinstance(data, Shards) else data
+    if task.classes is None or isinstance(y, Tracer) or not jnp.issubdtype(jnp.result_type(y), jnp.integer):
+        return
+    beyond = lambda y: y[(y < 0) | (y >= task.classes)]
+    bad = beyond(y := np.asarray(y))
+    bad = beyond(y[owned(data)[1]]) if bad.size and isinstance(data, Shards) else bad
+    if bad.size:
+        raise InputError(f"{what} holds the label {bad[0]}, but the model has classes 0 to {task.classes - 1}.")
 
 
 def from_functions(
@@ -107,7 +126,7 @@ def from_functions(
     return Task(init, one_each, predict, correct, unravel, ravel, dim, train, untrained)
 
 
-def task_of(made: Functional, loss: Callable, correct: Callable | None = None) -> Task:
+def task_of(made: Functional, loss: Callable, correct: Callable | None = None, classes: int | None = None) -> Task:
     """The task of `models.modules.functional`, with losses `loss(output, y) -> [b]` and hits `correct(output, y)`."""
     drawn = made.train
 
@@ -118,7 +137,7 @@ def task_of(made: Functional, loss: Callable, correct: Callable | None = None) -
 
     of_use = lambda params, x, y: loss(made.apply(params, x), y)
     more = {} if drawn is None else {"train": train, "untrained": made.untrained}
-    return from_functions(made.init, of_use, made.apply, correct, **more)._replace(module=made.module)
+    return from_functions(made.init, of_use, made.apply, correct, **more)._replace(module=made.module, classes=classes)
 
 
 def _check_labels(logits: Array, y: Array) -> None:
@@ -162,7 +181,7 @@ def classification(
     averaged with the parameters, or kept by the node (`Network.personal`). Dropout draws by seed, node, round and step.
     Evaluation does neither.
 
-    Labels are integers `[b]`; a label out of range (-1 for unknown) makes the loss NaN.
+    Labels are integers `[b]`; a label out of range (-1 for unknown) makes the loss NaN, and a run on such is refused.
 
     Raises:
         InputError: `module` is neither, or asks for more than its input and whether it trains, keeps what is no float,
@@ -172,7 +191,7 @@ def classification(
     made, logits = functional(module, sample_x, compute, trained)
     if len(logits.shape) != 2 or classes not in (None, logits.shape[-1]):
         raise InputError(f"module gives logits {logits.shape}, must be [b, {classes or 'classes'}].")
-    return task_of(made, _cross_entropy, _hits)
+    return task_of(made, _cross_entropy, _hits, logits.shape[-1])
 
 
 def language_model(module: Any, sample_x: Tree, compute: Any = None, trained: Trained = None) -> Task:
@@ -189,7 +208,7 @@ def language_model(module: Any, sample_x: Tree, compute: Any = None, trained: Tr
         raise InputError(
             f"module gives logits {logits.shape} for tokens {sample_x.shape}, must be [b, length, vocabulary]."
         )
-    return task_of(made, _cross_entropy, _hits)
+    return task_of(made, _cross_entropy, _hits, logits.shape[-1])
 
 
 def _half_square(prediction: Array, y: Array) -> Array:
@@ -213,11 +232,6 @@ def regression(module: Any, sample_x: Tree, compute: Any = None, trained: Traine
     return task_of(made, _half_square)
 
 
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise InputError(f"{name} is {value}, must be at least {least}.")
-
-
 def logistic_regression(features: int, classes: int, l2: float = 0.0) -> Task:
     """Softmax regression from zeros: cross-entropy in nats plus `l2 / 2` times the squared norm of the whole row.
 
@@ -226,9 +240,9 @@ def logistic_regression(features: int, classes: int, l2: float = 0.0) -> Task:
     Raises:
         InputError: `features` below 1, `classes` below 2 or `l2` negative; while tracing, inputs of another size.
     """
-    _at_least("features", features, 1)
-    _at_least("classes", classes, 2)
-    _at_least("l2", l2, 0)
+    require("features", features, least=1, whole=True)
+    require("classes", classes, least=2, whole=True)
+    require("l2", l2, least=0)
 
     def init(key: Array) -> Tree:
         return {"bias": jnp.zeros(classes), "kernel": jnp.zeros((features, classes))}
@@ -240,7 +254,7 @@ def logistic_regression(features: int, classes: int, l2: float = 0.0) -> Task:
         penalty = sum((a**2).sum() for a in jax.tree.leaves(params)) if l2 else 0.0
         return _cross_entropy(predict(params, x), y) + 0.5 * l2 * penalty
 
-    return from_functions(init, loss, predict, _hits)
+    return from_functions(init, loss, predict, _hits)._replace(classes=classes)
 
 
 def linear_regression(features: int, bias: bool = False) -> Task:
@@ -249,7 +263,7 @@ def linear_regression(features: int, bias: bool = False) -> Task:
     Raises:
         InputError: `features` below 1; while tracing, inputs of another size or targets that are not `[b]`.
     """
-    _at_least("features", features, 1)
+    require("features", features, least=1, whole=True)
 
     def init(key: Array) -> Tree:
         return {"kernel": jnp.zeros(features)} | ({"bias": jnp.zeros(())} if bias else {})
@@ -275,7 +289,7 @@ def quadratic(d: int) -> Task:
     Raises:
         InputError: `d` below 1; while tracing, `x` or `y` of another shape.
     """
-    _at_least("d", d, 1)
+    require("d", d, least=1, whole=True)
 
     def loss(p: Array, x: Array, y: Array) -> Array:
         if x.shape[1:] != (d, d) or y.shape[1:] != (d,):
@@ -295,7 +309,7 @@ def quadratic_noise(d: int, sigma: float) -> Task:
     Raises:
         InputError: `d` below 1 or `sigma` negative; while tracing, `x` or `y` of another shape.
     """
-    _at_least("sigma", sigma, 0)
+    require("sigma", sigma, least=0)
     clean = quadratic(d)
 
     def loss(p: Array, x: tuple[Array, Array], y: Array) -> Array:
@@ -312,8 +326,27 @@ def mean_loss(task: Task, row: Array, x: Tree, y: Array) -> Array:
     return task.loss(task.unravel(row), x, y).mean()
 
 
+def judged(task: Task, row: Array) -> Callable:
+    """`(x [b, ...], y [b, ...]) -> {"loss": [b], "accuracy": [b]}` of the model `row [d]`, the latter if there is one.
+
+    Both are NaN if the model is not finite, accuracy also if a prediction is NaN or inf: its argmax would be any
+    class.
+    """
+    params, finite = task.unravel(row), jnp.isfinite(row).all()
+
+    def each(x: Tree, y: Array) -> dict[str, Array]:
+        out = {"loss": task.loss(params, x, y)}
+        if task.correct is not None and task.predict is not None:
+            said = task.predict(params, x)
+            lost = jnp.stack([~(a < jnp.inf).all() for a in jax.tree.leaves(said)]).any()
+            out["accuracy"] = jnp.where(lost, jnp.nan, task.correct(said, y))
+        return {name: jnp.where(finite, value, jnp.nan) for name, value in out.items()}
+
+    return each
+
+
 def scores(task: Task, row: Array, x: Tree, y: Array, batch: int | None = None) -> dict[str, Array]:
-    """Mean `loss` and, where the task has one, `accuracy` of the model `row [d]` over `N` examples.
+    """Mean `loss` and, where the task has one, `accuracy` of the model `row [d]` over `N` examples, as of `judged`.
 
     Args:
         task: the task.
@@ -326,16 +359,10 @@ def scores(task: Task, row: Array, x: Tree, y: Array, batch: int | None = None) 
         InputError: no example, or `batch` below 1.
     """
     count = y.shape[0]
-    _at_least("the number of examples", count, 1)
+    require("the number of examples", count, least=1)
+    require("batch", batch, least=1, whole=True, none=True)
     size = count if batch is None else min(batch, count)
-    _at_least("batch", size, 1)
-    params = task.unravel(row)
-
-    def each(x: Tree, y: Array) -> dict[str, Array]:
-        out = {"loss": task.loss(params, x, y)}
-        if task.correct is not None and task.predict is not None:
-            out["accuracy"] = task.correct(task.predict(params, x), y)
-        return out
+    each = judged(task, row)
 
     def part(start: Array | int, length: int) -> dict[str, Array]:
         return each(*jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length), (x, y)))

@@ -17,7 +17,7 @@ from jaxfl.engine.distribution import jain, worst
 from jaxfl.errors import InputError, require
 from jaxfl.exchange.rules import mean
 from jaxfl.learn.local import local_gradient, whole_shard
-from jaxfl.learn.task import Task, require_task, scores
+from jaxfl.learn.task import Task, check_labels, judged, require_task, scores
 from jaxfl.mapping.nodes import map_nodes
 
 
@@ -155,6 +155,7 @@ def shared_test(task: Task, x: Array, y: Array, *, nodes: bool = True, batch: in
         InputError: `task` is no Task; while tracing, an answer that is no model `[d]` or models `[n, d]`.
     """
     require_task(task)
+    check_labels(task, y, "y")
     key = "accuracy" if task.correct is not None else "loss"
 
     def measure(arrays, answer):
@@ -170,10 +171,15 @@ def shared_test(task: Task, x: Array, y: Array, *, nodes: bool = True, batch: in
             distance = consensus_distance(rows)
         if key == "loss":
             return out | {"node_loss": each.mean(), "consensus": distance}
-        spread = {"node_accuracy": each.mean(), "worst_decile": worst(each), "node_spread": each.std()}
+        spread = {"node_accuracy": each.mean(), "worst_decile": worst(_beyond(each)), "node_spread": each.std()}
         return out | spread | {"consensus": distance}
 
     return Metric(measure, (x, y))
+
+
+def _beyond(each: Array, sign: int = -1) -> Array:
+    """Scores of nodes `[n]`, infinitely bad where a model has none: NaN says that a node was not asked."""
+    return jnp.where(jnp.isnan(each), sign * jnp.inf, each)
 
 
 def local_test(task: Task, shards: Shards, *, ids: Any = None, batch: int | None = None) -> Metric:
@@ -183,8 +189,8 @@ def local_test(task: Task, shards: Shards, *, ids: Any = None, batch: int | None
     Columns: `local_accuracy`, its mean over nodes, `local_accuracy_worst_decile` (mean of the lowest tenth of the
     nodes), `local_accuracy_spread` (standard deviation), `local_accuracy_jain` (Jain's fairness index) and
     `local_accuracy_weighted`, the share of all nodes' samples that are right. Tasks without accuracy give `local_loss`
-    alike but for Jain's index; its worst decile are the highest losses, and a model that is not finite has an infinite
-    one.
+    alike but for Jain's index; its worst decile are the highest losses. A model that is not finite has an
+    infinite loss, or an accuracy of -inf, and the columns are NaN.
 
     A server's one model `[d]` is every node's model. Of an answer in parts, `{"x": [d], "personal": [n, d]}`, these are
     the columns of the models `[n, d]`, which nodes use themselves; every other part has its own, `local_accuracy_x` and
@@ -209,21 +215,20 @@ def local_test(task: Task, shards: Shards, *, ids: Any = None, batch: int | None
     if not size.any():
         raise InputError("shards hold no test sample of any node that counts, but at least one is needed.")
     shards, n = dataclasses.replace(shards, size=constant(size)), len(size)
-    predict, correct = task.predict, task.correct
-    key = "loss" if predict is None or correct is None else "accuracy"
+    check_labels(task, shards, "shards")
+    key = "loss" if task.predict is None or task.correct is None else "accuracy"
     most = shards.longest if batch is None else min(batch, shards.longest)
 
     def right(data: Shards, i: Array, row: Array) -> Array:
         """Sum over the samples of node i."""
-        params = task.unravel(row)
+        judge = judged(task, row)
         index, mask = (a[0] for a in whole_shard(data, i, 1))
         fill = lambda a: jnp.pad(a, (0, -len(a) % most)).reshape(-1, most)
 
         def some(part: tuple[Array, Array]) -> Array:
             index, mask = part
             x, y = jax.tree.map(lambda a: a[index], data.x), data.y[index]
-            each = task.loss(params, x, y) if not (predict and correct) else correct(predict(params, x), y)
-            return jnp.where(mask > 0, each, 0).sum()
+            return jnp.where(mask > 0, judge(x, y)[key], 0).sum()
 
         return jax.lax.map(some, (fill(index), fill(mask))).sum()
 
@@ -238,8 +243,7 @@ def local_test(task: Task, shards: Shards, *, ids: Any = None, batch: int | None
             total = map_nodes(lambda s, i: right(s[0], i, s[1]), (data, rows), every, bytes_each=work)
         else:
             total = map_nodes(lambda s, r: right(s, r[0], r[1]), data, (every, rows), bytes_each=work)
-        total = jnp.where(jnp.isnan(total), jnp.inf, total)  # NaN says that a node has no sample
-        each = jnp.where(data.size > 0, total / data.size, jnp.nan)
+        each = jnp.where(data.size > 0, _beyond(total, 1 if key == "loss" else -1) / data.size, jnp.nan)
         found = {name: each, f"{name}_weighted": jnp.where(data.size > 0, total, 0).sum() / data.size.sum()}
         if key == "loss":
             return found | {f"{name}_worst_decile": -worst(-each)}

@@ -32,8 +32,10 @@ def class_accuracy(groups: Groups, rows: tuple[Array, ...], x: Tree, y: Array, c
 
     def one(task, shared, row):
         x, y, of = shared
-        hit = (logits(task.predict(task.unravel(row), x)).argmax(-1) == y).astype(jnp.float32)  # [heads, N]
-        return hit @ of / of.sum(0)
+        said = logits(task.predict(task.unravel(row), x))
+        hit = (said.argmax(-1) == y).astype(jnp.float32)  # [heads, N]
+        sound = jnp.isfinite(row).all() & (said < jnp.inf).all()
+        return jnp.where(sound, hit @ of / of.sum(0), jnp.nan)
 
     return in_node_order(groups, map_groups(groups, one, (x, y, of), rows))
 

@@ -12,7 +12,7 @@ from jaxfl import data, plugins
 from jaxfl.core import Metric, Shards, constant
 from jaxfl.errors import InputError
 from jaxfl.learn.multilabel import multilabel
-from jaxfl.learn.task import Task, classification, language_model, logistic_regression, regression
+from jaxfl.learn.task import Task, check_labels, classification, language_model, logistic_regression, regression
 from jaxfl.measure.metrics import among, local_test, shared_test
 from jaxfl.models import networks
 from jaxfl.options.config import MODELS, Setup
@@ -28,7 +28,14 @@ EVALUATED = {
 
 
 def task_of(setup: Setup, dataset: data.Dataset) -> Task:
-    """The model on the data. Raises `InputError` for a model that does not fit them."""
+    """The model on the data. Raises `InputError` for a model that does not fit them, or lacks classes for labels."""
+    task = _task_of(setup, dataset)
+    for what in ("y", "test_y"):
+        check_labels(task, getattr(dataset, what), f"{what} of data {setup.data}")
+    return task
+
+
+def _task_of(setup: Setup, dataset: data.Dataset) -> Task:
     shape = dataset.x.shape[1:]
     features, outputs = math.prod(shape), dataset.classes or math.prod(dataset.y.shape[1:])
     if setup.model == "logistic" and dataset.task == "classification":

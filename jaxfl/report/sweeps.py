@@ -27,13 +27,18 @@ def points(history: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def last(history: Any, names: Sequence[str], score: str) -> Any:
-    """The score at the last evaluation, one row a point: index `names`, columns `mean`, `std`, `low`, `high`."""
-    done = history[history[score].notna()]
-    if not len(done):
+    """The score at the last evaluation, one row a point: index `names`, columns `mean`, `std`, `low`, `high`.
+
+    They are NaN where a seed diverged.
+    """
+    there = history[score].notna()
+    if not there.any():
         raise InputError(f"score is {score!r}, but nothing was evaluated under that name.")
-    # of the last round in which anybody has a score: who diverged since has none
-    ends = history[history["round"] == done["round"].max()].groupby([*names, "seed"])[score].last()
-    return ends.groupby(level=list(names)).agg(mean="mean", std="std", low="min", high="max")
+    if "diverged" in history:  # of whoever diverged no score is there, but something was evaluated
+        there |= history["diverged"].notna()
+    ends = history[history["round"] == history["round"][there].max()].groupby([*names, "seed"])[score].last()
+    table = ends.groupby(level=list(names)).agg(mean="mean", std="std", low="min", high="max")
+    return table.where(ends.isna().groupby(level=list(names)).sum() == 0)
 
 
 @styled

@@ -17,6 +17,7 @@ HIGHER = ("accuracy", "node_accuracy", "worst_decile")  # columns in which more 
 HIGHER += ("local_accuracy", "local_accuracy_worst_decile", "local_accuracy_weighted", "local_accuracy_jain")
 SCORES = ("accuracy", "worst_decile", "consensus", "test_loss")
 FAIRNESS = ("", "_worst_decile", "_spread", "_jain", "_weighted")  # what metrics.local_test says of a measurement
+SHOWN = 8  # systems that are named as diverged
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxfl")
 
 
@@ -91,12 +92,36 @@ def takes_time(history: Any) -> bool:
     return "seconds" in history and not history["seconds"].dropna().isin((0.0, 1.0)).all()
 
 
+def _last(history: Any, scores: list[str]) -> Any:
+    """The row of the last evaluation of each seed."""
+    done = history[history[scores].notna().any(axis=1)] if scores else history
+    return done.sort_values("round", kind="stable").groupby("seed").tail(1)
+
+
+def divergence(histories: Mapping[str, Any]) -> str:
+    """Which systems ended with models or scores that are not finite, in one line; "" where none did.
+
+    Args:
+        histories: `Result.history` of each system, by name.
+    """
+    said = []
+    for name, history in histories.items():
+        scores = [c for c in ("accuracy", "test_loss", "error") if c in history]
+        last = _last(history, [c for c in (*scores, "diverged") if c in history])
+        nodes = last["diverged"] if "diverged" in last else 0 * last["round"]
+        bad = (nodes > 0) | ~np.isfinite(last[scores]).all(axis=1)
+        if bad.any():
+            models = f", {nodes.max():,.0f} models" if nodes.max() > 0 else ""
+            said.append(f"{name} ({bad.sum()} of {len(last)} seeds{models})")
+    more = f" and {len(said) - SHOWN} more" * (len(said) > SHOWN)
+    return f"diverged: {', '.join(said[:SHOWN])}{more}; what is not finite has no score." if said else ""
+
+
 def _row(name: str, history: Any, nodes: int, clocked: bool, scores: list[str]) -> dict[str, Any]:
     if not len(history):
         raise InputError(f"histories[{name!r}] has no rows, but at least one round is needed.")
     scores = [c for c in scores if c in history]
-    done = history[history[scores].notna().any(axis=1)] if scores else history
-    last = done.sort_values("round", kind="stable").groupby("seed").tail(1)
+    last = _last(history, scores)
     values = {c: last[c] for c in scores}
     traffic = megabytes(last, nodes)
     if traffic is not None:

@@ -128,7 +128,9 @@ def test_losses_where_there_is_no_accuracy():
     np.testing.assert_allclose(columns["local_loss_worst_decile"], np.nanmax(each), rtol=1e-5)
     np.testing.assert_allclose(columns["local_loss_spread"], np.nanstd(each), rtol=1e-5)
     rows[3] = np.nan
-    assert np.isinf(of(metrics.local_test(line, test), rows)[0]["local_loss"])
+    columns, by_node = of(metrics.local_test(line, test), rows)
+    assert np.isnan(list(columns.values())).all()
+    assert list(np.flatnonzero(np.isinf(by_node["local_loss"]))) == [3]
 
 
 def test_worst_and_jain_leave_out_who_has_nothing():
