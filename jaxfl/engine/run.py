@@ -29,17 +29,15 @@ from jaxfl.engine.history import LOG, Recorder
 from jaxfl.engine.progress import bar
 from jaxfl.engine.runs import Runs, lay_out, of_a_seed, over_runs, run_mesh, side_by_side
 from jaxfl.engine.sharding import (
+    Border,
     by_node,
     everywhere,
-    from_shards,
     in_shards,
     mesh_for,
     placement,
     put,
     put_state,
     to_host,
-    to_shards,
-    uneven,
     wait_for_all,
 )
 from jaxfl.errors import InputError
@@ -342,16 +340,14 @@ def run(
         count = min(every, max(1, rounds - t))
         how = runs, seed_block, block, mesh
         like, sides = _foreseen(algorithm, scenario, evaluate, labels, count, how, (draw, x), fixed)
-        n, several, phantoms = scenario.byz.shape[0], runs is not None, uneven(mesh, scenario.byz.shape[0])
-        told = lambda carry: (carry[0], from_shards(carry[1], n, several)) if phantoms else carry
-        taken = lambda carry: (carry[0], to_shards(carry[1], n, several)) if phantoms else carry
+        border = Border(mesh, scenario.byz.shape[0], runs is not None)
         if carry is not None:
-            check_carry(carry, jax.eval_shape(told, like), len(labels))
-            carry = taken(jax.tree.map(jnp.copy, carry.state))
+            check_carry(carry, border.shapes(like), len(labels))
+            carry = border.back(carry.state)
         else:
             carry = _start(algorithm, scenario[:2], draw, runs, x, *fixed)
         if mesh is not None:
-            carry = put(mesh, carry[0], of_a_seed(mesh, runs)), put_state(mesh, carry[1], several, n)
+            carry = put(mesh, carry[0], of_a_seed(mesh, runs)), put_state(mesh, carry[1], border.several, border.n)
         runs, own = sides, None
         if folder is not None:
             if jax.process_index() == 0:
@@ -359,26 +355,26 @@ def run(
             if checkpoints or resume:
                 parts = {"algorithm": algorithm, "world": scenario._replace(data=()), "data": scenario.data}
                 own = identity.of_run(labels, given, origin, **parts, model=model, metric=metric)
-            begun = checkpoint.begin(folder, recorder, told(carry), own, resume=resume, keep=checkpoints)
-            t, carry = (t, carry) if begun is None else (begun[0], taken(begun[1]))
+            begun = checkpoint.begin(folder, recorder, border.out(carry), own, resume=resume, keep=checkpoints)
+            t, carry = (t, carry) if begun is None else (begun[0], border.back(begun[1]))
         if t > rounds:
             raise InputError(f"rounds is {rounds}, but {t} are finished already.")
 
         def scores():
             if evaluate is None:
                 return {}, {}
-            got = _evaluate(algorithm, evaluate.measure, runs, block, n, carry[1], hyper, evaluate.arrays)
+            got = _evaluate(algorithm, evaluate.measure, runs, block, border.n, carry[1], hyper, evaluate.arrays)
             return tuple(_by_run(part, runs) for part in got)
 
         def result():
-            going_on, took = Carry(t, told(carry), recorder.spent), recorder.seconds
+            going_on, took = Carry(t, border.out(carry), recorder.spent), recorder.seconds
             nodes = recorder.by_node()
             return Result(recorder.frame(), nodes, going_on.state[1], going_on, calls.interrupted, took)
 
         def tell(count):
             rows = recorder.rows[-count * (len(labels) - 1) - 1 :: count]  # the last of each run
             if calls.callbacks:
-                calls.tell(Progress(t, rounds, list(map(dict, rows)), labels, told(carry)[1]), result)
+                calls.tell(Progress(t, rounds, list(map(dict, rows)), labels, border.out(carry)[1]), result)
 
         with calls, bar(rounds, t, progress) as advance:
             if t == 0:
@@ -393,7 +389,7 @@ def run(
                 recorder.add(t, logs, *measured)
                 t += count
                 if checkpoints and folder is not None:
-                    checkpoint.save(folder, t, told(carry), recorder.mark() | {"identity": own})
+                    checkpoint.save(folder, t, border.out(carry), recorder.mark() | {"identity": own})
                 advance(t, measured[0])
                 tell(count)
             calls.close(result)

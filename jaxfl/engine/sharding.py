@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,23 +111,54 @@ def put_state(mesh: Mesh, state: State, several: bool, n: int) -> State:
     return jax.tree.map(lambda a, spec: _put(a, NamedSharding(mesh, spec)), state, where)
 
 
-def uneven(mesh: Mesh | None, n: int) -> bool:
-    """Whether some shards of `n` nodes have phantom rows."""
-    return mesh is not None and AXIS in mesh.shape and n % mesh.size > 0
+class Border(NamedTuple):
+    """Between compiled programs, which hand on whole shards, and all others, for whom a state has a row a node.
+
+    A carry is `(state of the world, State)`; `several`: the state has an axis of runs first.
+    """
+
+    mesh: Mesh | None
+    n: int
+    several: bool
+
+    @property
+    def phantoms(self) -> bool:
+        """Whether the devices do not divide the nodes."""
+        return self.mesh is not None and AXIS in self.mesh.shape and self.n % self.mesh.size > 0
+
+    def out(self, carry: tuple) -> tuple:
+        """For others, on every device: by way of the host, whose memory CPU devices share."""
+        if self.mesh is None or not self.phantoms:
+            return carry
+        axis, where = int(self.several), NamedSharding(self.mesh, P())
+        rows = shard_rows(self.n, self.mesh.size) * self.mesh.size
+
+        def one(a: Array) -> Array:
+            if a.ndim <= axis or a.shape[axis] != rows:
+                return a
+            keys = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+            host = to_host(jax.random.key_data(a) if keys else a)
+            host = host[:, : self.n] if axis else host[: self.n]
+            return _put(jax.random.wrap_key_data(host) if keys else host, where)
+
+        return carry[0], _of_nodes(one, carry[1])
+
+    def back(self, carry: tuple) -> tuple:
+        """For programs, which may take over its memory: a copy of what others still have."""
+        world, state = carry
+        copied = jax.tree.map(jnp.copy, world)
+        return copied, _filled(state, self.n, self.several) if self.phantoms else jax.tree.map(jnp.copy, state)
+
+    def shapes(self, carry: tuple) -> tuple:
+        """Of what `out` gives."""
+        one = partial(by_node, n=self.n)
+        return carry[0], jax.eval_shape(jax.vmap(one) if self.several else one, carry[1])
 
 
 @partial(jax.jit, static_argnames=("n", "several"))
-def to_shards(state: State, n: int, several: bool) -> State:
-    """A state with a row a node in whole shards; `several`: an axis of runs comes first."""
-    one = partial(in_shards, n=n)
+def _filled(state: State, n: int, several: bool) -> State:
+    one = lambda state: in_shards(jax.tree.map(jnp.copy, state), n)
     return (jax.vmap(one) if several else one)(state)
-
-
-@partial(jax.jit, static_argnames=("n", "several"))
-def from_shards(state: State, n: int, several: bool) -> State:
-    """What `to_shards` was given, on every device."""
-    one = partial(by_node, n=n)
-    return everywhere((jax.vmap(one) if several else one)(state))
 
 
 def everywhere(tree: Tree) -> Tree:
