@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Array, Graph, heard_weight, own_weight
 from jaxfl.exchange import rules
 from jaxfl.exchange.ranks import written_out
-from jaxfl.mapping.shards import AXIS, node_shards, over_shards, shard_rows
+from jaxfl.mapping.shards import AXIS, fill, node_shards, over_shards, shard_rows, unfill
 
 PIECE_BYTES = 128 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
 DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost, on CPU as on GPU
@@ -72,8 +72,9 @@ def everywhere(rule: Callable, graph: Graph, m: int) -> Callable | None:
 
     def combine(own: Array, sent: Array) -> Array:
         own, sent = _settled(own, sent)
-        spread = over_shards(of_all, len(own), (P(AXIS), P(AXIS), P(AXIS), P()), P(AXIS))
-        return spread(own, weight, graph.nbr, sent)
+        n, pad = len(own), -len(own) % node_shards()
+        spread = over_shards(of_all, n, (P(AXIS), P(AXIS), P(AXIS), P()), P(AXIS))
+        return spread(own, weight, graph.nbr, fill(sent, pad) if pad else sent)
 
     return combine
 
@@ -84,10 +85,13 @@ def _settled(own: Array, sent: Array) -> tuple[Array, Array]:
     On an accelerator it would also copy all rows in every round, as what is mixed would be read from those that a scan
     replaces.
     """
-    if own is sent:
-        own = sent = jax.lax.optimization_barrier(sent)
-        return own, sent
-    return jax.lax.optimization_barrier((own, sent))
+    together = (own,) if own is sent else (own, sent)
+    n, pad = len(own), -len(own) % node_shards()
+    if pad:  # with phantom rows, which would else be made anew
+        together = unfill(jax.lax.optimization_barrier(fill(together, pad)), n)
+    else:
+        together = jax.lax.optimization_barrier(together)
+    return together[0], together[-1]
 
 
 def _common(rows: Array) -> Array:
