@@ -10,7 +10,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxfl.core import ROUNDING, Graph, constant
 from jaxfl.errors import InputError
@@ -244,28 +243,6 @@ def check(
         sums = np.asarray(_sparse(graph).sum(axis=0)).reshape(-1)
         _refuse("column", "sums to", np.abs(sums - 1), sums, "1")
     return require_connected(graph) if connected else graph
-
-
-def require_weights(graph: Graph) -> Graph:
-    """The graph, or an InputError for bare weights of 1, whose rows sum to the degree, and rows with `own` off 1."""
-    if isinstance(graph.weight, Tracer):
-        return graph
-    weight = np.asarray(graph.weight)
-    total = weight.sum(1)
-    if graph.own is None and np.max(weight, initial=0) >= 1 and np.max(total) > 1 + 1e-6:
-        raise InputError(
-            f"the weights of node {int(np.argmax(total))} sum to {np.max(total):g}; "
-            "give the graph mixing weights first, such as mixing.metropolis(graph)."
-        )
-    if graph.own is not None and not graph.column_stochastic:
-        total = np.asarray(graph.own, np.float64) + np.asarray(graph.weight, np.float64).sum(1)
-        worst = int(np.argmax(np.abs(total - 1)))
-        if not abs(total[worst] - 1) < 1e-5:
-            raise InputError(
-                f"the weights of node {worst}, its own included, sum to {total[worst]:g}, but must sum to 1 "
-                "(weights of push-sum come from mixing.push_weights)."
-            )
-    return graph
 
 
 def second_eigenvalue(graph: Graph) -> float:

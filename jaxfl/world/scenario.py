@@ -11,8 +11,8 @@ from jaxfl.core import ALL_STEPS, Array, Cohort, Graph, Links, Now, Process, Sce
 from jaxfl.errors import InputError
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import base_of, everyone, weighted
-from jaxfl.world.mixing import require_weights
 from jaxfl.world.process import process
+from jaxfl.world.promises import require_weights
 from jaxfl.world.tiers import tiers_of
 from jaxfl.world.topology import as_process, between
 

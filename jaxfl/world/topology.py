@@ -15,8 +15,9 @@ from jaxfl.core import Array, Graph, Process, constant, own_weight, stream
 from jaxfl.errors import InputError, require
 from jaxfl.world.cohort import subset
 from jaxfl.world.graph import require_no_hermit
-from jaxfl.world.mixing import from_matrix, from_networkx, push_weights, require_weights
+from jaxfl.world.mixing import from_matrix, from_networkx, push_weights
 from jaxfl.world.process import process
+from jaxfl.world.promises import require_weights
 from jaxfl.world.tiers import Tiers
 
 
