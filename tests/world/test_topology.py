@@ -312,7 +312,7 @@ def test_byzantine_nodes():
         (lambda: scenario(()), "nodes = None"),
         (lambda: scenario((), nodes=0), "nodes = 0"),
         (lambda: scenario((), nodes=4, topology=G.ring(5)), "topology has 5 nodes"),
-        (lambda: scenario((), nodes=4, topology=G.ring(4)), "weights of node 0 sum to 2, but must sum to at most 1; give the graph mixing"),
+        (lambda: scenario((), nodes=4, topology=G.ring(4)), "node 0 sum to 2, but .*; give the graph mixing"),
         (lambda: scenario((), nodes=4, topology=T.random_matching(6)), "topology has 6 nodes"),
         (lambda: scenario((), nodes=4, topology=nx.path_graph(5)), "topology has 5 nodes"),
         (lambda: scenario((), nodes=4, topology=nx.empty_graph(4)), "node 0 is isolated: it hears nobody"),
