@@ -74,6 +74,7 @@ def dirichlet(data: Dataset, n: int, alpha: float, seed: int = 0, min_size: int 
         bins: classes of a regression's targets.
     """
     _check(data, n, min_size)
+    require("alpha", alpha, most=np.inf)
     if not 0 < alpha < np.inf:
         raise InputError(f"alpha={alpha} must be above 0 and finite.")
     labels, rng = strata(data, bins), generator(seed)
@@ -144,6 +145,7 @@ def primary_labels(
     labels, rng = strata(data, bins), generator(seed)
     classes = max(data.classes or 0, int(labels.max()) + 1)
     require("primary", primary, least=1, most=classes, whole=True)
+    require("skew", skew, most=np.inf)
     if not 0 <= skew < np.inf:
         raise InputError(f"skew={skew} must be finite and at least 0.")
     rank = rng.permuted(np.tile(np.arange(classes), (n, 1)), axis=1)
@@ -234,10 +236,12 @@ def quantity_skew(
     _check(data, n, min_size)
     rng = generator(seed)
     if law == "lognormal":
+        require("sigma", sigma, most=np.inf)
         if not 0 <= sigma < np.inf:
             raise InputError(f"sigma={sigma} must be finite and at least 0.")
         logits = sigma * rng.normal(size=n)
     elif law == "power":
+        require("exponent", exponent, most=np.inf)
         if not 1 < exponent < np.inf:
             raise InputError(f"exponent={exponent} must be finite and above 1.")
         logits = -np.log1p(-rng.random(n)) / (exponent - 1)
@@ -291,6 +295,7 @@ def feature_shift(
             raise InputError(f"turns={turns} must be 1, 2, 3 or 4.")
         x = rotate(data.x, owner % turns)
     elif kind == "noise":
+        require("noise", noise, most=np.inf)
         if not 0 <= noise < np.inf:
             raise InputError(f"noise={noise} must be finite and at least 0.")
         if data.x.dtype != np.float32:

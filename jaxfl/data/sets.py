@@ -14,7 +14,7 @@ import numpy as np
 from jaxfl.data import targets
 from jaxfl.data.files import installed, text_files
 from jaxfl.data.targets import array, floats, integers
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, require
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist installs it
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -43,6 +43,7 @@ class Dataset(NamedTuple):
 
 def generator(seed: int) -> np.random.Generator:
     """NumPy's random generator of a seed, an integer >= 0 (else InputError)."""
+    require("seed", seed, whole=True)
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError(f"seed={seed!r} must be an integer >= 0.")
     return np.random.default_rng(seed)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfl.data.sets import Dataset, from_arrays, generator
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, require
 
 
 class Quadratics(NamedTuple):
@@ -18,6 +18,7 @@ class Quadratics(NamedTuple):
 
 def _check(**at_least: tuple[float, float]) -> None:
     for name, (value, least) in at_least.items():
+        require(name, value, most=np.inf, whole=name not in ("alpha", "beta", "spread", "noise"))
         if not (np.isfinite(value) and value >= least):
             raise InputError(f"{name}={value} must be finite and at least {least}.")
 

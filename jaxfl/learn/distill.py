@@ -62,6 +62,7 @@ def hold_out(data: Dataset, count: int, seed: int = 0) -> tuple[np.ndarray, Data
         InputError: `count` is below 1 or leaves nothing.
     """
     total = len(data.y)
+    require("count", count, whole=True)
     if not 1 <= count < total:
         raise InputError(f"count is {count}, but must be from 1 to {total - 1} of the {total} train samples.")
     order = generator(seed).permutation(total)

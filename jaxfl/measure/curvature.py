@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfl.core import Array, Metric, Tree, stream
-from jaxfl.errors import InputError
+from jaxfl.errors import require
 from jaxfl.learn.task import Task, mean_loss
 from jaxfl.mapping import linalg
 from jaxfl.measure.metrics import mean_model
@@ -34,8 +34,7 @@ def extreme_eigenvalues(product: Callable, d: int, steps: int = 20, key: Array |
         InputError: `steps` or `d` below 1.
     """
     for name, value in (("d", d), ("steps", steps)):
-        if value < 1:
-            raise InputError(f"{name} is {value}, but must be a whole number of at least 1.")
+        require(name, value, least=1, whole=True)
     steps = min(steps, d)
     start = jax.random.normal(stream(jax.random.key(0), "lanczos") if key is None else key, (d,))
 

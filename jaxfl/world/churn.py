@@ -54,6 +54,7 @@ def events(n: int, *, leaves: Iterable[tuple[int, Any]] = (), joins: Iterable[tu
     Raises:
         InputError: an id outside 0..n-1, a negative round, a leave of who is down or a join of who is up.
     """
+    require("n", n, whole=True)
     if n < 1:
         raise InputError(f"n = {n}: at least one node is needed.")
     story: list[list[tuple[int, bool]]] = [[] for _ in range(n)]
@@ -88,7 +89,9 @@ def crash(n: int, share: float, at: int, seed: int = 0) -> Process:
     Raises:
         InputError: `share` is outside 0..1, or `at` or `seed` is negative.
     """
+    require("n", n, least=1, whole=True)
     require("share", share, least=0, most=1)
+    require("at", at, least=0, whole=True)
     require("seed", seed, least=0, whole=True)
     return events(n, leaves=[(at, np.random.default_rng(seed).permutation(n)[: round(share * n)])])
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import Array, Cohort, Process, Strata, Tree, constant, node_keys, stream
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, require
 from jaxfl.world.exponential import exponential, tail
 from jaxfl.world.exponential import uniform as fraction
 from jaxfl.world.process import process
@@ -31,6 +31,7 @@ def base_arrays(n: int, weight: Any = None) -> dict:
     Raises:
         InputError: `n` < 1, another shape than `[n]`, a negative or non-finite weight, or no positive weight.
     """
+    require("n", n, whole=True)
     if n < 1:
         raise InputError(f"n = {n}: at least one node is needed.")
     if weight is None:
@@ -83,6 +84,7 @@ def thinned(cohort: Cohort, share: Array) -> Cohort:
 
 
 def _members(c: int, n: int) -> int:
+    require("c", c, whole=True)
     if not 1 <= c <= n:
         raise InputError(f"c = {c}: a cohort has between 1 and n = {n} members.")
     return int(c)
@@ -157,6 +159,7 @@ def stratified(n: int, c: int, strata: int, weight: Any = None) -> Process:
         InputError: `c` is outside 1..n, `strata` does not divide `n` and `c`, or bad base weights.
     """
     base, c = base_arrays(n, weight), _members(c, n)
+    require("strata", strata, whole=True)
     if strata < 1 or n % strata or c % strata:
         raise InputError(f"strata = {strata}: a number that divides n = {n} and c = {c} is needed.")
 
@@ -186,6 +189,7 @@ def poisson(n: int, p: float, capacity: int | None = None, weight: Any = None) -
         InputError: `p` is outside (0, 1], the capacity is too small or above `n`, or bad base weights.
     """
     base = base_arrays(n, weight)
+    require("p", p)
     if not 0 < p <= 1:
         raise InputError(f"p = {p}: a probability above 0 and at most 1 is needed.")
     from scipy.special import bdtr, bdtrc

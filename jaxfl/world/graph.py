@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from jaxfl.core import Graph, constant
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, require
 
 
 def _count(name: str, value: int, least: int) -> int:
+    require(name, value, whole=True)
     if isinstance(value, bool) or int(value) != value or value < least:
         raise InputError(f"{name} = {value}: an integer of at least {least} is needed.")
     return int(value)
 
 
 def _probability(p: float) -> float:
+    require("p", p)
     if not 0 <= p <= 1:
         raise InputError(f"p = {p}: a probability between 0 and 1 is needed.")
     return float(p)
@@ -196,6 +198,7 @@ def watts_strogatz(n: int, k: int, p: float, seed: int) -> Graph:
 def random_geometric(n: int, radius: float, seed: int) -> Graph:
     """Nodes at random places of the unit square; those within `radius` hear each other. May be disconnected."""
     n = _count("n", n, 1)
+    require("radius", radius)
     if not radius > 0 or not math.isfinite(radius):
         raise InputError(f"radius = {radius}: a positive length is needed (the square has side 1).")
     import networkx as nx

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import ROUNDING, Graph, constant
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, require
 from jaxfl.world.graph import degrees, edges, entries, from_edges, names, require_connected, require_symmetric
 from jaxfl.world.graph import from_networkx as graph_of
 
@@ -80,6 +80,7 @@ def lazy(graph: Graph, own: float = 0.5) -> Graph:
     Raises:
         InputError: `own` is outside 0..1, or the graph is not row stochastic.
     """
+    require("own", own)
     if not 0 <= own <= 1:
         raise InputError(f"own = {own}: a share between 0 and 1 is needed.")
     check(graph)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import ALL_STEPS, Array, Cohort, Graph, Links, Now, Process, Scenario, Shards, Tree, constant, stream
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, require
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import base_of, everyone, weighted
 from jaxfl.world.process import process
@@ -68,11 +68,13 @@ def scenario(
     n = nodes if sizes is None or nodes is not None else len(sizes)
     if n is None:
         raise InputError("nodes = None: the number of nodes is needed where data is not Shards.")
+    require("nodes", n, whole=True)
     if n < 1:
         raise InputError(f"nodes = {n}: at least one node is needed.")
     if sizes is not None and n != len(sizes):
         raise InputError(f"nodes = {nodes}: data has {len(sizes)} shards, and one a node is needed.")
     round_seconds = (1.0 if links is None else 0.0) if round_seconds is None else round_seconds
+    require("round_seconds", round_seconds, most=math.inf)
     if not (math.isfinite(round_seconds) and round_seconds >= 0):
         raise InputError(f"round_seconds = {round_seconds}: a finite time of at least 0 is needed.")
     where = process(lambda key, arrays, s, t: (s, None)) if topology is None else as_process(topology)

@@ -22,12 +22,14 @@ from jaxfl.world.tiers import Tiers
 
 
 def _nodes(n: int) -> int:
+    require("n", n, whole=True)
     if n < 2:
         raise InputError(f"n = {n}: at least two nodes are needed.")
     return int(n)
 
 
 def _sources(n: int, k: int) -> int:
+    require("k", k, whole=True)
     if not 1 <= k < n:
         raise InputError(f"k = {k}: a node hears between 1 and n - 1 = {n - 1} others.")
     return int(k)
@@ -205,6 +207,7 @@ def edge_drop(topology: Graph | Process, p: float) -> Process:
     Raises:
         InputError: `p` is outside 0..1.
     """
+    require("p", p)
     if not 0 <= p <= 1:
         raise InputError(f"p = {p}: a probability between 0 and 1 is needed.")
     start, walk, below = as_process(topology)

@@ -255,7 +255,7 @@ def test_a_million_nodes_have_a_sample_each():
         (lambda d: dirichlet(d, 401, 1.0), "n=401"),
         (lambda d: dirichlet(d, 10, 0.0), "alpha=0"),
         (lambda d: dirichlet(d, 10, float("inf")), "alpha=inf"),
-        (lambda d: dirichlet(d, 10, float("nan")), "alpha=nan"),
+        (lambda d: dirichlet(d, 10, float("nan")), "alpha is nan"),
         (lambda d: dirichlet(d, 10, 1.0, min_size=0), "min_size=0"),
         (lambda d: dirichlet(d, 10, 1.0, min_size=41), "min_size=41 asks for 410 samples"),
         (lambda d: dirichlet(d._replace(classes=None), 10, 1.0), "one label a sample"),

@@ -165,7 +165,7 @@ def test_connectivity():
     ("call", "says"),
     [
         (lambda: G.ring(0), "n = 0"),
-        (lambda: G.ring(2.5), "n = 2.5"),
+        (lambda: G.ring(2.5), "n is 2.5"),
         (lambda: G.torus(0, 3), "rows = 0"),
         (lambda: G.grid(3, -1), "cols = -1"),
         (lambda: G.hypercube(12), "n = 12: a hypercube needs a power of two"),
