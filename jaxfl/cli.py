@@ -54,14 +54,15 @@ def _dispatch(args: list[str], stored: str) -> int:
 
         print(f"jaxfl {__version__}")
         return 0
-    from jaxfl.options import commands  # takes a while, in which Ctrl-C is heard
+    from jaxfl.options import commands, memory  # takes a while, in which Ctrl-C is heard
 
     command = commands.parse(args, f"{commands.ABOUT} {stored}")
     if isinstance(command, commands.Experiment):
         start_jax(command.setup.devices)
     elif isinstance(command, commands.Predict | commands.Reproduce):
         start_jax(None)
-    return importlib.import_module(f"jaxfl.commands.{MODULES[type(command).__name__]}").main(command)
+    with memory.said():
+        return importlib.import_module(f"jaxfl.commands.{MODULES[type(command).__name__]}").main(command)
 
 
 def _sentence(error: OSError) -> str:

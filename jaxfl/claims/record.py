@@ -1,12 +1,15 @@
 """Results that are kept beside the claims, `results/NAME.json` with a picture, and the page made of them."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxfl import zoo
 from jaxfl.claims.evidence import VERDICTS, Evidence
+from jaxfl.engine.disk import write_whole
+from jaxfl.errors import InputError
 from jaxfl.report import tables
 
 FOLDER = Path(__file__).parent
@@ -33,6 +36,17 @@ def row_of(claim: zoo.Claim, evidence: Evidence, seeds: int, seconds: float) -> 
     return {"claim": read.pop("name")} | read
 
 
+def check(folder: Path = FOLDER) -> None:
+    """Raise `InputError` where nothing can be kept, before hours of work."""
+    try:
+        (folder / "results").mkdir(exist_ok=True)
+        for where in (folder, folder / "results"):
+            with tempfile.TemporaryFile(dir=where):
+                pass
+    except OSError as error:
+        raise InputError(f"keep: {folder} cannot be written ({error.strerror or error}).") from error
+
+
 def keep(row: Mapping[str, Any], figures: tuple, folder: Path = FOLDER) -> None:
     """Write the results of a claim into `folder` and the page anew. Raises `InputError` for a full disk."""
     from jaxfl.report import plots  # imports JAX, which `jaxfl list` does without
@@ -43,14 +57,12 @@ def keep(row: Mapping[str, Any], figures: tuple, folder: Path = FOLDER) -> None:
         (results / old).unlink(missing_ok=True)
     for figure, name in zip(figures, pictures(row), strict=True):
         plots.save(figure, results / name)
-    (results / f"{row['claim']}.json").write_text(
-        json.dumps(row, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    (folder / "README.md").write_text(page(folder), encoding="utf-8")
+    write_whole(results / f"{row['claim']}.json", (json.dumps(row, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / "README.md", page(folder).encode())
     front = folder.parents[1] / "README.md"
     if front.exists() and MARKS[0] in (text := front.read_text(encoding="utf-8")):
         before, rest = text.split(MARKS[0])
-        front.write_text(f"{before}{MARKS[0]}\n{counts(folder)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+        write_whole(front, f"{before}{MARKS[0]}\n{counts(folder)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}".encode())
 
 
 def pictures(row: Mapping[str, Any]) -> list[str]:

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxfl import plugins
 from jaxfl.commands import process, results
 from jaxfl.commands.start import mesh_of
-from jaxfl.engine import checkpoint
+from jaxfl.engine import checkpoint, plan
 from jaxfl.engine import run as engine
 from jaxfl.engine.run import Result
 from jaxfl.errors import InputError
-from jaxfl.options import config, fit
+from jaxfl.options import config, fit, memory
 from jaxfl.options.build import Arm, World, prepare
 from jaxfl.options.commands import Compare, Run, name_of
 from jaxfl.options.config import Setup
@@ -46,6 +48,8 @@ def main(command: Run | Compare) -> int:
             checkpoint.check_origin(Path(command.resume) / results.file_name(name), origin)
     world = prepare(setup, [plugins.split(name)[0] for name in names])
     arms = fit.arms(world, names, setup, None if earlier is None else earlier[1])
+    for name, arm in arms.items():
+        check_state(name, arm, setup.seeds)
     mesh = mesh_of(setup.devices, world.setup.nodes)
     label = f"{word}-{'-'.join(map(results.file_name, names))[:60]}"
     is_new = command.resume is None
@@ -111,22 +115,30 @@ def _alike(a: str, b: str) -> bool:
     return plugins.split(a)[0] == plugins.split(b)[0] and settings_of(a) == settings_of(b)
 
 
+def check_state(name: str, arm: Arm, seeds: int, hyper: dict[str, Any] | None = None) -> None:
+    """Raise InputError for a system whose state has no place on this machine; accelerators have their own memory."""
+    if jax.default_backend() == "cpu":
+        needed = plan.state_bytes(arm.algorithm, arm.scenario, arm.model, seeds, hyper)
+        memory.require(f"system {name}: its state", needed)
+
+
 def result_of(arm: Arm, setup: Setup, out: Path, mesh: Any, **arguments: Any) -> Result:
     """The result of one system as long and as often as the setup says; `arguments` go to `engine.run.run`."""
-    return engine.run(
-        arm.algorithm,
-        arm.scenario,
-        arm.model,
-        setup.rounds,
-        seed=setup.seed,
-        seeds=setup.seeds,
-        every=setup.every,
-        evaluate=arm.metric,
-        out=out,
-        mesh=mesh,
-        progress=True,
-        **arguments,
-    )
+    with memory.said():
+        return engine.run(
+            arm.algorithm,
+            arm.scenario,
+            arm.model,
+            setup.rounds,
+            seed=setup.seed,
+            seeds=setup.seeds,
+            every=setup.every,
+            evaluate=arm.metric,
+            out=out,
+            mesh=mesh,
+            progress=True,
+            **arguments,
+        )
 
 
 def _same(command: Run | Compare) -> tuple[list[str], Setup]:

@@ -31,6 +31,8 @@ def main(command: Reproduce) -> int:
     if command.seeds < 1:
         raise InputError(f"seeds is {command.seeds}, but must be a whole number of at least 1.")
     found = list(zoo.claims_by_name().values()) if command.all else [zoo.find_claim(str(command.name))]
+    if command.keep:
+        record.check()
     verdicts = []
     with new_folder(command.out, f"reproduce-{'all' if command.all else found[0].name}") as folder:
         for claim in found:

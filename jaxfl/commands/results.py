@@ -43,6 +43,8 @@ def new_folder(out: str | None, label: str) -> Iterator[Path]:
     Raises:
         InputError: it holds something, cannot be made, or another command writes to it.
     """
+    if out is not None and "://" in out:
+        raise InputError(f"out is {out}, but results go to a folder of this machine.")
     folder = Path(out) if out is not None else _named(label)
     was_there = out is not None and folder.is_dir()
     _check_free(folder)

@@ -7,6 +7,7 @@ from typing import Any
 
 import platformdirs
 
+MOST_DEVICES = max(64, os.cpu_count() or 1)  # that a CPU is split into, each with its threads
 WORTH_KEEPING = 0.1  # seconds of compilation
 
 
@@ -42,7 +43,7 @@ def _start_devices(count: int | None) -> None:
     from jaxfl.engine import sharding
     from jaxfl.errors import InputError
 
-    if count is None:
+    if count is None or count > MOST_DEVICES:
         affinity = getattr(os, "sched_getaffinity", None)
         cores = len(affinity(0)) if affinity else os.cpu_count() or 1
         with contextlib.suppress(InputError):  # a process in which JAX runs already keeps its devices

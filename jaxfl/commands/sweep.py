@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxfl import plugins
 from jaxfl.commands import process, results
-from jaxfl.commands.experiment import result_of
+from jaxfl.commands.experiment import check_state, result_of
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import run as engine
 from jaxfl.engine.arguments import check_scores
@@ -46,6 +46,7 @@ def main(command: Sweep) -> int:
     points = grid(**values)
     arm = fit.arms(world, [label], setup, before, values)[label]
     score = _score(command.score, arm, {key: v[0] for key, v in points.items()})
+    check_state(label, arm, setup.seeds, points)
     mesh = mesh_of(setup.devices, world.setup.nodes)
     with results.new_folder(setup.out, f"sweep-{name}") as folder:
         results.describe(world, {name: arm}, folder)

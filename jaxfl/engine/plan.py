@@ -165,6 +165,12 @@ def plan(
     return made._replace(process_bytes=_process_bytes(made.arrays - made.data_bytes))
 
 
+def state_bytes(algorithm: Any, scenario: Scenario, model: Any, seeds: int | None, hyper: dict | None = None) -> int:
+    """Bytes of the state of all runs on all devices, from its shapes alone; arguments as of `plan`."""
+    _, _, runs, draw, x, fixed = inputs(scenario, model, 0, seeds, hyper, None)
+    return _bytes(_start.eval_shape(canonical(algorithm), scenario[:2], draw, runs, x, *fixed))
+
+
 def _beside(compiled: Any, held: int = 0) -> int:
     """Bytes of a program's temporaries, and of results that take new memory and are not yet `held` elsewhere.
 

@@ -20,6 +20,7 @@ from jaxfl.data.sets import Dataset
 from jaxfl.errors import InputError
 from jaxfl.learn.task import Task
 from jaxfl.measure.metrics import distance_to, together
+from jaxfl.options import memory
 from jaxfl.options.config import TIMES, Setup, check, filled
 from jaxfl.options.data import dataset_of, shards_of, suited
 from jaxfl.options.jobs import clock_of
@@ -68,6 +69,7 @@ def prepare(setup: Setup, systems: Sequence[str]) -> World:
     check(setup)
     timed = any(getattr(setup, name) for name in TIMES)
     kinds = {zoo.find(name).kind for name in systems}
+    memory.check(setup, kinds)
     if "protocol" in kinds:
         if len(kinds) > 1:
             raise InputError(f"systems {', '.join(systems)} cannot be compared: some learn, some are protocols.")

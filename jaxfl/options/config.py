@@ -5,11 +5,11 @@ one field of `Setup`: its type says what is allowed, and the commands, their hel
 """
 
 import dataclasses
-import json
 import math
+import textwrap
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from tyro.conf import UseAppendAction, arg
 
 from jaxfl import plugins
 from jaxfl.errors import InputError, nearest
-from jaxfl.options.files import DATA, READ_BY_FILES, check_files, file_ending
+from jaxfl.options.files import DATA, READ_BY_FILES, check_files, config_text, dump, file_ending
 
 TEXT = ("shakespeare", "topics")
 KEYED = (*TEXT, "smartwatch", "synthetic")  # data sets whose samples have a natural key
@@ -34,7 +34,6 @@ ATTACKS = ("sign_flip", "alie", "ipm", "mimic", "gaussian")
 CODECS = ("half", "int8", "int4", "sign", "top_k")
 DIRECTED = ("exponential",)
 DEGREE = ("regular", "erdos_renyi", "barabasi_albert", "watts_strogatz", "geometric", "el_oracle", "el_local")
-
 GROUPS = ("caveman", "two_level")  # whose degree is the size of a group
 
 # Options that only some values of another one read.
@@ -93,12 +92,13 @@ class Range(NamedTuple):
     def words(self) -> str:
         """What they are, for a person."""
         bounds = {"at least": self.least, "above": self.above, "below": self.below}
-        said = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound))
+        bounds = {word: "2^31" if bound == 2**31 else bound for word, bound in bounds.items() if math.isfinite(bound)}
+        said = " and ".join(f"{word} {bound}" for word, bound in bounds.items())
         return f"{'a whole number of' if self.whole else 'finite and'} {said}"
 
 
-Count = Annotated[int, Range(least=1, whole=True)]
-Natural = Annotated[int, Range(least=0, whole=True)]
+Count = Annotated[int, Range(least=1, below=2**31, whole=True)]  # JAX counts in 32 bits
+Natural = Annotated[int, Range(least=0, below=2**31, whole=True)]
 Positive = Annotated[float, Range(above=0)]
 Time = Annotated[float, Range(least=0)]
 
@@ -223,23 +223,6 @@ def unknown(what: str, name: str, known: Iterable[str]) -> Exception:
     return InputError(f"{what} {name!r} is unknown: {nearest(name, known)}")
 
 
-def dump(values: Mapping[str, Any]) -> str:
-    """TOML of strings, numbers, bools and lists of strings; None is left out. Raises `InputError` for other types."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, bool):
-            return str(value).lower()
-        if isinstance(value, int | float):
-            return repr(value)
-        if isinstance(value, str):
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        if isinstance(value, list | tuple):
-            return f"[{', '.join(map(text, value))}]"
-        raise InputError(f"{value!r} cannot be written as TOML: strings, numbers, bools and lists can.")
-
-    return "".join(f"{name} = {text(value)}\n" for name, value in values.items() if value is not None)
-
-
 def filled(setup: Setup) -> Setup:
     """The setup with what None stands for, as far as that follows from numbers of nodes and liars."""
     some = max(1, setup.nodes // 10)
@@ -308,18 +291,27 @@ def load(path: str | Path) -> tuple[list[str], Setup]:
         InputError: no such file, not TOML, an unknown key (with the nearest ones) or a value of another type.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = tomllib.loads(config_text(Path(path)))
     except OSError as error:
         raise InputError(f"config: {path} cannot be read ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"config: {path} is not a TOML file ({error}).") from error
+    except RecursionError as error:
+        raise InputError(f"config: {path} is not a config, but lists in lists.") from error
+    except InputError:
+        raise
+    except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits, of a name with NUL
+        raise InputError(f"config: {str(path)!r} is not a TOML file ({str(error).splitlines()[0]}).") from error
     hints = typing.get_type_hints(Setup) | {"command": str, "systems": tuple[str, ...], "files": tuple[str, ...]}
     for name, value in values.items():
         if name not in hints:
             raise unknown(f"config: key of {path}", name, hints)
         if not _fits(value, hints[name]):
-            raise InputError(f"config: {name} in {path} is {value!r}, which is of another type than that option.")
+            says = textwrap.shorten(repr(value), 100, placeholder=" ...")
+            raise InputError(f"config: {name} in {path} is {says}, which is of another type than that option.")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        values |= {k: float(v) for k, v in values.items() if type(v) is int and float in _kinds(hints[k])}
+    except OverflowError:
+        raise InputError(f"config: {path} has a number above 10^308.") from None
     values.pop("command", None)
     for mark, file in (line.split(" ", 1) for line in values.pop("files", ()) if " " in line):
         if plugins.fingerprint(Path(file)) != mark:
@@ -330,10 +322,13 @@ def load(path: str | Path) -> tuple[list[str], Setup]:
 def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is tuple:
         return isinstance(value, list) and all(isinstance(v, str) for v in value)
-    kinds = typing.get_args(hint) or (hint,)
     if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
+        return bool in _kinds(hint)
+    return isinstance(value, _kinds(hint)) or (isinstance(value, int) and float in _kinds(hint))
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) or (hint,)
 
 
 def check(setup: Setup) -> None:

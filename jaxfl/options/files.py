@@ -1,5 +1,7 @@
-"""What `--data` names: a data set of the package, a user's file, or a place of code. Needs no JAX."""
+"""What `--data` names: a data set of the package, a user's file, or a place of code; a config's text. Needs no JAX."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,33 @@ DATA = ("mnist5k", "digits", "fashion", "shakespeare", "topics", "smartwatch", "
 TABLES = (".csv", ".parquet")
 FILES = (".npz", *TABLES)
 READ_BY_FILES = dict.fromkeys(("target", "client_column", "features"), TABLES) | {"task": FILES, "image_size": ("",)}
+
+
+LARGEST = 2**20  # bytes of a config
+
+
+def config_text(path: Path) -> str:
+    """What a config says. Raises InputError for what is no file of that size: a folder, a pipe, a device."""
+    if path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST):
+        raise InputError(f"config: {path} is not a TOML file of at most {LARGEST:,} bytes.")
+    return path.read_text(encoding="utf-8")
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """TOML of strings, numbers, bools and lists of strings; None is left out. Raises `InputError` for other types."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, int | float):
+            return repr(value)
+        if isinstance(value, str):
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(map(text, value))}]"
+        raise InputError(f"{value!r} cannot be written as TOML: strings, numbers, bools and lists can.")
+
+    return "".join(f"{name} = {text(value)}\n" for name, value in values.items() if value is not None)
 
 
 def file_ending(name: str) -> str | None:

@@ -169,7 +169,7 @@ def _value(says: str, key: str, written: str, known: Option) -> Any:
     elif float in kinds:
         good, allowed = type(value) in (int, float) and math.isfinite(value), "a finite number"
     else:
-        good, allowed = type(value) is int and value >= least, f"a whole number of at least {least}"
+        good, allowed = type(value) is int and least <= value < 2**31, f"a whole number of at least {least}, below 2^31"
     if not good:
         raise InputError(f"{says}, but {key} must be {allowed}.")
     return value

@@ -109,6 +109,20 @@ def _groups(setup: Setup) -> int:
     return setup.nodes // setup.degree
 
 
+def most_nodes(setup: Setup, most: int) -> int:
+    """The largest number of nodes up to `most` that the topology can have; 0 where there is none."""
+    name, degree = setup.topology, setup.degree
+    if name == "hypercube":
+        return 1 << most.bit_length() - 1 if most else 0
+    fits = {
+        "torus": lambda n: n <= 3 or any(n % r == 0 for r in range(2, math.isqrt(n) + 1)),
+        "regular": lambda n: n * degree % 2 == 0,
+        "caveman": lambda n: n % degree == 0,
+    }
+    fit = fits.get({"grid": "torus", "two_level": "caveman"}.get(name, name), lambda n: True)
+    return next((n for n in range(most, 0, -1) if fit(n)), 0)
+
+
 def in_degree(where: Graph | Process) -> int:
     """How many neighbours a node hears, the mean over nodes rounded up; slots where the graph changes."""
     if isinstance(where, Graph):

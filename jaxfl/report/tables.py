@@ -140,28 +140,47 @@ def _row(name: str, history: Any, nodes: int, clocked: bool, scores: list[str]) 
 def table(frame: Any, title: str = "", console: Any = None) -> None:
     """Print a summary to the terminal, a row a system, each quantity with its deviation as `0.912 ± 0.004`.
 
+    Columns for which a terminal is too narrow are in further tables below; no digit is left out.
+
     Args:
         frame: as `summary` returns it; a column `<column>_std` is shown beside `<column>`.
         title: line above the table.
         console: a `rich.console.Console` (None: the terminal, as wide as the table where the output is no terminal).
     """
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     columns = [c for c in frame.columns if not (c.endswith("_std") and c[:-4] in frame)]
-    # Text, not str: a name with square brackets is no markup.
-    out = Table(title=Text(title, style="bold") if title else None, title_justify="left")
-    out.add_column(Text("system"), no_wrap=True)
-    for c in columns:
-        out.add_column(Text(c.replace("_", " ")), justify="right")
-    for name, row in frame.iterrows():
-        out.add_row(Text(str(name)), *(Text(_shown(row[c], row.get(f"{c}_std"))) for c in columns))
     if console is None:
         console = Console()
         if not console.is_terminal:
-            console = Console(width=max(80, console.measure(out, options=console.options.update(width=1000)).maximum))
-    console.print(out)
+            whole = _drawn(frame, columns, 1000)
+            console = Console(width=max(80, console.measure(whole, options=console.options.update(width=1000)).maximum))
+    wide = lambda some: console.measure(_drawn(frame, some, console.width), options=console.options.update(width=1000))
+    parts: list[list[str]] = [[]]
+    for c in columns:
+        if parts[-1] and wide([*parts[-1], c]).maximum > console.width:
+            parts.append([])
+        parts[-1].append(c)
+    if title:
+        console.print(Text(title, style="bold"))
+    for part in parts:
+        console.print(_drawn(frame, part, console.width))
+
+
+def _drawn(frame: Any, columns: list[str], width: int) -> Any:
+    """A table of some columns; names of systems that take more than half of the width are folded."""
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, not str: a name with square brackets is no markup.
+    out = Table()
+    out.add_column(Text("system"), overflow="fold", min_width=6, max_width=max(8, width // 2))
+    for c in columns:
+        out.add_column(Text(c.replace("_", " ")), justify="right", no_wrap=True)
+    for name, row in frame.iterrows():
+        out.add_row(Text(str(name)), *(Text(_shown(row[c], row.get(f"{c}_std"))) for c in columns))
+    return out
 
 
 def _shown(value: Any, deviation: Any) -> str:

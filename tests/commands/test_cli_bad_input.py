@@ -1,11 +1,13 @@
 """What a command line says to bad input: one sentence, exit code 2, and nothing is written."""
 
+import os
 from functools import cache
 
 import pytest
 from common import jaxfl
 
-from jaxfl import data
+from jaxfl import data, zoo
+from jaxfl.claims import record
 from jaxfl.engine import run as engine
 
 SMALL = ["--nodes", "8", "--data", "digits", "--model", "logistic", "--rounds", "2", "--seeds", "2"]
@@ -190,3 +192,38 @@ def test_options_that_do_not_parse_exit_with_2(capsys):
     for args in (["run", "fedavg", "--nodes", "x"], ["run", "fedavg", "--nodez", 3], ["ran"], []):
         assert jaxfl(*args) == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_is_no_config_is_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    texts = {"digits": "rounds = " + "9" * 5000, "deep": "lr = " + "[" * 5000 + "]" * 5000, "big": "#" * 2**20 + "# "}
+    texts |= {"high": "lr = 1" + "0" * 400, "bytes": "\udcff", "lists": "options = " + "[" * 60 + "]" * 60}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    os.mkfifo("pipe")
+    for name in (*texts, "pipe", "/dev/zero", ".", "nothing", "a\0b"):
+        for args in (["run", "fedavg", "--config", name], ["run", "--resume", name]):
+            assert jaxfl(*args) == 2
+            told = capsys.readouterr().err
+            assert told.startswith("jaxfl: config: ")
+            assert told.count("\n") == 1
+            assert len(told) < 400
+
+
+def test_a_folder_that_cannot_be_is_a_sentence(tmp_path, monkeypatch, capsys, no_run):
+    monkeypatch.chdir(tmp_path)
+    for out in ("s3://bucket/x", "a\0b", "/dev/null/x", "/proc/nothing/x"):
+        assert jaxfl("run", "fedavg", *SMALL, "--out", out) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("jaxfl: out")
+        assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_that_cannot_be_kept_is_not_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(zoo.Claim, "reproduce", lambda *a, **k: pytest.fail("it began"))
+    monkeypatch.setattr(record.check, "__defaults__", (tmp_path / "nothing" / "there",))
+    assert jaxfl("reproduce", "fedprox", "--keep") == 2
+    assert capsys.readouterr().err.startswith("jaxfl: keep: ")
+    assert not list(tmp_path.iterdir())
