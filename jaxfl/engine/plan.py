@@ -25,6 +25,7 @@ from jaxfl.engine.arguments import check_counts, check_names, check_parts
 from jaxfl.engine.hlo import Work, counts, works
 from jaxfl.engine.run import _chunk, _evaluate, _start, inputs, shapes_on, shared_measure
 from jaxfl.engine.runs import side_by_side
+from jaxfl.engine.sharding import node_mesh
 from jaxfl.mapping.canonical import canonical
 from jaxfl.mapping.nodes import programs_in
 
@@ -167,7 +168,7 @@ def plan(
 
 def state_bytes(algorithm: Any, scenario: Scenario, model: Any, seeds: int | None, hyper: dict | None = None) -> int:
     """Bytes of the state of all runs on all devices, from its shapes alone; arguments as of `plan`."""
-    _, _, runs, draw, x, fixed = inputs(scenario, model, 0, seeds, hyper, None)
+    _, _, runs, draw, x, fixed = inputs(scenario, model, 0, seeds, hyper, node_mesh(1))
     return _bytes(_start.eval_shape(canonical(algorithm), scenario[:2], draw, runs, x, *fixed))
 
 

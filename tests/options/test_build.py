@@ -56,7 +56,7 @@ def test_systems_share_one_world_and_the_same_local_work(monkeypatch):
         return System(make, kind=kind)
 
     kinds = ("server", "gossip", "reference")
-    monkeypatch.setattr(zoo, "systems", lambda: {kind: fake(kind) for kind in kinds})
+    monkeypatch.setattr(zoo, "find", fake)
     setup = dataclasses.replace(TINY, lr=0.2, steps=4, batch=0, cohort=3, topology="ring")
     world = prepare(setup, kinds)
     arms = {kind: build(world, kind, {"extra": 2.0} if kind == "gossip" else {}) for kind in kinds}
