@@ -1,5 +1,6 @@
 """Where arrays live: node rows over the devices of a mesh, everything else on each of them."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Array, Mail, State, Tree
 from jaxfl.errors import InputError
 from jaxfl.mapping.shards import AXIS, by_rows, fill, full_shards, node_shards, shard_rows, unfill
+
+BOUNDARY = 64  # bytes; an array of the host that starts on one is not copied to CPU devices
 
 
 def node_mesh(devices: int | None = None) -> Mesh:
@@ -43,7 +46,7 @@ def use_cores(count: int) -> None:
             raise InputError(f"use_cores({count}) came after JAX had started: call it first.") from None
 
 
-def _put(a: Array, where: NamedSharding) -> Array:
+def _put(a: Array | np.ndarray, where: NamedSharding) -> Array:
     """One array on the mesh, which may span processes that each hold all of it."""
     if where.is_fully_addressable:
         return jax.device_put(_seen_by_all(a) if where.is_fully_replicated else a, where)
@@ -137,8 +140,7 @@ class Border(NamedTuple):
             if a.ndim <= axis or a.shape[axis] != rows:
                 return a
             keys = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
-            host = to_host(jax.random.key_data(a) if keys else a)
-            host = host[:, : self.n] if axis else host[: self.n]
+            host = _first_rows(jax.random.key_data(a) if keys else a, self.n, axis)
             return _put(jax.random.wrap_key_data(host) if keys else host, where)
 
         return carry[0], _of_nodes(one, carry[1])
@@ -153,6 +155,21 @@ class Border(NamedTuple):
         """Of what `out` gives."""
         one = partial(by_node, n=self.n)
         return carry[0], jax.eval_shape(jax.vmap(one) if self.several else one, carry[1])
+
+
+def _first_rows(a: Array, n: int, axis: int) -> np.ndarray:
+    """The first `n` of `a` along `axis`, in memory of the host that all CPU devices can share."""
+    shape = (*a.shape[:axis], n, *a.shape[axis + 1 :])
+    memory = np.empty(math.prod(shape) * a.dtype.itemsize + BOUNDARY, np.uint8)
+    host = memory[-memory.ctypes.data % BOUNDARY :][: memory.size - BOUNDARY].view(a.dtype).reshape(shape)
+    cut = lambda a, rows: a[:, :rows] if axis else a[:rows]
+    if not a.is_fully_addressable:
+        host[:] = cut(to_host(a), n)
+        return host
+    for shard in a.addressable_shards:
+        into = cut(host, n)[shard.index]
+        into[:] = cut(np.asarray(shard.data), into.shape[axis])
+    return host
 
 
 @partial(jax.jit, static_argnames=("n", "several"))
