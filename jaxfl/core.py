@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxfl.errors import InputError
 
@@ -283,8 +284,14 @@ def node_keys(key: Array, ids: Array) -> Array:
 
 
 def constant(values: Any, dtype: Any = None) -> Array:
-    """Values of the host on the device, a copy. `jnp.array` compiles a program for every shape that it copies."""
-    return jax.device_put(np.array(values, dtype))
+    """Values of the host on the device, a copy, known inside a program too; traced values as they are.
+
+    `jnp.array` compiles a program for every shape that it copies.
+    """
+    if isinstance(values, Tracer):
+        return jnp.asarray(values, dtype)
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(np.array(values, dtype))
 
 
 def tile(x: Tree, n: int) -> Tree:

@@ -58,7 +58,7 @@ def _put(a: Array | np.ndarray, where: NamedSharding) -> Array:
     return jax.make_array_from_callback(host.shape, where, lambda part: host[part])
 
 
-def _seen_by_all(a: Array) -> Array | np.ndarray:
+def _seen_by_all(a: Array | np.ndarray) -> Array | np.ndarray:
     """A CPU device's array as host memory, which all CPU devices of the process share instead of copying it."""
     alone = isinstance(a, jax.Array) and len(a.devices()) == 1 and next(iter(a.devices())).platform == "cpu"
     return np.asarray(a) if alone and not jnp.issubdtype(a.dtype, jax.dtypes.extended) else a
@@ -141,7 +141,7 @@ class Border(NamedTuple):
                 return a
             keys = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
             host = _first_rows(jax.random.key_data(a) if keys else a, self.n, axis)
-            return _put(jax.random.wrap_key_data(host) if keys else host, where)
+            return _put(jax.random.wrap_key_data(jnp.asarray(host)) if keys else host, where)
 
         return carry[0], _of_nodes(one, carry[1])
 

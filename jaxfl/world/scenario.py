@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxfl.core import ALL_STEPS, Array, Cohort, Graph, Links, Now, Process, Scenario, Shards, Tree, constant, stream
 from jaxfl.errors import InputError, require
@@ -145,6 +146,8 @@ def _require_parts(data: Tree, **parts: Any) -> None:
 
 def _shares(base: Array | None, n: int) -> Array:
     """How much each client counts among all, `[n]`, sum 1."""
+    if isinstance(base, Tracer):
+        return base / base.sum()
     weight = np.ones(n) if base is None else np.asarray(base, np.float64)
     return constant(weight / weight.sum(), np.float32)
 

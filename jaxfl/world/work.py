@@ -95,6 +95,6 @@ def skipping(world: Scenario, nodes: Any, round: Any) -> Scenario:
         steps = jnp.where(idle, 0, ALL_STEPS if c.steps is None else c.steps).astype(jnp.int32)
         return s, now._replace(cohort=c._replace(steps=steps))
 
-    which, when = constant(np.atleast_1d(nodes), np.int32), constant(round, np.int32)
+    which, when = jnp.atleast_1d(constant(nodes, np.int32)), constant(round, np.int32)
     arrays = {"world": world.arrays, "nodes": which, "round": when}
     return world._replace(init=canonical(init), step=canonical(step), arrays=arrays)
