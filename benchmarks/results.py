@@ -19,13 +19,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: ORDER.index(row["suite"]))
 
 
-def replace(path: Path, name: str, rows: Sequence[dict[str, Any]], parts: bool = False) -> list[dict[str, Any]]:
+def replace(
+    path: Path, name: str, rows: Sequence[dict[str, Any]], *, parts: bool = False, alone: bool = False
+) -> list[dict[str, Any]]:
     """`rows` in the place of those of the suite's workload `name`; returns what the file then holds.
 
-    With `parts` rows of `name` stay where none of `rows` has their `workload`.
+    With `parts` rows of `name` stay where none of `rows` has their `workload`; `alone`: those of other libraries stay.
     """
     new = {row.get("workload") for row in rows}
-    stays = lambda row: row["suite"] != name or (parts and row.get("workload") not in new)
+    left_out = lambda row: (parts and row.get("workload") not in new) or (alone and "peer" in row)
+    stays = lambda row: row["suite"] != name or left_out(row)
     kept = [row for row in read(path) if stays(row)] + list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(ORDER)} (default: all)")
     parser.add_argument("--turns", type=int, default=9, help="blocks of rounds timed")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
-    parser.add_argument("--no-peers", action="store_true", help="leave other libraries out")
+    parser.add_argument("--no-peers", action="store_true", help="leave other libraries out: their rows stay")
     parser.add_argument("--seconds", type=float, default=450, help="of gpu: nothing is begun after so many")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="of shapes: some of its systems")
     parser.add_argument("--pages", action="store_true", help="measure nothing, write page and pictures")
@@ -139,7 +139,7 @@ def main(argv: list[str]) -> int:
             failed |= "error" in row
             if name == "gpu":  # such a run may be cut off
                 results.replace(path, name, rows)
-        results.replace(path, name, rows, parts=bool(args.only))
+        results.replace(path, name, rows, parts=bool(args.only), alone=args.no_peers)
     write_pages(results.read(path), folder)
     return int(failed)
 

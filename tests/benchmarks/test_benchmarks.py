@@ -144,6 +144,10 @@ def test_a_part_replaces_its_own_rows(tmp_path):
     new = [{"suite": "shapes", "workload": "W3", "nodes": 2}]
     assert results.replace(path, "shapes", new, parts=True) == [old[0], *new]
     assert results.replace(path, "shapes", new) == new
+    other = [{"suite": "w1", "workload": "W1", "peer": "FedJAX"}, {"suite": "w1", "workload": "W1", "seconds": 1}]
+    results.replace(path, "w1", other)
+    assert results.replace(path, "w1", other[1:], alone=True)[:2] == other
+    assert other[0] not in results.replace(path, "w1", other[1:])
 
 
 def test_sizes_of_an_accelerator_exist():
