@@ -26,7 +26,7 @@ which loads no library or program: those take 110 to 130 MB, whatever the worklo
 where these are a few MB (G10k, W7), and with its arrays in W5.
 """
 PEERS = """Rounds of other libraries on the same work, each in a virtual environment of its own (`benchmarks/peers`);
-what was measured on one date was so in one run. CPU is that of all processes of a round; accuracy is taken after equally
+what was measured on one date was so in one run. CPU is that of all processes of a round; accuracy is taken after as
 many rounds.
 """
 ODD = """Microseconds a member and round at numbers of nodes nobody tuned for and at the next multiple of 64, in turns,
