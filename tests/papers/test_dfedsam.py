@@ -60,7 +60,8 @@ def test_a_mixing_phase_contracts_as_its_second_eigenvalue_says(exchanges):
     """The distance after a round over that after the same round without links: of W^Q, and at most lambda^Q."""
     _, task, data = quadratics(n=8, d=3)
     ring = mixing.metropolis(graph.ring(8))
-    worlds = [scenario(data, topology=t) for t in (ring, dataclasses.replace(ring, weight=jnp.zeros_like(ring.weight)))]
+    no_links = dataclasses.replace(ring, weight=jnp.zeros_like(ring.weight), shifts=None)
+    worlds = [scenario(data, topology=t) for t in (ring, no_links)]
     make = dfedsam_mgs(task, rho=0.3, steps=2, gossip_steps=exchanges, **KW)
     mixed, alone = (np.asarray(run(make, w, jnp.ones(3), 1).state.nodes, np.float64) for w in worlds)
     np.testing.assert_allclose(mixed, np.linalg.matrix_power(mixing.matrix(ring), exchanges) @ alone, atol=1e-5)

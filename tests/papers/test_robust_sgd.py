@@ -28,7 +28,7 @@ from jaxfl.world.scenario import scenario
 
 def small():
     """Tiny instances of every system of this file, for the tests that all systems share."""
-    task, server = digits_world(n=8, c=4, byz=2)
+    task, server = digits_world(n=8, c=5, byz=2)
     _, gossip = digits_world(n=8, topology=mixing.metropolis(graph.barabasi_albert(8, 2, seed=0)), byz=2)
     lie = Network(attack=attacks.mimic(2))
     kw = {"lr": 0.2, "batch": 8}
