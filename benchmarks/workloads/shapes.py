@@ -24,7 +24,7 @@ from workloads.work import Cost, Work
 NODES = (63, 127, 193, 211, 257, 1001, 1009, 4093)
 # On one device and on eight fewer: eight on fewer cores show only that none is lost.
 SIZES = {2: NODES, 1: (63, 257, 1009), 8: (63, 1009)}
-TURNS, BLOCK = 7, 0.15  # of each number of nodes; seconds of a timed block, about
+TURNS, BLOCK = 5, 0.4  # of each number of nodes; seconds of a timed block, about, of at least 10 rounds
 
 
 class System(NamedTuple):
@@ -99,7 +99,7 @@ def of(name: str, devices: int, tiny: bool) -> Iterator[dict]:
 def pairs(system: System, sizes: list[int], other: int, turns: int, tiny: bool) -> Iterator[dict]:
     """Rows of all `sizes` that share the `other` beside them."""
     count = {n: members(system, n) for n in (*sizes, other)}
-    rounds = 1 if tiny else int(np.clip(BLOCK / (count[other] * system.seconds), 1, 200))
+    rounds = 1 if tiny else int(np.clip(BLOCK / (count[other] * system.seconds), 10, 400))
     made = {n: system.make(n, count[n], rounds) for n in count}
     programs = {n: w.build() for n, w in made.items()}
     sides = {n: work.ours(program, rounds, False) for n, program in programs.items()}
