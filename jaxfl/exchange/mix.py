@@ -44,7 +44,7 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
             jnp.ones_like(own_share),
         )
     if shifts is not None:
-        return _by_shifts(graph.weight, shifts, sent, own_share * own)
+        return _by_shifts(graph.weight, shifts, sent, own_share, own)
     devices = node_shards()
     if devices == 1:
         return _by_table(graph.nbr, graph.weight, sent, own_share * own)
@@ -104,11 +104,12 @@ def _common(rows: Array) -> Array:
     return jax.lax.stop_gradient(jnp.where(low > high, 0, jnp.maximum(low, 0) + jnp.minimum(high, 0)))
 
 
-def _by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array, total: Array) -> Array:
+def _by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array, own_share: Array, own: Array) -> Array:
     n = sent.shape[0]
     near = [s if 2 * s <= n else s - n for s in shifts]
     if node_shards() > 1 and max(0, *near) + max(0, *(-s for s in near)) <= _widest_border(n):
-        return _by_halo(weight, sent, near, total)
+        return _by_halo(weight, sent, near, own_share, own)
+    total = own_share * own
     for slot, shift in enumerate(shifts):
         total = total + weight[:, slot, None] * jnp.roll(sent, -shift, axis=0)
     return total
@@ -150,7 +151,7 @@ def _with_border(sent: Array, reach: int, n: int) -> Array:
     return wide if n % node_shards() == 0 or not reach else jax.lax.dynamic_update_slice_in_dim(wide, after[0], here, 0)
 
 
-def _by_halo(weight: Array, sent: Array, shifts: list[int], total: Array) -> Array:
+def _by_halo(weight: Array, sent: Array, shifts: list[int], own_share: Array, own: Array) -> Array:
     """Each device receives only the border rows of its two neighbours."""
     ahead, behind, n = max(0, *shifts), max(0, *(-s for s in shifts)), sent.shape[0]
 
@@ -159,7 +160,8 @@ def _by_halo(weight: Array, sent: Array, shifts: list[int], total: Array) -> Arr
             total = total + weight[:, slot, None] * jax.lax.dynamic_slice_in_dim(wide, behind + shift, total.shape[0])
         return total
 
-    def local(weight: Array, sent: Array, total: Array) -> Array:
+    def local(weight: Array, sent: Array, own_share: Array, own: Array) -> Array:
+        total = own_share * own
         before, after = _borders(sent, behind, ahead, n)
         out = heard(weight, jnp.concatenate([*before, sent, *after]), total)
         if n % node_shards() == 0 or not ahead:
@@ -169,9 +171,10 @@ def _by_halo(weight: Array, sent: Array, shifts: list[int], total: Array) -> Arr
         cut = lambda a, first, count: jax.lax.dynamic_slice_in_dim(a, first, count)
         near = jnp.concatenate([cut(sent, start - behind, ahead + behind), *after])
         again = heard(cut(weight, start, ahead), near, cut(total, start, ahead))
+        out = jax.lax.optimization_barrier(out)  # or one loop would ask of every number whether it is mixed again
         return jax.lax.dynamic_update_slice_in_dim(out, again, start, 0)
 
-    return over_shards(local, n, (P(AXIS),) * 3, P(AXIS))(weight, sent, total)
+    return over_shards(local, n, (P(AXIS),) * 4, P(AXIS))(weight, sent, own_share, own)
 
 
 def _by_gather(nbr: Array, weight: Array, own_share: Array, own: Array, sent: Array, devices: int) -> Array:
