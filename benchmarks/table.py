@@ -33,7 +33,8 @@ ODD = """Microseconds a member and round at numbers of nodes nobody tuned for an
 in one process for each system and number of devices. Members are all nodes; in W1 and SCAFFOLD a cohort of a tenth, odd
 or a multiple of 8. "W5 median" is W5 with the median of a neighbourhood; SCAFFOLD and DiLoCo take 5 steps of 8 with its
 model and data. "Least" is the ratio that whole members leave: a device cannot train half of one. Eight devices on fewer
-cores show only that none is lost; on one and eight devices, and for W3 above 1,009, sizes are left out for time.
+cores show only that none is lost; on one and eight devices, and for W3 above 1,009, sizes are left out for time, as are
+systems that the table does not have.
 """
 FORMULATIONS = """Ways of writing the same, in turns; "apart" is the largest difference from the first over its largest
 value.
