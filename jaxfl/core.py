@@ -294,6 +294,11 @@ def constant(values: Any, dtype: Any = None) -> Array:
         return jax.device_put(np.array(values, dtype))
 
 
+def is_key(a: Any) -> bool:
+    """Whether an array holds typed keys."""
+    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+
+
 def tile(x: Tree, n: int) -> Tree:
     """Leaves `[...]` repeated to `[n, ...]`."""
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (n, *jnp.shape(a))), x)

@@ -22,6 +22,8 @@ import pytest
 from hypothesis import settings
 from workers import together
 
+from jaxfl.engine import run as engine
+
 settings.register_profile("jaxfl", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("jaxfl")
 
@@ -58,3 +60,12 @@ def few_programs():
     """Forget a module's compiled programs: a process that keeps a thousand of them runs out of memory maps and dies."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def nothing_compiled():
+    """A test during which the engine compiles no program of a run."""
+    programs = engine._start, engine._chunk, engine._evaluate
+    before = [f._cache_size() for f in programs]
+    yield
+    assert [f._cache_size() for f in programs] == before

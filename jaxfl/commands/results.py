@@ -17,7 +17,7 @@ import pandas as pd
 from jaxfl.core import Shards
 from jaxfl.data import Dataset, partition
 from jaxfl.engine import checkpoint
-from jaxfl.engine.disk import LOCK, PART, disk_error, held, write_whole
+from jaxfl.engine.disk import LOCK, PART, held, write_whole, writing
 from jaxfl.engine.history import LOG, NODES, unused
 from jaxfl.engine.run import Result
 from jaxfl.engine.saved import save_model
@@ -112,14 +112,12 @@ def _unused(own: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    try:
+    with writing(folder):
         for file in folder.iterdir():
             if file.is_dir():
                 shutil.rmtree(file)
             elif file.name != LOCK:
                 file.unlink()
-    except OSError as error:
-        raise disk_error(folder, error) from error
 
 
 def file_name(label: str) -> str:
@@ -164,10 +162,8 @@ def keep_models(folder: Path, label: str, arm: Arm, result: Result, world: World
     for i in range(world.setup.seeds):
         seed = world.setup.seed + i
         about, path = {"system": label, "round": result.carry.t, "seed": seed}, folder / "models" / f"seed-{seed}.npz"
-        try:
+        with writing(path):
             path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise disk_error(path, error) from error
         if each is not None and each[i].nbytes <= NODES_BYTES:
             save_model(path.with_stem(f"{path.stem}-nodes"), task, each[i], **about)
         if one is not None:

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Tree
+from jaxfl.core import Tree, is_key
 from jaxfl.engine import identity
-from jaxfl.engine.disk import PART, disk_error, sync, sync_names
+from jaxfl.engine.disk import PART, disk_error, sync, sync_names, writing
 from jaxfl.engine.history import LOG, DamagedError, Recorder, unused
 from jaxfl.engine.sharding import wait_for_all
 from jaxfl.errors import InputError
@@ -52,15 +52,11 @@ def _arrays(name: str, tree: Tree) -> tuple[list, Any]:
     return leaves, structure
 
 
-def _is_key(a: Any) -> bool:
-    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
-
-
 def _parts(a: Any) -> list[tuple[list[int], Any]]:
     """Where each part of an array begins and the part, still on its device, of those that this process writes."""
     if not isinstance(a, jax.Array):
         return [([0] * np.ndim(a), np.asarray(a))] if jax.process_index() == 0 else []
-    a = jax.random.key_data(a) if _is_key(a) else a
+    a = jax.random.key_data(a) if is_key(a) else a
     mine = [part for part in a.addressable_shards if part.replica_id == 0]
     return [([s.start or 0 for s in part.index], part.data) for part in mine]
 
@@ -102,10 +98,8 @@ def begin(
     wait_for_all("nothing to go on from")
     recorder.begin()
     if keep and first:
-        try:
+        with writing(folder):
             folder_of(folder).mkdir(exist_ok=True)
-        except OSError as error:
-            raise disk_error(folder, error) from error
     return None
 
 
@@ -145,7 +139,7 @@ def save(folder: str | Path, t: int, carry: Tree, run: Mapping[str, Any] | None 
                 for i, of_leaf in enumerate(parts):
                     for j, (_, data) in enumerate(of_leaf):
                         with archive.open(f"{i}-{j}.npy", "w", force_zip64=True) as out:
-                            np.lib.format.write_array(out, _bits(np.asarray(data)), allow_pickle=False)
+                            np.lib.format.write_array(out, as_bits(np.asarray(data)), allow_pickle=False)
             sync(file)
         wait_for_all("checkpoint written")
         if rank == 0:
@@ -293,7 +287,7 @@ def _part(path: Path, name: str, shape: list[int], dtype: np.dtype) -> np.ndarra
 
 def _placed(like: Any, leaf: _Leaf) -> Any:
     """An array as `like` is: on its devices, in NumPy, a key."""
-    if _is_key(like):
+    if is_key(like):
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(like.shape, like.dtype))
         whole = leaf.region([0] * data.ndim, list(data.shape), np.empty(0, data.dtype))
         key = jax.random.wrap_key_data(
@@ -313,7 +307,7 @@ def _placed(like: Any, leaf: _Leaf) -> Any:
     return jax.make_array_from_callback(shape, where, one)
 
 
-def _bits(a: np.ndarray) -> np.ndarray:
+def as_bits(a: np.ndarray) -> np.ndarray:
     """As it is, or the bits of a type that NumPy's files do not know."""
     return a if a.dtype.kind in "biufc" else a.view(f"u{a.dtype.itemsize}")
 

@@ -24,6 +24,15 @@ def disk_error(path: Path, error: OSError) -> InputError:
     return InputError(f"out: {path} cannot be written ({error.strerror or error}).")
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says of `path`, that it cannot be written, becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that takes its name when it is whole and on the disk. Raises InputError where that fails."""
     part = path.with_name(path.name + PART)

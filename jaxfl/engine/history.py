@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.engine.disk import disk_error, sync, write_whole
+from jaxfl.engine.disk import sync, write_whole, writing
 from jaxfl.errors import InputError
 
 LOG, NODES = "log.jsonl", "nodes"
@@ -97,21 +97,16 @@ class Recorder:
         self._size += len(text)
         self._hash.update(text)
         if self.writes and self.log is not None:
-            try:
-                with self.log.open("ab") as file:
-                    file.write(text)
-            except OSError as error:
-                raise disk_error(self.log, error) from error
+            with writing(self.log), self.log.open("ab") as file:
+                file.write(text)
 
     def _write_nodes(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         made, given = io.BytesIO(), {f"_{name}": a for name, a in arrays.items()}  # no name is one of savez's own
         np.savez(made, **given)  # type: ignore[arg-type]
         self._nodes_hash.update(made.getbuffer())
         if self.writes:
-            try:
+            with writing(self._archives):
                 self._archives.mkdir(exist_ok=True)
-            except OSError as error:
-                raise disk_error(self._archives, error) from error
             write_whole(self._archives / name, made.getvalue())
 
     def _totals(self, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -137,21 +132,16 @@ class Recorder:
     def begin(self) -> None:
         """Start the log and the archives anew."""
         if self.log is not None and self.writes:
-            try:
+            with writing(self.log):
                 self.log.unlink(missing_ok=True)
                 for _, path in _archives(self._archives):
                     path.unlink()
-            except OSError as error:
-                raise disk_error(self.log, error) from error
 
     def mark(self) -> dict[str, Any]:
         """Where the record stands, for a checkpoint; what it holds is on the disk when this returns."""
         if self.log is not None and self.writes:
-            try:
-                with self.log.open("ab") as file:
-                    sync(file)
-            except OSError as error:
-                raise disk_error(self.log, error) from error
+            with writing(self.log), self.log.open("ab") as file:
+                sync(file)
         kept = {"bytes": self._size, "log": self._hash.hexdigest(), "nodes": self._nodes_hash.hexdigest()}
         return kept | {"seconds": self.seconds}
 
@@ -183,13 +173,11 @@ class Recorder:
         self.spent = {total: np.array([row[total] for row in last]) for total in TOTALS.values() if total in last[0]}
         self._began = time.perf_counter() - mark["seconds"]
         if self.writes:
-            try:
+            with writing(self.log):
                 os.truncate(self.log, len(text))
                 for (_, end), path in _archives(self._archives):
                     if end > t:
                         path.unlink()
-            except OSError as error:
-                raise disk_error(self.log, error) from error
 
     def by_node(self) -> dict[str, np.ndarray]:
         """What was logged by node, `[r, rounds, n]`, of the rounds in the table; what a metric measured by node,

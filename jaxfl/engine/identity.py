@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxfl.core import is_key
 from jaxfl.errors import InputError
 from jaxfl.mapping.canonical import LIBRARIES
 
@@ -143,5 +144,5 @@ def _bits(a: Any) -> bytes | memoryview:
     """The bits of an array; nothing of one that lives in other processes too, or of Python's objects."""
     if not getattr(a, "is_fully_addressable", True) or a.dtype == object:
         return b""
-    host = np.asarray(jax.random.key_data(a) if jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key) else a)
+    host = np.asarray(jax.random.key_data(a) if is_key(a) else a)
     return np.ascontiguousarray(host).reshape(-1).view(np.uint8).data

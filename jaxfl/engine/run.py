@@ -355,8 +355,10 @@ def run(
             if checkpoints or resume:
                 parts = {"algorithm": algorithm, "world": scenario._replace(data=()), "data": scenario.data}
                 own = identity.of_run(labels, given, origin, **parts, model=model, metric=metric)
-            begun = checkpoint.begin(folder, recorder, border.out(carry), own, resume=resume, keep=checkpoints)
-            t, carry = (t, carry) if begun is None else (begun[0], border.back(begun[1]))
+            like = border.out(carry) if resume else carry
+            begun = checkpoint.begin(folder, recorder, like, own, resume=resume, keep=checkpoints)
+            if begun is not None:
+                t, carry = begun[0], border.back(begun[1]) if border.phantoms else begun[1]
         if t > rounds:
             raise InputError(f"rounds is {rounds}, but {t} are finished already.")
 

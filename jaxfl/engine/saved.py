@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import Array
+from jaxfl.engine.checkpoint import as_bits
 from jaxfl.engine.disk import disk_error
 from jaxfl.errors import InputError
 from jaxfl.learn.layers import Layer, layers
@@ -79,7 +80,7 @@ def save_model(path: str | Path, model: Task | Sequence[Layer], row: Array | np.
             file.writestr(HEADER, text)
             for name, layer in Model(rows, places, {}).named().items():
                 made = io.BytesIO()
-                np.lib.format.write_array(made, _bits(layer), allow_pickle=False)
+                np.lib.format.write_array(made, as_bits(layer), allow_pickle=False)
                 file.writestr(_entry(name), made.getbuffer())
         part.replace(path)
     except OSError as error:
@@ -116,8 +117,3 @@ def load_model(path: str | Path) -> Model:
 
 def _entry(path: str) -> str:
     return f"{path or 'row'}.npy"  # a task of one bare array has one layer without a path
-
-
-def _bits(a: np.ndarray) -> np.ndarray:
-    """As it is, or the bits of a type that NumPy's files do not know."""
-    return a if a.dtype.kind == "f" else a.view(f"u{a.dtype.itemsize}")

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxfl.core import Array, Mail, State, Tree
+from jaxfl.core import Array, Mail, State, Tree, is_key
 from jaxfl.errors import InputError
 from jaxfl.mapping.shards import AXIS, by_rows, fill, full_shards, node_shards, shard_rows, unfill
 
@@ -52,7 +52,7 @@ def _put(a: Array | np.ndarray, where: NamedSharding) -> Array:
         return jax.device_put(_seen_by_all(a) if where.is_fully_replicated else a, where)
     if not getattr(a, "is_fully_addressable", True):
         return jax.jit(lambda a: a, out_shardings=where)(a)
-    if jnp.issubdtype(jnp.asarray(a).dtype, jax.dtypes.prng_key):
+    if is_key(jnp.asarray(a)):
         return jax.random.wrap_key_data(_put(jax.random.key_data(a), where))
     host = np.asarray(a)
     return jax.make_array_from_callback(host.shape, where, lambda part: host[part])
@@ -139,9 +139,8 @@ class Border(NamedTuple):
         def one(a: Array) -> Array:
             if a.ndim <= axis or a.shape[axis] != rows:
                 return a
-            keys = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
-            host = _first_rows(jax.random.key_data(a) if keys else a, self.n, axis)
-            return _put(jax.random.wrap_key_data(jnp.asarray(host)) if keys else host, where)
+            host = _first_rows(jax.random.key_data(a) if is_key(a) else a, self.n, axis)
+            return _put(jax.random.wrap_key_data(jnp.asarray(host)) if is_key(a) else host, where)
 
         return carry[0], _of_nodes(one, carry[1])
 
@@ -207,7 +206,7 @@ def in_shards(state: State, n: int) -> State:
             raise InputError(f"State.nodes has a leaf of {rows} rows, but nodes are {n}: put it into `shared`.")
         if rows != n or devices == 1:
             return everywhere(a)
-        return fill(a, pad) if pad else by_rows(a)
+        return fill(a) if pad else by_rows(a)
 
     return _of_nodes(one, jax.tree.map(jnp.asarray, state), everywhere)
 

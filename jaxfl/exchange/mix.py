@@ -66,15 +66,15 @@ def everywhere(rule: Callable, graph: Graph, m: int) -> Callable | None:
     """
     if rule is rules.mean:
         return partial(mix, graph)
-    of_all, weight = getattr(rule, "everywhere", None), jnp.c_[own_weight(graph), graph.weight]
-    if of_all is None or not written_out(weight.shape[1], m):
+    of_all = getattr(rule, "everywhere", None)
+    if of_all is None or not written_out(1 + graph.nbr.shape[1], m):
         return None
 
     def combine(own: Array, sent: Array) -> Array:
         own, sent = _settled(own, sent)
-        n, pad = len(own), -len(own) % node_shards()
-        spread = over_shards(of_all, n, (P(AXIS), P(AXIS), P(AXIS), P()), P(AXIS))
-        return spread(own, weight, graph.nbr, fill(sent, pad) if pad else sent)
+        weight = jnp.c_[own_weight(graph), graph.weight]
+        spread = over_shards(of_all, len(own), (P(AXIS), P(AXIS), P(AXIS), P()), P(AXIS))
+        return spread(own, weight, graph.nbr, fill(sent))
 
     return combine
 
@@ -86,11 +86,7 @@ def _settled(own: Array, sent: Array) -> tuple[Array, Array]:
     replaces.
     """
     together = (own,) if own is sent else (own, sent)
-    n, pad = len(own), -len(own) % node_shards()
-    if pad:  # with phantom rows, which would else be made anew
-        together = unfill(jax.lax.optimization_barrier(fill(together, pad)), n)
-    else:
-        together = jax.lax.optimization_barrier(together)
+    together = unfill(jax.lax.optimization_barrier(fill(together)), len(own))  # phantom rows would else be made anew
     return together[0], together[-1]
 
 

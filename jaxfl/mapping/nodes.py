@@ -96,7 +96,7 @@ def _at_home(c: Cohort, f: Callable, rows: Tree, *stacked: Tree) -> Tree:
         return f(slice(None), rows, *stacked)
     n = leaves[0].shape[0]
     if n % devices:  # phantom rows stay where they are: cut off and filled up anew they would cost a pass over all
-        out = f(c.ids, fill(rows, -n % devices), *stacked)
+        out = f(c.ids, fill(rows), *stacked)
         return jax.tree.map(lambda a: unfill(a, n) if a.shape[0] > n else a, out)
     if devices == 1 or c.strata.count % devices:
         return f(c.ids, rows, *stacked)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
 
-from jaxfl.core import Array, Tree
+from jaxfl.core import Array, Tree, is_key
 
 AXIS = "nodes"
 
@@ -43,12 +43,11 @@ def over_shards(f: Callable, count: int, in_specs: tuple, out_specs: Any) -> Cal
     if node_shards() == 1:
         return f
     spread = jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    pad = -count % node_shards()
-    if not pad:
+    if count % node_shards() == 0:
         return spread
 
     def call(*args: Tree) -> Tree:
-        filled = (fill(tree, pad) if spec == P(AXIS) else tree for spec, tree in zip(in_specs, args, strict=True))
+        filled = (fill(tree) if spec == P(AXIS) else tree for spec, tree in zip(in_specs, args, strict=True))
         cut = lambda spec, tree: unfill(tree, count) if spec == P(AXIS) else tree
         return jax.tree.map(cut, out_specs, spread(*filled), is_leaf=lambda spec: isinstance(spec, P))
 
@@ -64,18 +63,21 @@ def by_rows(tree: Tree) -> Tree:
 _whole: dict[int, tuple[weakref.ref, Array]] = {}  # of a cut array, while it lives, what it was cut from
 
 
-def fill(tree: Tree, pad: int) -> Tree:
-    """Leaves with `pad` rows more, at the end; those that `unfill` cut off where a leaf comes from there.
+def fill(tree: Tree) -> Tree:
+    """Leaves with phantom rows at the end, as many as make them whole shards; none where the devices divide the rows.
 
-    Phantom rows of zeros are cheap, not free: a pass over all rows, unless it is part of another.
+    Where `unfill` cut a leaf off they are those that were there. Rows of zeros are cheap, not free: a pass over all
+    rows, unless it is part of another.
     """
 
     def one(a: Array) -> Array:
-        known = _whole.get(id(a))
+        pad, known = -a.shape[0] % node_shards(), _whole.get(id(a))
+        if not pad:
+            return a
         if known is not None and known[0]() is a and known[1].shape[0] == a.shape[0] + pad:
             return known[1]
         a = by_rows(a)
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        if is_key(a):
             return by_rows(jnp.concatenate([a, jnp.broadcast_to(a[:1], (pad, *a.shape[1:]))]))
         return by_rows(jax.lax.pad(a, jnp.zeros((), a.dtype), [(0, pad, 0), *[(0, 0, 0)] * (a.ndim - 1)]))
 
@@ -83,9 +85,11 @@ def fill(tree: Tree, pad: int) -> Tree:
 
 
 def unfill(tree: Tree, count: int) -> Tree:
-    """Leaves with their first `count` rows."""
+    """Leaves with their first `count` rows; themselves where they have no more."""
 
     def one(whole: Array) -> Array:
+        if whole.shape[0] == count:
+            return whole
         cut = by_rows(whole[:count])
         if isinstance(cut, Tracer):
             name = id(cut)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxfl.core import Array, Tree
+from jaxfl.core import Array, Tree, is_key
 from jaxfl.errors import InputError
 from jaxfl.models.modules import Functional, along, depends, dropout_rates, flags
 
@@ -77,6 +77,6 @@ def _masked(norm: type, mask: Array) -> type:
 
 def _key(a: Any, key: Array | None, place: int) -> Array:
     """What a module holds to draw from, the `place`-th, in a call with `key`; None where it draws nothing."""
-    if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+    if not is_key(a):
         return jnp.zeros(a.shape, a.dtype)
     return jax.random.split(jax.random.key(0) if key is None else jax.random.fold_in(key, place), a.shape)

@@ -1,6 +1,5 @@
 """How pictures look and how they are kept: colours, fonts, figures that touch nothing global, legends, PNG files."""
 
-import contextlib
 import io
 from collections.abc import Callable
 from functools import wraps
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.engine.disk import disk_error
+from jaxfl.engine.disk import write_whole, writing
 from jaxfl.errors import InputError
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that white paper swallows.
@@ -108,16 +107,10 @@ def save(fig: Any, path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise InputError(f"path = {path.name!r}: a name that ends in .png is needed.")
-    part = path.with_suffix(".part")
     picture = png(fig)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(picture)
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise disk_error(path, error) from error
+    write_whole(path, picture)
 
 
 def numbers_of(what: str, given: Any) -> np.ndarray:

@@ -46,7 +46,6 @@ graphs |= {
 }
 mesh, out = node_mesh(), {}
 module = sys.modules["jaxfl.exchange.mix"]
-mixed_rows = lambda g, x: fill(mix(g, x, x), 64 - len(x)) if len(x) < 64 else mix(g, x, x)
 for name, g in [*graphs.items(), ("regular, in pieces", graphs["regular"]), ("star, in pieces", graphs["star"])]:
     module.PIECE_BYTES = 1 if "pieces" in name else 2**24
     n = len(g.nbr)
@@ -60,7 +59,7 @@ for name, g in [*graphs.items(), ("regular, in pieces", graphs["regular"]), ("st
     np.fill_diagonal(matrix, matrix.diagonal() + 1 - np.asarray(g.weight, np.float64).sum(1))
     with jax.set_mesh(mesh):
         rows = put(mesh, jnp.asarray(x), P(AXIS))
-        mixed = jax.jit(lambda g, x: mixed_rows(g, x if len(x) == len(g.nbr) else unfill(x, len(g.nbr))))
+        mixed = jax.jit(lambda g, x: fill(mix(g, *[unfill(x, len(g.nbr))] * 2)))
         mixed = mixed.lower(put(mesh, g), rows).compile()
         error = np.abs(np.asarray(mixed(put(mesh, g), rows))[:n] - matrix @ x[:n]).max()
         spoilt = np.isnan(np.asarray(mixed(put(mesh, g), put(mesh, jnp.asarray(bad), P(AXIS))))[:n]).any(1)

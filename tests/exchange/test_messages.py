@@ -13,7 +13,6 @@ from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.algorithms.server.fedprox import fedprox
 from jaxfl.core import Metric, Outbox, Program
 from jaxfl.data.sets import digits
-from jaxfl.engine import run as engine
 from jaxfl.engine.plan import plan
 from jaxfl.engine.run import rollout, run
 from jaxfl.errors import InputError
@@ -130,14 +129,6 @@ CASES = [
         "algorithm logs 'loss', but this is the name of a swept value",
     ),
 ]
-
-
-@pytest.fixture
-def nothing_compiled():
-    programs = engine._start, engine._chunk, engine._evaluate
-    before = [f._cache_size() for f in programs]
-    yield
-    assert [f._cache_size() for f in programs] == before
 
 
 @pytest.mark.parametrize(("wrong", "says"), CASES, ids=[says[:50] for _, says in CASES])

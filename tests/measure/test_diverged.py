@@ -12,7 +12,6 @@ from common import digits_world, jaxfl, ring
 
 from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.data.sets import digits, from_arrays
-from jaxfl.engine import run as engine
 from jaxfl.engine.arguments import check_scores
 from jaxfl.engine.plan import plan
 from jaxfl.engine.run import run
@@ -88,14 +87,6 @@ def test_a_run_that_diverges_has_no_accuracy():
     assert np.isfinite(history.loc[0, list(test.measure(test.arrays, jnp.zeros((4, 650))))].astype(float)).all()
     for name in ("accuracy", "node_accuracy", "worst_decile", "test_loss"):
         assert np.isnan(history[name][1:]).all()
-
-
-@pytest.fixture
-def nothing_compiled():
-    programs = engine._start, engine._chunk, engine._evaluate
-    before = [f._cache_size() for f in programs]
-    yield
-    assert [f._cache_size() for f in programs] == before
 
 
 @pytest.mark.parametrize(
