@@ -1,7 +1,6 @@
 import errno
 import struct
 import zlib
-from pathlib import Path
 
 import matplotlib as mpl
 import networkx as nx
@@ -12,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from jaxfl import data
+from jaxfl.engine import disk
 from jaxfl.engine.run import Result
 from jaxfl.errors import InputError
 from jaxfl.report import plots, tables
@@ -279,11 +279,10 @@ def test_save_writes_the_same_png_and_keeps_the_old_one_on_a_full_disk(tmp_path,
     plots.save(plots.learning_curves({"ring": history(0.5)}), str(path))
     assert path.read_bytes() == old == fig._repr_png_()
 
-    def full(self, data):
-        self.touch()
+    def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(disk, "sync", full)
     with pytest.raises(InputError, match="full"):
         plots.save(fig, path)
     assert path.read_bytes() == old
