@@ -22,6 +22,7 @@ import pytest
 from hypothesis import settings
 from workers import together
 
+from jaxfl.engine import identity
 from jaxfl.engine import run as engine
 
 settings.register_profile("jaxfl", deadline=None, max_examples=20, derandomize=True)
@@ -60,6 +61,14 @@ def few_programs():
     """Forget a module's compiled programs: a process that keeps a thousand of them runs out of memory maps and dies."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def settings_stay():
+    """What a test sets of JAX's numbers is of that test: the next one in its process computes as it would alone."""
+    before = identity.settings()
+    yield
+    assert identity.settings() == before
 
 
 @pytest.fixture

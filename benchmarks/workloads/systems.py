@@ -34,11 +34,10 @@ def numbers(name: str) -> list[np.ndarray]:
 
 def save(names: list[str], folder: Path) -> None:
     """Write `NAME.npz`, or `NAME.txt` with what went wrong, of each; whole from the moment that it is there."""
-    jax.config.update("jax_default_matmul_precision", "highest")
     for name in names:
         part = folder / f"{name}.{os.getpid()}"
         try:
-            with part.open("wb") as file:
+            with part.open("wb") as file, jax.default_matmul_precision("highest"):
                 np.savez(file, *numbers(name))
             part.rename(folder / f"{name}.npz")
         except Exception as error:  # the others go on
