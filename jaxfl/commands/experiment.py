@@ -18,7 +18,7 @@ from jaxfl.engine.run import Result
 from jaxfl.errors import InputError
 from jaxfl.options import config, fit, memory
 from jaxfl.options.build import Arm, World, prepare
-from jaxfl.options.commands import Compare, Run, name_of
+from jaxfl.options.commands import Compare, Run, Sweep, name_of
 from jaxfl.options.config import Setup
 from jaxfl.options.systems import label_of, own_options, settings_of
 
@@ -40,7 +40,7 @@ def main(command: Run | Compare) -> int:
             raise InputError(f"systems {', '.join(names)} name one twice: give it other options, NAME:KEY=VALUE.")
     earlier = config.load(command.config) if command.config else None
     if command.resume is not None:
-        earlier = _same(command)
+        earlier = same(command)
     setup = own_options(setup, names, earlier)
     origins = {name: {"system": name, **config.deciding(word, systems, setup)} for name in names}
     if command.resume is not None:  # before a world is built of what may have been changed
@@ -93,16 +93,20 @@ def _run_all(
         failed = error
     code = 0 if ended or failed else process.exit_code()
     if code:
-        word = "run" if isinstance(command, Run) else "compare"
-        again = f"`jaxfl {word} --resume {shlex.quote(str(folder))}`"
-        on = f"{again} goes on" if setup.checkpoints else "with --checkpoints it could go on"
-        print(f"jaxfl: interrupted{at}; what was computed is in {folder}; {on}.", file=sys.stderr)
+        say_interrupted("run" if isinstance(command, Run) else "compare", folder, setup, at)
     with contextlib.suppress(InputError) if failed else contextlib.nullcontext():
         if seconds:
             results.conclude(world, histories, seconds, folder, nodes=nodes, as_json=command.json)
     if failed:
         raise failed
     return code
+
+
+def say_interrupted(word: str, folder: Path, setup: Setup, at: str = "") -> None:
+    """The line after Ctrl-C and SIGTERM, with the command that goes on."""
+    again = f"`jaxfl {word} --resume {shlex.quote(str(folder))}`"
+    on = f"{again} goes on" if setup.checkpoints else "with --checkpoints it could go on"
+    print(f"jaxfl: interrupted{at}; what was computed is in {folder}; {on}.", file=sys.stderr)
 
 
 def _spelt(typed: str) -> str:
@@ -141,13 +145,24 @@ def result_of(arm: Arm, setup: Setup, out: Path, mesh: Any, **arguments: Any) ->
         )
 
 
-def _same(command: Run | Compare) -> tuple[list[str], Setup]:
-    """The systems and the setup of a run that goes on, which can only be as it began."""
-    systems, setup = config.load(Path(str(command.resume)) / "config.toml")
-    asked = [command.name] if isinstance(command, Run) else list(command.names)
-    if command.config is not None or command.setup != setup or asked != systems:
+def same(command: Run | Compare | Sweep) -> tuple[list[str], Setup]:
+    """The systems and the setup of a run that goes on, which can only be as it began.
+
+    Raises:
+        InputError: it is of another command, has no checkpoints, or other options are given beside it.
+    """
+    where, word = str(command.resume), type(command).__name__.lower()
+    path = Path(where) / results.CONFIG
+    (systems, setup), own = config.load(path), config.own(path)
+    if (began := own.get("command", word)) != word:
+        raise InputError(f"resume: {where} is of `jaxfl {began}`, so type `jaxfl {began} --resume {where}`.")
+    asked = list(command.names) if isinstance(command, Compare) else [command.name]
+    others = command.config is not None or command.setup != setup or asked != systems
+    if isinstance(command, Sweep):
+        others |= command.grid not in ((), own.get("grid")) or command.score not in (None, own.get("score"))
+    if others:
         raise InputError("resume goes on with a run's own systems and options, but others are given beside it.")
     if not setup.checkpoints:
-        where, again = command.resume, f"`--config {Path(str(command.resume)) / results.CONFIG}` runs it again"
+        again = f"`--config {path}` runs it again"
         raise InputError(f"resume: {where} was run without --checkpoints, so there is nothing to go on from; {again}.")
     return systems, setup

@@ -1,7 +1,7 @@
 """`jaxfl sweep`: one system at every combination of values, all in one program."""
 
 import dataclasses
-import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jaxfl import plugins
 from jaxfl.commands import process, results
-from jaxfl.commands.experiment import check_state, result_of
+from jaxfl.commands.experiment import check_state, result_of, same, say_interrupted
 from jaxfl.commands.start import mesh_of
+from jaxfl.engine import checkpoint
 from jaxfl.engine import run as engine
 from jaxfl.engine.arguments import check_scores
 from jaxfl.engine.runs import grid
@@ -28,34 +29,47 @@ def main(command: Sweep) -> int:
     Raises:
         InputError: a bad option.
     """
-    setup = command.setup
     typed = name_of(command)
     label = label_of(typed)
     name, settings = plugins.split(label)
-    earlier = config.load(command.config) if command.config else None
-    before = None if earlier is None else earlier[1]
-    setup = own_options(setup, [label], earlier)
-    fit.check_command("sweep", setup, before)
+    is_new, path = command.resume is None, command.config
+    earlier, kept = (config.load(path), config.own(path)) if path else (None, {})
+    if not is_new:
+        earlier, kept = same(command), config.own(Path(str(command.resume)) / results.CONFIG)
+    setup = own_options(command.setup, [label], earlier)
+    values = grid_values(name, command.grid or kept.get("grid", ()))
+    asked = [f"{key}={','.join(map(repr, v))}" for key, v in values.items()]
+    origin = {"system": label, **config.deciding("sweep", [typed], setup, grid=asked)}
+    if not is_new:  # before a world is built of what may have been changed
+        checkpoint.check_origin(Path(str(command.resume)) / name, origin)
     world = prepare(setup, [name])
-    values = grid_values(name, command.grid)
     given = (*setup.options, *settings.split(","))
     twice = [option for option in given if option.partition("=")[0].rpartition(".")[2].strip() in values]
     if twice:
         where = "set" if twice[0] in setup.options else "system"
         raise InputError(f"{where} is {twice[0]!r}, but --grid tries values of that option: give one of them.")
     points = grid(**values)
-    arm = fit.arms(world, [label], setup, before, values)[label]
-    score = _score(command.score, arm, {key: v[0] for key, v in points.items()})
+    arm = fit.arms(world, [label], setup, None if earlier is None else earlier[1], values)[label]
+    judge = command.score or kept.get("score")
+    score = _score(judge, arm, {key: v[0] for key, v in points.items()})
     check_state(label, arm, setup.seeds, points)
     mesh = mesh_of(setup.devices, world.setup.nodes)
-    with results.new_folder(setup.out, f"sweep-{name}") as folder:
+    with (
+        results.new_folder(setup.out, f"sweep-{name}") if is_new else results.old_folder(str(command.resume)) as folder
+    ):
         results.describe(world, {name: arm}, folder)
-        results.write(folder / results.CONFIG, config.saved("sweep", [typed], setup, world.setup))
+        if is_new:
+            text = config.saved("sweep", [typed], setup, world.setup, grid=asked, score=judge)
+            results.write(folder / results.CONFIG, text)
         process.gently()
-        result = result_of(arm, setup, folder / name, mesh, hyper=points)
+        how = {"checkpoints": setup.checkpoints, "resume": not is_new, "origin": origin}
+        try:
+            result = result_of(arm, setup, folder / name, mesh, hyper=points, **how)
+        except KeyboardInterrupt:
+            say_interrupted("sweep", folder, setup)
+            return process.exit_code()
         if result.interrupted:
-            where = f"at round {result.carry.t}, of which all points are"
-            print(f"jaxfl: interrupted {where}; a sweep begins anew, with another --out.", file=sys.stderr)
+            say_interrupted("sweep", folder, setup, f" at round {result.carry.t} of all points")
         each = sweeps.points(result.history, list(values))
         results.write_history(folder, each, points)
         best, value = _best(each, score)

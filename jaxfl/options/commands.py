@@ -78,6 +78,8 @@ class Sweep(One):
     """Numbers of an option of the system to try: --grid lr=0.03,0.1,0.3 --grid mu=0,0.1."""
     score: Score = None
     """The column of the history by which points are judged."""
+    resume: Resume = None
+    """Go on in this folder of a sweep with --checkpoints that was cut off, by its own config and grid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +150,7 @@ def name_of(command: One) -> str:
     """
     if command.name is not None:
         return command.name
-    word, resume = type(command).__name__.lower(), command.resume if isinstance(command, Run) else None
+    word, resume = type(command).__name__.lower(), getattr(command, "resume", None)
     where = resume or command.config
     systems, _ = config.load(Path(where) / "config.toml" if resume else where) if where else ((), None)
     if not systems:

@@ -76,6 +76,8 @@ SLOTS = ("topology", "degree", "mixing", "cohort", "strata", "concurrency", "goa
 SLOTS += ("crash", "byzantine", "attack", "rule", "codec", "personal", "mbit", "latency_ms", "step_ms")
 TIMES = ("mbit", "latency_ms", "step_ms")
 
+OWN = {"command": str, "grid": tuple[str, ...], "score": str}  # what a config keeps that is no option of a world
+
 
 class Range(NamedTuple):
     """The finite numbers an option allows."""
@@ -251,11 +253,11 @@ def spoken(name: str) -> str:
     return f"--{'set' if name == 'options' else name.replace('_', '-')}"
 
 
-def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup) -> str:
+def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup, **own: Any) -> str:
     """The text of `config.toml`: the setup as it was given, and as a comment what defaults stood for.
 
-    The run folder is left out, as a second run goes to another. Files of a user are named from the root on, and `files`
-    holds what they were: their SHA-256.
+    `own` is what the command has beside them, of `OWN`. The run folder is left out, as a second run goes to another.
+    Files of a user are named from the root on, and `files` holds what they were: their SHA-256.
     """
     named = (*plugins.GROUPS, "topology")
     places = {name: plugins.absolute(v) for name in named if (v := getattr(setup, name, None)) is not None}
@@ -268,10 +270,10 @@ def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup) -> 
     given, full = dataclasses.asdict(setup) | {"out": None} | places, dataclasses.asdict(filled)
     stood = {name: full[name] for name, value in given.items() if value is None and name != "out"}
     comment = "".join(f"# {line}\n" for line in dump(stood).splitlines())
-    return dump({"command": command, "systems": systems, "files": files or None} | given) + comment
+    return dump({"command": command, "systems": systems, **own, "files": files or None} | given) + comment
 
 
-def deciding(command: str, systems: Sequence[str], setup: Setup) -> dict[str, Any]:
+def deciding(command: str, systems: Sequence[str], setup: Setup, **own: Any) -> dict[str, Any]:
     """The options that decide numbers, by name, as `config.toml` has them; of a path from the root the last part."""
 
     def last(value: Any) -> Any:
@@ -279,7 +281,7 @@ def deciding(command: str, systems: Sequence[str], setup: Setup) -> dict[str, An
             return [last(one) for one in value]
         return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
-    values = tomllib.loads(saved(command, systems, setup, setup))
+    values = tomllib.loads(saved(command, systems, setup, setup, **own))
     others = ("files", "data_folder", "checkpoints", "devices")
     return {name: last(value) for name, value in values.items() if name not in others}
 
@@ -300,7 +302,7 @@ def load(path: str | Path) -> tuple[list[str], Setup]:
         raise
     except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits, of a name with NUL
         raise InputError(f"config: {str(path)!r} is not a TOML file ({str(error).splitlines()[0]}).") from error
-    hints = typing.get_type_hints(Setup) | {"command": str, "systems": tuple[str, ...], "files": tuple[str, ...]}
+    hints = typing.get_type_hints(Setup) | OWN | dict.fromkeys(("systems", "files"), tuple[str, ...])
     for name, value in values.items():
         if name not in hints:
             raise unknown(f"config: key of {path}", name, hints)
@@ -312,11 +314,17 @@ def load(path: str | Path) -> tuple[list[str], Setup]:
         values |= {k: float(v) for k, v in values.items() if type(v) is int and float in _kinds(hints[k])}
     except OverflowError:
         raise InputError(f"config: {path} has a number above 10^308.") from None
-    values.pop("command", None)
+    values = {k: v for k, v in values.items() if k not in OWN}
     for mark, file in (line.split(" ", 1) for line in values.pop("files", ()) if " " in line):
         if plugins.fingerprint(Path(file)) != mark:
             raise InputError(f"config: {file} is not the file that {path} was written with; name it anew.")
     return list(values.pop("systems", ())), Setup(**values)
+
+
+def own(path: str | Path) -> dict[str, Any]:
+    """What a `config.toml` that `load` takes has of `OWN`."""
+    values = tomllib.loads(config_text(Path(path)))
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in OWN}
 
 
 def _fits(value: Any, hint: Any) -> bool:

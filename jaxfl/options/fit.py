@@ -17,7 +17,7 @@ from jaxfl.options.config import KINDS, SLOTS, Setup, spoken, usual
 from jaxfl.options.systems import accepted, settings_of, system_options, takes_of
 
 GRAPH = ("topology", "degree", "mixing")  # judged at once: a topology may exist in one degree alone
-UNREAD = {"sweep": ("checkpoints",), "plan": ("checkpoints", "out")}  # options by commands that do not read them
+UNREAD = {"plan": ("checkpoints", "out")}  # options by commands that do not read them
 
 
 class Fit(NamedTuple):
@@ -148,4 +148,4 @@ def check_command(word: str, setup: Setup, earlier: Setup | None = None) -> None
     for option in UNREAD.get(word, ()):
         value = getattr(setup, option)
         if value != Setup.__dict__[option] and (earlier is None or value != getattr(earlier, option)):
-            raise InputError(f"{option} is {value}, but {word} does not read it: run and compare do.")
+            raise InputError(f"{option} is {value}, but {word} does not read it: run, compare and sweep do.")

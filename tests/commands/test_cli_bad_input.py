@@ -125,7 +125,6 @@ BAD = {
     "nobody listens": (["run", "local_only", "--byzantine", 2, "--attack", "alie"], "byzantine is 2, but changes"),
     "crash of one": (["run", "centralized", "--crash", 0.5], "crash is 0.5, but changes nothing in centralized"),
     "too many liars": (["run", "dsgd", "--topology", "ring", "--byzantine", 2, "--rule", "krum"], "5 messages, and 3"),
-    "sweep saves nothing": (["sweep", "fedavg", "--grid", "lr=0.1", "--checkpoints"], "sweep does not read it"),
     "plan saves nothing": (["plan", "fedavg", "--checkpoints"], "checkpoints is True, but plan does not read it"),
     "plan writes nothing": (["plan", "fedavg", "--out", "x"], "out is x, but plan does not read it"),
     "claim": (["reproduce", "dsgd"], "has no claim"),

@@ -1,8 +1,11 @@
 """The command line: killed, refused, resumed, moved; a folder is whole, and one command at a time has it."""
 
 import json
+import os
 import shutil
+import signal
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -143,6 +146,71 @@ def test_a_changed_config_is_not_gone_on_from(copy, monkeypatch, capsys):
     config.write_text(text.replace('systems = ["dsgd"]', 'systems = ["dfedsam"]'))
     (copy / "dsgd").rename(copy / "dfedsam")
     assert refused(capsys, "run", "--resume", copy).endswith("system was dsgd there, and is dfedsam here.")
+
+
+GRID = ["--grid", "lr=0.3,0.1", "--grid", "mu=0,1", "--score", "test_loss"]
+
+
+@pytest.fixture(scope="module")
+def swept(process, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "sweep"
+    assert jaxfl("sweep", "fedprox", *SMALL, *GRID, "--checkpoints", "--out", folder) == 0
+    return folder
+
+
+def arrays(folder):
+    with zipfile.ZipFile(folder / "fedprox" / "checkpoints" / "2" / "0.npz") as last:
+        return {name: last.read(name) for name in last.namelist() if name != "run.json"}
+
+
+def test_a_sweep_that_was_cut_off_goes_on_bit_for_bit(swept, tmp_path):
+    """After round 1; and once more, killed before its first checkpoint."""
+    cut = Path(shutil.copytree(swept, tmp_path / "cut"))
+    for round_ in ("2", "1"):
+        shutil.rmtree(cut / "fedprox" / "checkpoints" / round_)
+        for name in ("history.csv", "summary.csv", "best.toml", "sweep.png", "comparison.png", "labels.png"):
+            (cut / name).unlink()
+        assert jaxfl("sweep", "--resume", cut) == 0
+        for name in ("history.csv", "best.toml", "config.toml", "fedprox/log.jsonl"):
+            assert (cut / name).read_bytes() == (swept / name).read_bytes(), (round_, name)
+        assert arrays(cut) == arrays(swept)
+        assert sorted(p.name for p in cut.rglob("*")) == sorted(p.name for p in swept.rglob("*"))
+        shutil.rmtree(cut / "fedprox" / "checkpoints" / "2")
+
+
+def test_another_sweep_is_not_gone_on_from(swept, tmp_path, capsys):
+    copy = Path(shutil.copytree(swept, tmp_path / "copy"))
+    config = copy / "config.toml"
+    text = config.read_text()
+    assert 'grid = ["lr=0.1,0.3", "mu=0.0,1.0"]' in text
+    for old, new, says in (
+        (
+            "lr=0.1,0.3",
+            "lr=0.1,0.2",
+            "grid was ['lr=0.1,0.3', 'mu=0.0,1.0'] there, and is ['lr=0.1,0.2', 'mu=0.0,1.0'] here.",
+        ),
+        ("seed = 0", "seed = 1", "seed was 0 there, and is 1 here."),
+    ):
+        config.write_text(text.replace(old, new))
+        assert refused(capsys, "sweep", "--resume", copy).endswith(f"is of another run: {says}")
+    config.write_text(text)
+    for other in (["--grid", "lr=0.1"], ["--score", "accuracy"], ["--lr", 1]):
+        assert "but others are given beside it." in refused(capsys, "sweep", "--resume", copy, *other)
+    says = refused(capsys, "run", "--resume", copy)
+    assert says.endswith(f"{copy} is of `jaxfl sweep`, so type `jaxfl sweep --resume {copy}`.")
+
+
+def test_a_sweep_says_how_it_goes_on_and_a_config_has_its_grid(swept, tmp_path, monkeypatch, capsys):
+    run, out = engine.run, tmp_path / "o"
+    press = lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.round == 1 else None
+    monkeypatch.setattr(engine, "run", lambda *a, **k: run(*a, callback=press, **k))
+    assert jaxfl("sweep", "--config", swept / "config.toml", "--out", out) == 130
+    says = f"interrupted at round 1 of all points; what was computed is in {out}; `jaxfl sweep --resume {out}` goes on."
+    assert says in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    assert jaxfl("sweep", "--resume", out) == 0
+    assert (out / "history.csv").read_bytes() == (swept / "history.csv").read_bytes()
 
 
 def test_a_damaged_log_is_a_sentence_and_an_old_checkpoint_serves(copy, finished, capsys):
