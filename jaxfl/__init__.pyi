@@ -102,6 +102,7 @@ from .exchange.program import program as program
 from .learn import distill as distill
 from .learn import heads as heads
 from .learn import hooks as hooks
+from .learn import submodels as submodels
 from .learn import task as task
 from .learn.layers import layers as layers
 from .learn.layers import part as part

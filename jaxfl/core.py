@@ -256,6 +256,11 @@ def shares(env: Env) -> Array:
     return jnp.full(n, 1 / n, jnp.float32) if env.share is None else env.share
 
 
+def counts(c: Cohort) -> Array:
+    """How much each member counts in a mean, `[c]`: `weight` over its sum, or over `total` where that is given."""
+    return c.weight / jnp.maximum(c.weight.sum() if c.total is None else c.total, 1e-12)
+
+
 def heard_weight(graph: Graph) -> Array:
     """The sum `[n]` of the weights of what each node hears, in pairs: its rounding does not grow with the degree."""
     w = graph.weight

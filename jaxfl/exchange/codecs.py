@@ -22,6 +22,7 @@ class Codec(NamedTuple):
 
     init: Callable  # (message [m]) -> memory
     send: Callable  # (key, memory, message [m]) -> (what arrives [m], memory, bits)
+    by_number: bool = False  # each number takes its bits, whatever it and the others are, and nothing is remembered
 
 
 class Collective(NamedTuple):
@@ -42,7 +43,7 @@ def _plain(key: Array, memory: Tree, message: Array) -> tuple:
     return message, memory, FLOAT * message.size
 
 
-PLAIN = Codec(memoryless, _plain)
+PLAIN = Codec(memoryless, _plain, by_number=True)
 
 
 def plain() -> Codec:
@@ -57,7 +58,7 @@ def half() -> Codec:
         del key
         return message.astype(jnp.bfloat16).astype(jnp.float32), memory, 16.0 * message.size
 
-    return Codec(memoryless, send)
+    return Codec(memoryless, send, by_number=True)
 
 
 def symmetric(x: Array, bits: int | Array, axis: int | tuple[int, ...] = -1, key: Array | None = None) -> Array:
@@ -110,7 +111,7 @@ def quantize(
         sent = symmetric(x, bits, key=key if stochastic else None)
         return sent.reshape(-1)[: message.size], memory, bits * float(message.size) + scale_bits * x.shape[0]
 
-    return Codec(memoryless, send)
+    return Codec(memoryless, send, by_number=True)
 
 
 def elias_bits(number: Array) -> Array:
@@ -163,7 +164,7 @@ def sign(*, scaled: bool = True) -> Codec:
         scale = most * jnp.abs(part).mean() if scaled else 1.0
         return scale * jnp.where(message < 0, -1.0, 1.0), memory, message.size + FLOAT * scaled
 
-    return Codec(memoryless, send)
+    return Codec(memoryless, send, by_number=not scaled)
 
 
 def _count(k: int | float, m: int) -> int:

@@ -25,6 +25,7 @@ from jaxfl.core import (
     Outbox,
     Strata,
     Tree,
+    counts,
     n_nodes,
     node_keys,
     own_weight,
@@ -32,14 +33,14 @@ from jaxfl.core import (
     tile,
 )
 from jaxfl.errors import InputError, require_rows
-from jaxfl.exchange import personal, rules, timing
+from jaxfl.exchange import coverage, personal, rules, timing
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.codecs import FLOAT, PLAIN, Codec, Collective
+from jaxfl.exchange.inboxes import inboxes
 from jaxfl.exchange.mix import everywhere
 from jaxfl.learn.layers import Part
 from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import map_memory, map_nodes, put_rows, rows_of
-from jaxfl.world.tiers import tiers_of
 
 
 class Collected(NamedTuple):
@@ -61,6 +62,8 @@ class Network(NamedTuple):
     (multiple gossip steps: mixing by the power of the matrix, each step a message on every link). `collective`
     replaces codec and rule at a server by a compressed all-reduce. `personal` is the part of the model that nodes keep
     to themselves (`learn.layers.part`): it is neither sent nor counted, and each node's own model is evaluated.
+    `submodel` says which numbers of a server's model a client holds and trains (`learn.submodels`); those are sent, and
+    of each number the mean of those who sent it is taken (`exchange.coverage`).
     """
 
     rule: Callable = rules.mean
@@ -69,6 +72,7 @@ class Network(NamedTuple):
     repeats: int = 1
     collective: Collective | None = None
     personal: Part | None = None
+    submodel: Callable | None = None
 
     def fill(self, system: str, **slots: Any) -> "Network":
         """The network with the slots that `system` brings itself.
@@ -103,10 +107,24 @@ class Network(NamedTuple):
             raise InputError(f"personal is {self.personal!r}, but must be a Part such as part(task, 'layers/1/*').")
         if self.personal is not None and self.collective is not None:
             raise InputError("net.personal is set, but a collective sends whole models: leave one of them out.")
+        self._check_submodel()
         if type(self.repeats) is not int or self.repeats < 1:
             raise InputError(f"repeats is {self.repeats!r}, but must be a whole number of at least 1.")
         if self.collective is not None:
             self._replace(collective=None).fill("the network", collective=self.collective)
+
+    def _check_submodel(self) -> None:
+        if self.submodel is None:
+            return
+        if not callable(self.submodel):
+            raise InputError(f"submodel is {self.submodel!r}, but must be a policy such as submodels.width(task, 0.5).")
+        for slot in ("personal", "collective"):
+            if getattr(self, slot) is not None:
+                raise InputError(f"net.submodel is set beside net.{slot}, which is a matter of whole models.")
+        if self.rule is not rules.mean:
+            raise InputError("net.submodel is set beside net.rule, but rules compare whole models: leave one out.")
+        if not self.codec.by_number:
+            raise InputError("net.submodel is set beside a codec that chooses or remembers numbers of whole models.")
 
     def init(self, env: Env, message: Array) -> Mail:
         """Memory of the network for messages like `message` `[m]`, one a node.
@@ -163,11 +181,12 @@ class Network(NamedTuple):
         holds against the messages in rules that need it, such as what it aggregated before. It logs nothing: for those
         who count time themselves.
         """
-        if self.personal is not None:
-            raise InputError("net.personal is set, but this system hands out and combines whole models.")
+        for slot in ("personal", "submodel"):
+            if getattr(self, slot) is not None:
+                raise InputError(f"net.{slot} is set, but this system hands out and combines whole models.")
         return self._combine(key, env, mail, messages, reference)
 
-    def _combine(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None):
+    def _combine(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None, covers=None):
         c = env.cohort
         self._hear_once()
         require_rows("messages", messages, c.ids.shape[0])
@@ -181,6 +200,8 @@ class Network(NamedTuple):
         mail, known = self._plan(key, mail, sent, weight, bad)
         if self.attack is not None:
             sent = self.attack.lie(stream(key, "lie"), known, own, sent, weight, bad)
+        if covers is not None:  # of other numbers nobody hears
+            sent = jnp.where(covers > 0, sent, 0)
 
         def arrived(sent: Array) -> Array:
             """Without the messages of the absent, which may not be finite: `0 * nan` is not 0."""
@@ -244,27 +265,35 @@ class Network(NamedTuple):
                 `timing.all_reduce(...)`.
             own: further named arguments, leaves `[c, ...]`; arrays of floats among them are handed down too.
         """
-        c, part = env.cohort, self.personal
+        c, part, cut, d = env.cohort, self.personal, self.submodel, x.shape[-1]
         self._hear_once()
         plain = self.codec is PLAIN and self.attack is None and self.collective is None and self.rule is rules.mean
         if part is not None:
             learn, memory = personal.keeping(learn, part), {"personal": mail.nodes[-1]} | dict(memory or {})
+        if cut is not None:
+            learn = coverage.trimmed(learn, cut, memory or {})
         train = lift(c, learn, counts(c) if plain else None)
         out, new, each = train(key, env, x, dict(shared or {}) | dict(known or {}), memory, **own)
+        out, covers = (out, None) if cut is None else jnp.split(out, 2, -1)
         m = out.shape[-1]
         mine, sent = (np.arange(0), slice(None)) if part is None else personal.split(part, m)
         if plain:
             bits = jnp.full(c.ids.shape, 32.0 * (m - len(mine)))
         else:
-            held = None if reference is None else reference[sent]
-            out, mail, bits = self._combine(key, env, mail, out[:, sent], held)
+            against = None if reference is None else reference[sent]
+            out, mail, bits = self._combine(key, env, mail, out[:, sent], against, covers)
         if part is not None:
             back = personal.handed_back(part, c, x, each.pop("same"), m)
             out = (out if plain else jnp.zeros(m).at[sent].set(out)).at[mine].set(back)
             mail = mail._replace(nodes=(*mail.nodes[:-1], new.pop("personal")))
-        handed = [(x, x.ndim - 1), (shared, 0), (own, 1)]
-        handed = FLOAT * sum(personal.numbers(tree, axis, part) for tree, axis in handed)
-        log = reported(c, each) | cost(env, each["steps"], handed, bits)
+        moved = [(x, x.ndim - 1), (shared, 0), (own, 1)]
+        count = lambda held: sum(personal.numbers(tree, axis, part, (d, held)) for tree, axis in moved)
+        if covers is None:
+            log = reported(c, each) | cost(env, each["steps"], FLOAT * count(d), bits)
+        else:
+            out, bits, log = coverage.combined(c, plain, out, covers, bits, each, d)
+            log |= cost(env, each["steps"] * each["held"] / d, FLOAT * count(each["held"]), bits)
+            log |= reported(c, each)
         return Collected(out, (c.weight > 0).any(), log, mail, new, each)
 
     def gossip(self, key: Array, env: Env, mail: Mail, messages: Array, *, column_stochastic: bool = False):
@@ -280,6 +309,8 @@ class Network(NamedTuple):
         require_rows("messages", messages, n_nodes(env))
         if g.column_stochastic and not column_stochastic:
             raise InputError("topology has column stochastic weights, which would shrink models: give row sums of one.")
+        if self.submodel is not None:
+            raise InputError("net.submodel is set, but sub-models are parts of a server's model: gossip has none.")
         if self.personal is not None:
             sent = personal.split(self.personal, messages.shape[1])[1]
             out, mail, log = self._replace(personal=None)._gossip(key, env, g, mail, messages[:, sent])
@@ -342,48 +373,12 @@ class Network(NamedTuple):
         for slot, default in self._field_defaults.items():
             if getattr(self, slot) is not default and getattr(self, slot) != default:
                 raise InputError(f"net.{slot} is set, but the messages of a protocol arrive as they were said.")
-        message = outbox.message
-        if message.ndim not in (2, 3):
-            raise InputError(f"outbox has a message of shape {message.shape[1:]}: [m], or [k, m] by slot, is needed.")
-        n = message.shape[0]
-        tiers = tiers_of(_graph(env))
-        if tiers.order is not None and message.ndim != 2:
-            raise InputError("outbox has one message a slot, but a graph in tiers carries broadcasts alone.")
-        speaks = jnp.asarray(outbox.speaks)
-        if message.ndim == 3:
-            speaks = jnp.broadcast_to(speaks[:, None] if speaks.ndim == 1 else speaks, message.shape[:2])
-        else:
-            speaks = jnp.broadcast_to(speaks, (n,))
-        inboxes = [_inbox(g, message, speaks) for g in tiers.parts]
-        each = 8.0 * message.dtype.itemsize * message.shape[-1]
-        moved = sum(inbox.came.sum() for inbox in inboxes)
-        log = Log(up_bits=moved * each, down_bits=moved * each)
-        log["messages"] = speaks.sum() if message.ndim == 2 else moved
-        if env.links is not None:
-            came = [inbox.came * each for inbox in inboxes]
-            ids = tiers.split(jnp.arange(n))
-            log["seconds"] = timing.over_edges(env, list(zip(ids, tiers.parts, came, strict=True)))
-        return inboxes, log
-
-
-def counts(c: Cohort) -> Array:
-    """How much each member counts in a mean, `[c]`: `weight` over its sum, or over `total` where that is given."""
-    return c.weight / jnp.maximum(c.weight.sum() if c.total is None else c.total, 1e-12)
+        return inboxes(env, _graph(env), outbox)
 
 
 def _normalised(c: Cohort) -> Array:
     """Weights that sum to one, as rules need them."""
     return counts(c._replace(total=None))
-
-
-def _inbox(g: Graph, message: Array, speaks: Array) -> Inbox:
-    """What the rows of a neighbour table hear."""
-    if message.ndim == 3 and g.rev is None:
-        raise InputError("outbox has one message a slot, but the graph has an edge without a reverse.")
-    take = (lambda a: a[g.nbr]) if message.ndim == 2 else (lambda a: a[g.nbr, g.rev])
-    link = g.weight != 0
-    came = link & take(speaks)
-    return Inbox(take(message), came, link, jnp.where(came, g.weight, 0), own_weight(g))
 
 
 def _all_reduce(collective: Collective, key: Array, who: Cohort, mail: Mail, messages: Array, weight: Array):

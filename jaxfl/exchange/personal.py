@@ -79,14 +79,20 @@ def handed_back(part: Part, c: Cohort, x: Array, same: Array, m: int) -> Array:
     return jnp.where(agreed[0], 0.0, jnp.where(agreed[1], handed, jnp.nan))
 
 
-def numbers(tree: Tree, axis: int, part: Part | None) -> int:
-    """Floats in one message that holds the leaves of `tree`, without their first axes and without what is personal."""
+def numbers(tree: Tree, axis: int, part: Part | None, model: tuple[int, int | Array]) -> int | Array:
+    """Floats in one message that holds the leaves of `tree`, without their first axes and without what is personal.
+
+    Of every `model[0]` numbers, a whole model, `model[1]` are there.
+    """
+    d, held = model
     floats = [
         math.prod(jnp.shape(a)[axis:])
         for a in jax.tree.leaves(tree)
         if jnp.ndim(a) > axis and jnp.issubdtype(jnp.result_type(a), jnp.floating)
     ]
-    return sum(m if part is None or m < part.dim else len(split(part, m)[1]) for m in floats)
+    if part is not None:
+        return sum(m if m < part.dim else len(split(part, m)[1]) for m in floats)
+    return sum(m // d * held + m % d for m in floats)
 
 
 def answer(algorithm: Algorithm, state: State) -> Tree:

@@ -26,15 +26,19 @@ def both_ways(links: Links, sent: Array, received: Array) -> Array:
 def through_server(env: Env, steps: Array, handed: float | Array, up: Array) -> Log:
     """What a round costs in which each member downloads `handed` bits, runs `steps` `[c]` and uploads `up` `[c]` bits.
 
+    `handed` is one number for all or `[c]`; a step of a part of the model counts as a part of a step.
+
     Who was asked downloads; who is absent (weight 0) sends nothing and keeps nobody waiting.
     """
     present = env.cohort.weight > 0
     selected = present if env.cohort.selected is None else env.cohort.selected
-    log = Log(up_bits=jnp.where(present, up, 0).sum(), down_bits=selected.sum() * jnp.float32(handed))
+    handed = jnp.asarray(handed, jnp.float32)
+    down = selected.sum() * handed if handed.ndim == 0 else jnp.where(selected, handed, 0).sum()
+    log = Log(up_bits=jnp.where(present, up, 0).sum(), down_bits=down)
     if env.links is not None:
         mine = rows_of(env.cohort, env.links)
-        down = transfer(mine.down, mine.latency, jnp.float32(handed))
-        log["seconds"] = slowest(down + steps * mine.step + transfer(mine.up, mine.latency, up), present)
+        wait = transfer(mine.down, mine.latency, handed)
+        log["seconds"] = slowest(wait + steps * mine.step + transfer(mine.up, mine.latency, up), present)
     return log
 
 

@@ -110,11 +110,12 @@ def local_sgd(
             `state`. `optimizer_state` makes the first. A schedule then counts the node's own local steps, as in optax.
 
     Returns:
-        `learn(key, data, i, x, *, t=0, steps=None, state=None, personal=None, **vectors) -> (y [d], log)`. `t` is the
-        round. Its `steps` bounds how many steps this node runs, the rest are masked. `vectors` `[d]` reach the hooks as
-        trees. `personal` is `(Part, [p])`, columns of this node alone: it trains with them in `x`, logs the new ones as
-        `personal`, and returns and reports nothing of them. `log` holds `loss` (mean over the steps run, 0 where there
-        is none), `steps` and `gradients` (mini-batch gradients evaluated).
+        `learn(key, data, i, x, *, t=0, steps=None, state=None, personal=None, held=None, **vectors) -> (y [d], log)`.
+        `t` is the round. Its `steps` bounds how many steps this node runs, the rest are masked. `vectors` `[d]` reach
+        the hooks as trees. `personal` is `(Part, [p])`, columns of this node alone: it trains with them in `x`, logs
+        the new ones as `personal`, and returns and reports nothing of them. `held` `[d]` bool are the numbers of a
+        sub-model: gradients are 0 elsewhere, and nothing moves there. `log` holds `loss` (mean over the steps run, 0
+        where there is none), `steps` and `gradients` (mini-batch gradients evaluated).
 
     Raises:
         InputError: unless exactly one of `steps` and `epochs` is given, or for a count below 1.
@@ -129,14 +130,18 @@ def local_sgd(
     uneven = epochs is not None and batch is not None
 
     def learn(
-        key, data, i, x, *, t: Array | int = 0, steps: Array | None = None, state: Tree = None, personal=None, **vectors
-    ):
+        key, data, i, x, *, t: Array | int = 0, steps: Array | None = None, state: Tree = None, personal=None,
+        held: Array | None = None, **vectors
+    ):  # fmt: skip
         handed = x
         if personal is not None:
             own = personal[0].columns
             x = x.at[own].set(personal[1])
         anchor = task.unravel(x)
         extra = {name: task.unravel(v) for name, v in vectors.items()}
+        whole = held is None
+        inside = None if whole else task.unravel(held)
+        pick = lambda a, b: a if whole else jax.tree.map(jnp.where, inside, a, b)
         draw, noise = jax.random.split(key)
         index, mask = _batches(draw, data, i, most, epochs, batch)
 
@@ -154,14 +159,16 @@ def local_sgd(
 
             def grad_fn(q):
                 points.append(q)
-                return jax.grad(loss, has_aux=True)(q)[0]
+                g = jax.grad(loss, has_aux=True)(q)[0]
+                return pick(g, optax.tree.zeros_like(g))
 
             (value, after), g = jax.value_and_grad(loss, has_aux=True)(p)
+            g = pick(g, optax.tree.zeros_like(g))
             mine = {"value": value, "grad_fn": grad_fn, "anchor": anchor, "key": mine, "t": t, "step": k}
             u, new = tx.update(g, opt, p, **mine, **extra)
             new = new if keep_state else pinned(new, t)
             more = jax.tree.map(jnp.add, total, g) if keep_gradient else ()
-            q = _renewed(task, optax.apply_updates(p, u), after)
+            q = pick(_renewed(task, optax.apply_updates(p, u), after), p)
             log = jnp.stack([value, jnp.float32(1), jnp.float32(1 + len(points))])
             if uneven or steps is not None:
                 run = jnp.bool_(True) if steps is None else k < steps
@@ -224,7 +231,7 @@ def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
     if task.untrained:
         raise InputError("task keeps statistics (BatchNorm), but this system sends gradients, which renew none.")
 
-    def learn(key, data, i, x, *, t: Array | int = 0, steps: Array | None = None, personal: Any = None):
+    def learn(key, data, i, x, *, t: Array | int = 0, steps: Array | None = None, personal: Any = None, held=None):
         del t
         if personal is not None:
             raise InputError(
@@ -234,7 +241,8 @@ def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
         index, mask = jax.tree.map(lambda a: a[0], (index, mask))
         loss = batch_loss(task, data, index, mask, stream(key, "loss"))
         (value, _), g = jax.value_and_grad(loss, has_aux=True)(task.unravel(x))
-        out = task.ravel(g), {"loss": value, "steps": jnp.float32(1), "gradients": jnp.float32(1)}
+        g = task.ravel(g) if held is None else jnp.where(held, task.ravel(g), 0)
+        out = g, {"loss": value, "steps": jnp.float32(1), "gradients": jnp.float32(1)}
         return out if steps is None else jax.tree.map(lambda a: jnp.where(steps > 0, a, 0), out)
 
     return learn

@@ -57,13 +57,13 @@ def at(who: Who, learn: Callable, weight: Array | None = None) -> Callable:
 def lift(who: Who, learn: Callable, weight: Array | None = None) -> Callable:
     """`at` without the log: `(rows, memory, each)`, for verbs that count time themselves."""
     c, ids = (who, who.ids) if isinstance(who, Cohort) else (None, who)
-    takes = _takes(learn)
+    knows = takes(learn)
 
     def lifted(key: Array, env: Env, x: Array, shared: dict | None = None, memory: dict | None = None, **own: Tree):
         keys = node_keys(stream(key, "learn"), ids)
-        common = dict(shared or {}) | ({"t": env.t} if takes("t") else {})
+        common = dict(shared or {}) | ({"t": env.t} if knows("t") else {})
         bound = _bound(who, env, own.pop("steps", None))
-        if bound is not None and not takes("steps"):
+        if bound is not None and not knows("steps"):
             raise InputError("learn takes no `steps`, but this world bounds the steps of nodes (stragglers, churn).")
         own = {name: v for name, v in {**own, "steps": bound}.items() if v is not None}
         (common if x.ndim == 1 else own)["x"] = x
@@ -147,7 +147,7 @@ def _bound(who: Who, env: Env, own: Array | None) -> Array | None:
     return jnp.broadcast_to(jnp.min(jnp.stack(jnp.broadcast_arrays(*bounds)), 0), ids.shape)
 
 
-def _takes(learn: Callable) -> Callable[[str], bool]:
+def takes(learn: Callable) -> Callable[[str], bool]:
     """Whether `learn` takes an argument of a name."""
     parameters = inspect.signature(learn).parameters
     more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, Env, State, n_nodes, shares, tile
+from jaxfl.core import Algorithm, Array, Env, State, counts, n_nodes, shares, tile
 from jaxfl.errors import require
-from jaxfl.exchange.network import Network, counts
+from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import drift
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task

@@ -1,0 +1,167 @@
+"""Sub-models: which numbers of the server's model ONE client holds, trains and sends (`Network.submodel`).
+
+Each function makes a policy `(key, i, t, x) -> Sub` of node `i` in round `t` at the model `x` `[d]`; masks never exist
+for all nodes at once. A profile says how large the nodes' models are: one number, a few (node `i` has the entry
+`i % len`), or one a node.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfl.core import Array
+from jaxfl.errors import InputError, require
+from jaxfl.learn.layers import layers, part
+from jaxfl.learn.task import Task
+
+Profile = float | Sequence[float] | Array
+Policy = Callable[[Array, Array, Array, Array], "Sub"]
+
+
+class Sub(NamedTuple):
+    """What one client has of a model `[d]`."""
+
+    held: Array  # [d] bool, what it is handed and trains
+    sent: Array | None = None  # [d] bool, what it sends (None: what it holds); where it holds nothing that is `fill`
+    fill: Array | float = 0.0  # [d], what stands in its model where it holds nothing
+
+
+def of_node(profile: Profile, i: Array) -> Array:
+    """The entry of a profile that node `i` has."""
+    entries = jnp.atleast_1d(jnp.asarray(profile))
+    return entries[i % entries.shape[0]]
+
+
+class Units(NamedTuple):
+    """Between which units of a chain of layers each number of a row `[d]` stands."""
+
+    reads: np.ndarray  # the number of the unit that it reads from
+    writes: np.ndarray  # the number of the unit that it belongs to
+    inputs: np.ndarray  # how many units there are to read from; 0: the data, which no sub-model cuts
+    outputs: np.ndarray  # how many units its layer has; 0: the last layer, which no sub-model cuts
+
+
+def units(task: Task) -> Units:
+    """The units of a chain of layers, each a `kernel` `[..., inputs, outputs]` and perhaps a `bias` `[outputs]`.
+
+    Dense layers and convolutions in the order of their paths, as in `networks.MLP`, `CNN` and `LeNet`. A dense layer
+    behind convolutions reads their channels at every place.
+
+    Raises:
+        InputError: a model that is no such chain.
+    """
+    table = Units(*np.zeros((4, task.dim), np.int32))
+    found = layers(task)
+    kernels = [a for a in found if a.path.rpartition("/")[2] == "kernel"]
+    for a in found:
+        above = a.path.rpartition("/")[0]
+        j = next((j for j, k in enumerate(kernels) if k.path.rpartition("/")[0] == above), None)
+        if j is None or (a is not kernels[j] and a.shape != kernels[j].shape[-1:]):
+            raise InputError(f"task is no chain of layers: {a.path} {list(a.shape)} belongs to no kernel.")
+        span, last = slice(a.start, a.stop), j + 1 == len(kernels)
+        table.writes[span] = np.broadcast_to(np.arange(a.shape[-1]), a.shape).ravel()
+        table.outputs[span] = 0 if last else a.shape[-1]
+        if a is kernels[j] and j:
+            before = kernels[j - 1].shape[-1]
+            if a.shape[-2] % before:
+                raise InputError(f"task is no chain of layers: {a.path} has {a.shape[-2]} inputs after {before} units.")
+            table.reads[span] = np.broadcast_to(np.arange(a.shape[-2])[:, None] % before, a.shape).ravel()
+            table.inputs[span] = before
+    return table
+
+
+def window(table: Units, share: Array, first: Array | int = 0) -> Array:
+    """Which numbers `[d]` stand between units of a window: a `share` of each layer, from unit `first` on, around it."""
+
+    def inside(unit: np.ndarray, of: np.ndarray) -> Array:
+        count = jnp.maximum(jnp.ceil(share * of - 1e-4), 1)
+        return (jnp.mod(unit - first, np.maximum(of, 1)) < count) | (of == 0)
+
+    return inside(table.reads, table.inputs) & inside(table.writes, table.outputs)
+
+
+def width(task: Task, profile: Profile) -> Policy:
+    """The first `share` of the units of each hidden layer (HeteroFL; Diao, Ding, Tarokh; ICLR 2021)."""
+    table, shares = units(task), of_shares(profile)
+    return lambda key, i, t, x: Sub(window(table, of_node(shares, i)))
+
+
+def ordered(task: Task, profile: Profile, grid: Sequence[float] = (0.25, 0.5, 0.75, 1.0)) -> Policy:
+    """As `width`, of a share drawn each round from those of `grid` that the node can (FjORD; Horvath et al., 2021)."""
+    table, shares, steps = units(task), of_shares(profile), jnp.sort(of_shares(grid, "grid"))
+
+    def policy(key, i, t, x):
+        most = of_node(shares, i)
+        able = jnp.maximum((steps <= most + 1e-6).sum(), 1)
+        return Sub(window(table, jnp.minimum(steps[jax.random.randint(key, (), 0, able)], most)))
+
+    return policy
+
+
+def rolling(task: Task, profile: Profile, speed: int | Array = 1) -> Policy:
+    """As `width`, of a window that moves `speed` units a round, around each layer (FedRolex; Alam et al., 2022)."""
+    table, shares = units(task), of_shares(profile)
+    require("speed", speed, least=0, whole=True)
+    return lambda key, i, t, x: Sub(window(table, of_node(shares, i), speed * t))
+
+
+def random(task: Task, profile: Profile) -> Policy:
+    """Each number with the probability `share`, drawn anew by each node each round."""
+    shares = of_shares(profile)
+    return lambda key, i, t, x: Sub(jax.random.uniform(key, (task.dim,)) < of_node(shares, i))
+
+
+def magnitude(task: Task, profile: Profile) -> Policy:
+    """The `share` of the numbers of the model that are largest in magnitude, `ceil(share d)` and their equals."""
+    shares = of_shares(profile)
+
+    def policy(key, i, t, x):
+        size = jnp.abs(x)
+        count = jnp.ceil(of_node(shares, i) * task.dim - 1e-4).astype(int)
+        return Sub(size >= jnp.sort(size)[task.dim - count])
+
+    return policy
+
+
+def levels(task: Task, groups: Sequence[Sequence[str]]) -> np.ndarray:
+    """The number `[d]` of the first of `groups`, each some patterns of paths (`learn.layers.part`), of each number.
+
+    Raises:
+        InputError: a layer that belongs to none of them.
+    """
+    level = np.full(task.dim, -1)
+    for j, patterns in reversed(list(enumerate(groups))):
+        level[part(task, *patterns).columns] = j
+    if (level < 0).any():
+        missing = next(a.path for a in layers(task) if (level[a.start : a.stop] < 0).any())
+        raise InputError(f"groups leaves out {missing}, but every layer must belong to a group.")
+    return level
+
+
+def depth(task: Task, groups: Sequence[Sequence[str]], profile: Profile) -> Policy:
+    """The groups of layers before `depth`, a whole number a node: group 0 alone for depth 1 (`levels`)."""
+    level = levels(task, groups)
+    return lambda key, i, t, x: Sub(jnp.asarray(level) < of_node(profile, i))
+
+
+def assigned(task: Task, groups: Sequence[Sequence[str]], table: Array) -> Policy:
+    """The groups of layers (`levels`) where `table` `[n, groups]` is true."""
+    level = levels(task, groups)
+    return lambda key, i, t, x: Sub(jnp.asarray(table, bool)[i][jnp.asarray(level)])
+
+
+def balanced(task: Task, count: int, of: int) -> Policy:
+    """Each number is held by exactly `count` of `of` nodes: node `i` by those where `(j + i) % of` is below `count`."""
+    require("count", count, least=0, most=of, whole=True)
+    place = np.arange(task.dim)
+    return lambda key, i, t, x: Sub((jnp.asarray(place) + i) % of < count)
+
+
+def of_shares(profile: Profile, name: str = "profile") -> Array:
+    """A profile of shares as an array. Raises `InputError` unless all are above 0 and at most 1."""
+    shares = jnp.atleast_1d(jnp.asarray(profile, jnp.float32))
+    require(name, shares, above=0, most=1)
+    return shares
