@@ -179,8 +179,8 @@ def _fused_bytes(here: Mapping[str, Line], line: Line, inner: Mapping[str, Line]
     written = 0.0
     for name in root.operands if root.kind == "tuple" else (root.name,):
         a = inner.get(followed.get(name, name), root)
-        if a.kind == "dynamic-update-slice":
-            a = inner.get(a.operands[1], a)
+        if a.kind in ("dynamic-update-slice", "scatter"):  # in place: only the update is written
+            a = inner.get(followed.get(a.operands[1 if a.kind == "dynamic-update-slice" else -1], ""), a)
         written += a.bytes
     return read + written
 

@@ -49,15 +49,28 @@ def prox(mu: float | Array) -> Hook:
     return stateless(lambda g, p, *, anchor, **_: jax.tree.map(lambda g, p, a: g + mu * (p - a), g, p, anchor))
 
 
-def sam(rho: float | Array) -> Hook:
-    """Sharpness-aware minimisation: the gradient at `p + rho * g / |g|`, same mini-batch (Foret et al., ICLR 2021)."""
+def sam(rho: float | Array, alpha: float | Array = 1.0, *, normalised: bool = True) -> Hook:
+    """Sharpness-aware minimisation: the gradient at `p + rho * g / |g|`, same mini-batch (Foret et al., ICLR 2021).
+
+    Of it a share `alpha` is taken, the rest is that at `p`; not `normalised`, the point is `p + rho * g`.
+    """
     require("rho", rho, least=0)
+    require("alpha", alpha, least=0, most=1)
 
     def ascend(g, p, *, grad_fn, **_):
-        scale = rho / (optax.tree.norm(g) + 1e-12)
-        return grad_fn(jax.tree.map(lambda p, g: p + scale * g, p, g))
+        scale = rho / (optax.tree.norm(g) + 1e-12) if normalised else rho
+        there = grad_fn(jax.tree.map(lambda p, g: p + scale * g, p, g))
+        return jax.tree.map(lambda g, a: (1 - alpha) * g + alpha * a, g, there)
 
     return stateless(ascend)
+
+
+def lagrangian(mu: float | Array) -> Hook:
+    """An augmented Lagrangian: gradient of `mu / 2 * |p - anchor|^2 - <dual, p>` added (FedDyn, Acar et al., 2021)."""
+    require("mu", mu, least=0)
+    return stateless(
+        lambda g, p, *, anchor, dual, **_: jax.tree.map(lambda g, p, a, d: g - d + mu * (p - a), g, p, anchor, dual)
+    )
 
 
 def drift(scale: float | Array = 1.0) -> Hook:

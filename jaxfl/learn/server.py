@@ -75,6 +75,12 @@ def for_parameters(tx: optax.GradientTransformation, task: Task) -> optax.Gradie
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
+def parameters_alone(task: Task) -> Callable[[Array], Array]:
+    """`row -> row` with zeros where no optimizer moves anything (`BatchNorm`'s statistics)."""
+    kept = statistics(task)
+    return (lambda row: row) if kept is None else lambda row: row.at[kept.columns].set(0.0)
+
+
 def first(tx: optax.GradientTransformation, x: Array, key: Array) -> optax.OptState:
     """The first state of a server's optimizer at the model `x` `[d]`; `key` is that of `Algorithm.init`.
 

@@ -115,6 +115,25 @@ def test_a_row_written_in_place_counts_as_a_row():
     assert counts(compiled(write, data)).bytes < 2.5 * data.nbytes  # one copy of what is not donated, and ten rows
 
 
+def test_rows_scattered_inside_a_kernel_count_as_rows():
+    """Of an array `[1000, 8]` two rows are replaced: read and written, and their places read."""
+    text = """HloModule m
+%inside (p: f32[1000,8], i: s32[2,1], r: f32[2,8]) -> f32[1000,8] {
+  %p = f32[1000,8]{1,0} parameter(0)
+  %i = s32[2,1]{1,0} parameter(1)
+  %r = f32[2,8]{1,0} parameter(2)
+  ROOT %s = f32[1000,8]{1,0} scatter(%p, %i, %r), to_apply=%c
+}
+ENTRY %main (a: f32[1000,8], i: s32[2,1], r: f32[2,8]) -> f32[1000,8] {
+  %a = f32[1000,8]{1,0} parameter(0)
+  %j = s32[2,1]{1,0} parameter(1)
+  %q = f32[2,8]{1,0} parameter(2)
+  ROOT %w = f32[1000,8]{1,0} fusion(%a, %j, %q), kind=kLoop, calls=%inside
+}
+"""
+    assert counts(text).bytes == 2 * (4 * 2 * 8) + 4 * 2
+
+
 def test_memory_is_what_the_arrays_take_and_linear_in_nodes():
     small, large = planned(16), planned(32)
     d = 650

@@ -10,12 +10,12 @@ import pytest
 from common import jaxfl, quadratics
 from ditto import ditto
 from extra import extra
-from feddyn import feddyn
+from mifa import mifa
 from qfedavg import qfedavg
 
 import jaxfl as fl
 from jaxfl import plugins, zoo
-from jaxfl.algorithms import dsgd, fedavg, fedprox
+from jaxfl.algorithms import dsgd, fedavg
 from jaxfl.engine.keys import init_key, round_key, run_key
 from jaxfl.options import config
 
@@ -90,33 +90,26 @@ def optimum(share):
     return np.linalg.solve(np.einsum("n,nij->ij", share, A), np.einsum("n,nij,nj->i", share, A, Q.b))
 
 
-def test_feddyn():
-    x, h, dual, alpha = np.ones(D), np.zeros(D), np.zeros((N, D)), 0.3
+def test_mifa():
+    x, v, last = np.ones(D), np.zeros(D), np.zeros((N, D))
     for members in MEMBERS:
-        new = []
         for i, _ in members:
-            a = alpha / (N * SHARE[i])
-            new.append(descend(i, x, lambda w, i=i, x=x, a=a: a * (w - x) - dual[i]))
-            dual[i] -= a * (new[-1] - x)
-        h -= alpha / N * sum(y - x for y in new)
-        x = np.mean(new, 0) - h / alpha
-    s = after(feddyn, alpha=alpha)
-    for got, want in ((s.shared["x"], x), (s.shared["h"], h), (s.nodes, dual), (s.shared["h"], SHARE @ dual)):
+            new = descend(i, x) - x
+            v, last[i] = v + SHARE[i] * (new - last[i]), new
+        x = x + v
+    s = after(mifa)
+    for got, want in ((s.shared["x"], x), (s.shared["v"], v), (s.nodes, last), (s.shared["v"], SHARE @ last)):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_feddyn_ends_in_the_weighted_optimum_whoever_took_part():
-    system = feddyn(TASK, lr=0.1, alpha=0.5, steps=30, batch=None)
-    x = fl.run(system, WORLD, jnp.ones(D), 600, seeds=2, every=600).state.shared["x"]
-    np.testing.assert_allclose(x, [optimum(SHARE)] * 2, atol=1e-4)
-
-
-def test_feddyns_first_round_goes_beyond_that_of_fedprox():
-    """With equal weights and duals of 0: x + (1 + |S| / n) times the mean move of FedProx, mu = alpha."""
-    full = fl.scenario(DATA, cohort=fl.cohort.uniform(N, 3, weight=np.ones(N)))
-    a, b = (fl.run(f, full, jnp.ones(D), 1).state.shared["x"] for f in (
-        feddyn(TASK, **LOCAL, alpha=0.3), fedprox(TASK, **LOCAL, mu=0.3)))  # fmt: skip
-    np.testing.assert_allclose(a - 1, (1 + 3 / N) * (b - 1), atol=1e-5)
+def test_mifa_ends_where_fedavg_with_all_clients_does_whoever_took_part():
+    """There the updates of two steps add up to nothing."""
+    x = fl.run(mifa(TASK, **LOCAL), WORLD, jnp.ones(D), 600, seeds=2, every=600).state.shared["x"]
+    eye = np.eye(D)
+    pull = [p * (eye - (eye - LR * A) @ (eye - LR * A)) for p, A in zip(SHARE, Q.A.astype(float), strict=True)]
+    end = np.linalg.solve(sum(pull), sum(m @ b for m, b in zip(pull, Q.b, strict=True)))
+    np.testing.assert_allclose(x, [end] * 2, atol=1e-4)
+    assert np.abs(end - optimum(SHARE)).max() > 1e-3
 
 
 def test_ditto_and_its_global_model_is_that_of_fedavg():
@@ -201,16 +194,16 @@ SMALL += ["--cohort", "4", "--steps", "2", "--topology", "ring", "--mbit", "1", 
 def test_the_command_line_compares_them_with_the_zoo_and_goes_on(tmp_path, capsys, monkeypatch):
     """Seconds and bits are those of the equations' messages, without a word from the authors."""
     monkeypatch.chdir(HERE)
-    files = [f"./{name}.py:{name}" for name in ("feddyn", "ditto", "qfedavg", "extra")]
+    files = [f"./{name}.py:{name}" for name in ("mifa", "ditto", "qfedavg", "extra")]
     out = tmp_path / "o"
     assert jaxfl("compare", "fedavg", *files, *SMALL, "--codec", "half", "--checkpoints", "--json", "--out", out) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     rows = {row["name"]: row for row in map(json.loads, lines)}
-    assert list(rows) == ["fedavg", "feddyn", "ditto", "qfedavg", "extra"]
+    assert list(rows) == ["fedavg", "mifa", "ditto", "qfedavg", "extra"]
     d, way = 650, lambda numbers, bits: 0.03 + numbers * bits / 1e6
     round_trip = lambda up: 2 * (way(d, 32) + 2 * 0.005 + way(up, 16))
     seconds = {name: row["simulated_s"] for name, row in rows.items()}
-    np.testing.assert_allclose([seconds["fedavg"], seconds["feddyn"]], round_trip(d), rtol=1e-5)
+    np.testing.assert_allclose([seconds["fedavg"], seconds["mifa"]], round_trip(d), rtol=1e-5)
     np.testing.assert_allclose(seconds["ditto"], round_trip(d) + 2 * 2 * 0.005, rtol=1e-5)
     np.testing.assert_allclose(seconds["qfedavg"], round_trip(d + 1), rtol=1e-5)
     np.testing.assert_allclose(seconds["extra"], 2 * (0.005 + 0.03 + 2 * d * 16 / 1e6), rtol=1e-5)
@@ -220,7 +213,7 @@ def test_the_command_line_compares_them_with_the_zoo_and_goes_on(tmp_path, capsy
     assert rows.shape == (8, d)
     assert one.shape == (d,)
     systems, setup = config.load(out / "config.toml")
-    assert systems == ["fedavg", *(str(HERE / f"{name}.py:{name}") for name in ("feddyn", "ditto", "qfedavg", "extra"))]
+    assert systems == ["fedavg", *(str(HERE / f"{name}.py:{name}") for name in ("mifa", "ditto", "qfedavg", "extra"))]
     assert setup.codec == "half"
     monkeypatch.chdir(tmp_path)  # files were recorded from the root on
     before = (out / "history.csv").read_text()
@@ -293,12 +286,12 @@ def test_what_cannot_be_loaded_gets_one_sentence(place, says, tmp_path, capsys, 
 
 
 def test_registered_names_are_known_everywhere(capsys):
-    fl.register("system", "Feddyn-Mine", feddyn)
+    fl.register("system", "Mifa-Mine", mifa)
     fl.register("system", "extra", fl.System(extra, kind="gossip"))
-    assert zoo.find("feddyn_mine").make is feddyn
-    assert (zoo.find("feddyn-mine").kind, zoo.find("extra").kind) == ("server", "gossip")
+    assert zoo.find("mifa_mine").make is mifa
+    assert (zoo.find("mifa-mine").kind, zoo.find("extra").kind) == ("server", "gossip")
     assert jaxfl("list") == 0
-    assert "feddyn_mine" in capsys.readouterr().out
+    assert "mifa_mine" in capsys.readouterr().out
     wrong = {"what is 'rules'": ("rules", "x", print), "letters": ("rule", "a b", print), "is a int": ("rule", "a", 3)}
     for says, bad in wrong.items():
         with pytest.raises(fl.InputError, match=says):

@@ -1,0 +1,89 @@
+"""FedDyn: every client's objective bends by a dual vector until the local optima agree.
+
+Of the n clients k counts p_k among all, and the members S of a round train from x on
+
+    h_k(w; x) = F_k(w) - <dual_k, w> + a_k / 2 |w - x|^2,    a_k = alpha / (n p_k)
+    dual_k <- dual_k - a_k (y_k - x)
+    h <- h - alpha / n sum_S (y_k - x),    x <- 1 / |S| sum_S y_k - h / alpha
+
+so that h = sum_k p_k dual_k over all clients, present or not, without a look at them. All duals start at 0. The paper
+has p_k = 1 / n. With the a_k, as in its authors' code, the end is the optimum of sum_k p_k F_k for any p: there y_k = x
+and dual_k = grad F_k(x), and x stays where h = 0.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import optax
+
+from jaxfl.core import Algorithm, Array, State, n_nodes, shares, tile
+from jaxfl.errors import require
+from jaxfl.exchange.network import Network
+from jaxfl.learn.hooks import Hook, lagrangian
+from jaxfl.learn.local import local_sgd
+from jaxfl.learn.server import parameters_alone
+from jaxfl.learn.task import Task
+from jaxfl.paper import Paper, System
+
+PAPER = Paper(
+    "Federated Learning Based on Dynamic Regularization",
+    "Acar, Zhao, Navarro, Mattina, Whatmough, Saligrama",
+    "ICLR 2021",
+    "https://arxiv.org/abs/2111.04263",
+)
+
+
+def feddyn(
+    task: Task, net: Network = Network(), *, lr: float | Array = 0.1, alpha: float | Array = 0.1, **kw
+) -> Algorithm:
+    """FedDyn with client rate `lr` and regularisation `alpha`; `steps`, `epochs`, `batch` of `kw` as in `fedopt`."""
+    return with_duals(task, net, lr=lr, alpha=alpha, **kw)
+
+
+def with_duals(
+    task: Task,
+    net: Network = Network(),
+    *,
+    lr: float | Array,
+    alpha: float | Array,
+    hooks: Sequence[Hook] = (),
+    present_alone: bool = False,
+    steps: int = 10,
+    epochs: int | None = None,
+    batch: int | None = 16,
+) -> Algorithm:
+    """The round of FedDyn, with `hooks` before its own in every local step.
+
+    `present_alone`: the server knows nothing of the absent, `x <- 1 / |S| sum_S (y_k - dual_k / a_k)` with the new
+    duals. With all clients in every round that is the same.
+    """
+    require("lr", lr, above=0)
+    require("alpha", alpha, above=0)
+    trained, most = parameters_alone(task), None if epochs else steps
+
+    def member(key, data, i, x, *, dual, a, **more):
+        local = optax.chain(*hooks, lagrangian(a), optax.sgd(lr))
+        y, log = local_sgd(task, local, steps=most, epochs=epochs, batch=batch)(key, data, i, x, dual=dual, **more)
+        new = dual - a * trained(y - x)
+        return y - x - new / a if present_alone else y - x, log | {"dual": new}
+
+    def init(key, env, x):
+        zero = jnp.zeros_like(x)
+        return State({"x": x} if present_alone else {"x": x, "h": zero}, tile(zero, n_nodes(env)), net.init(env, x))
+
+    def round(key, env, s):
+        c, n, x = env.cohort, n_nodes(env), s.shared["x"]
+        here = (c.weight > 0).astype(jnp.float32)
+        env = env._replace(cohort=c._replace(weight=here, total=None))  # the mean is plain: p is in the a_k
+        a = alpha / (n * shares(env)[c.ids])
+        got = net.collect(key, env, s.mail, member, x, memory={"dual": s.nodes}, a=a)
+        move, shared = got.mean, {}
+        if not present_alone:
+            shared["h"] = s.shared["h"] - alpha * here.sum() / n * trained(got.mean)
+            move = move - shared["h"] / alpha
+        return State({"x": jnp.where(got.present, x + move, x)} | shared, got.memory["dual"], got.mail), got.log
+
+    return Algorithm(init, round, read=lambda s: s.shared["x"])
+
+
+SYSTEMS = {"feddyn": System(feddyn, PAPER)}
