@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -361,6 +361,7 @@ def run(
                 t, carry = begun[0], border.back(begun[1]) if border.phantoms else begun[1]
         if t > rounds:
             raise InputError(f"rounds is {rounds}, but {t} are finished already.")
+        out_of = lru_cache(1)(lambda t: border.out(carry))  # what others see of the carry, copied once a chunk
 
         def scores():
             if evaluate is None:
@@ -369,14 +370,14 @@ def run(
             return tuple(_by_run(part, runs) for part in got)
 
         def result():
-            going_on, took = Carry(t, border.out(carry), recorder.spent), recorder.seconds
+            going_on, took = Carry(t, out_of(t), recorder.spent), recorder.seconds
             nodes = recorder.by_node()
             return Result(recorder.frame(), nodes, going_on.state[1], going_on, calls.interrupted, took)
 
         def tell(count):
             rows = recorder.rows[-count * (len(labels) - 1) - 1 :: count]  # the last of each run
             if calls.callbacks:
-                calls.tell(Progress(t, rounds, list(map(dict, rows)), labels, border.out(carry)[1]), result)
+                calls.tell(Progress(t, rounds, list(map(dict, rows)), labels, out_of(t)[1]), result)
 
         with calls, bar(rounds, t, progress) as advance:
             if t == 0:
@@ -385,13 +386,14 @@ def run(
                 tell(1)
             while t < rounds and not calls.over:
                 count = min(every, rounds - t)
+                out_of.cache_clear()
                 with watch.over(f"rounds {t + 1} to {t + count}"):
                     carry, logs = _chunk(algorithm, scenario.step, count, runs, block, np.int32(t), carry, *fixed)
                     logs, measured = _by_run(logs, runs), scores()
                 recorder.add(t, logs, *measured)
                 t += count
                 if checkpoints and folder is not None:
-                    checkpoint.save(folder, t, border.out(carry), recorder.mark() | {"identity": own})
+                    checkpoint.save(folder, t, out_of(t), recorder.mark() | {"identity": own})
                 advance(t, measured[0])
                 tell(count)
             calls.close(result)

@@ -7,6 +7,7 @@ is, and what holds it too. Numbers are told apart by type and bits, arrays are l
 """
 
 import functools
+import threading
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -17,6 +18,7 @@ LIBRARIES = ("jaxfl", "optax", "flax", "jax")  # whose local functions follow fr
 MOST = 4096  # objects remembered
 
 _known: dict[Any, Any] = {}
+_lock = threading.Lock()
 
 
 def canonical(made: Any) -> Any:
@@ -25,9 +27,11 @@ def canonical(made: Any) -> Any:
         key = _key(made, ())
     except (TypeError, ValueError):  # of what cannot be hashed, a user's closure, a cell that is still empty
         return made
-    if len(_known) >= MOST:
-        _known.pop(next(iter(_known)))
-    return _known.setdefault(key, made)
+    with _lock:
+        found = _known.setdefault(key, made)
+        if len(_known) > MOST:
+            del _known[next(iter(_known))]
+    return found
 
 
 def _key(value: Any, inside: tuple) -> Any:

@@ -6,6 +6,7 @@ import shutil
 import threading
 import zipfile
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxfl.core import Metric
 from jaxfl.engine import checkpoint, identity
 from jaxfl.engine.disk import held
 from jaxfl.engine.run import run
+from jaxfl.engine.sharding import Border
 from jaxfl.errors import InputError
 from jaxfl.world.scenario import scenario
 
@@ -68,6 +70,16 @@ def refused(go, folder, **kw):
         go(ROUNDS, out=folder, resume=True, **kw)
     assert str(error.value).count("\n") == 0
     return str(error.value)
+
+
+def test_what_checkpoints_callbacks_and_the_result_see_is_copied_once_a_chunk(go, whole, tmp_path):
+    with mock.patch.object(Border, "out", autospec=True, side_effect=Border.out) as copied:
+        seen = []
+        got = go(ROUNDS, out=tmp_path, checkpoints=True, callback=lambda p: seen.append(np.asarray(p.state.nodes)))
+    assert copied.call_count == 1 + ROUNDS // EVERY  # at the start too
+    assert same(got.state, whole.state)
+    np.testing.assert_array_equal(seen[-1], whole.state.nodes)
+    assert not np.array_equal(seen[-1], seen[-2])
 
 
 def test_any_array_comes_back_bit_for_bit(tmp_path):
