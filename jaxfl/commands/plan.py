@@ -17,6 +17,7 @@ from jaxfl.options.topology import most_nodes
 from jaxfl.report import tables
 
 TRIED = 64  # numbers of nodes
+ENOUGH = 2**25  # bytes of arrays, of which most are proportional to nodes
 
 
 def main(command: Plan) -> int:
@@ -35,8 +36,7 @@ def main(command: Plan) -> int:
     made = _planned(name, setup, before)
     row = made.describe()
     if command.memory_gb is not None:
-        other = _other(name, setup, before, made.nodes)
-        most = plan.largest(other, made, command.memory_gb * 1e9)
+        most = plan.largest(_sizes(name, setup, before, made), command.memory_gb * 1e9 - made.held)
         hears = zoo.find(plugins.split(name)[0]).kind in ("gossip", "protocol")
         row[f"nodes that fit {command.memory_gb:g} GB"] = most_nodes(setup, most) if hears else most
     for label, value in row.items():
@@ -46,24 +46,44 @@ def main(command: Plan) -> int:
     return 0
 
 
+def _sizes(name: str, setup: Setup, earlier: Setup | None, made: plan.Plan) -> list[plan.Plan]:
+    """This plan and others of more nodes, up to `ENOUGH` bytes, nodes ascending: in tiny worlds nodes hardly count.
+
+    Raises:
+        InputError: there is no other.
+    """
+    found = [made]
+    while found[-1].arrays < ENOUGH:
+        counts = (factor * found[-1].nodes for factor in (8, 2))
+        larger = next(filter(None, (_tried(name, setup, earlier, n) for n in counts)), None)
+        if larger is None:
+            break
+        found.append(larger)
+    return found if len(found) > 1 else sorted([made, _other(name, setup, earlier, made.nodes)])
+
+
 def _other(name: str, setup: Setup, earlier: Setup | None, nodes: int) -> plan.Plan:
     """A plan of another number of nodes that this setup can have: half as many, twice, or the next best.
 
     Raises:
         InputError: there is none.
     """
-    error = InputError("memory_gb needs a plan of another number of nodes, but there is none.")
     fewer = sorted(range(1, nodes), key=lambda n: abs(2 * n - nodes))
-    for other in [*fewer[:1], 2 * nodes, *fewer[1:TRIED]]:
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                found = _planned(name, dataclasses.replace(setup, nodes=other), earlier)
-        except InputError as refused:
-            error = refused
-        else:
-            if found.nodes != nodes:  # a natural partition may have no more
-                return found
-    raise error
+    counts = [*fewer[:1], 2 * nodes, *fewer[1:TRIED]]
+    found = next(filter(None, (_tried(name, setup, earlier, n) for n in counts)), None)
+    if found is None:
+        raise InputError("memory_gb needs a plan of another number of nodes, but there is none.")
+    return found
+
+
+def _tried(name: str, setup: Setup, earlier: Setup | None, nodes: int) -> plan.Plan | None:
+    """The plan of so many nodes; None where this setup cannot have them, or, by a natural partition, has fewer."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            found = _planned(name, dataclasses.replace(setup, nodes=nodes), earlier)
+    except InputError:
+        return None
+    return found if found.nodes == nodes else None
 
 
 def _planned(name: str, setup: Setup, earlier: Setup | None) -> plan.Plan:

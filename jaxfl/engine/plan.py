@@ -9,7 +9,8 @@ measured here and added. Arithmetic is counted in the traced program, traffic an
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ from jaxfl.mapping.canonical import canonical
 from jaxfl.mapping.nodes import programs_in
 
 MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "dynamic_slice", "dynamic_update_slice")
+STEP = 2**26
+SAFE = 1.05  # so much more than they are taken to need must fit, as arrays are not quite linear in nodes
 MOVES += ("gather", "scatter", "concatenate", "pad", "convert_element_type", "select_n", "copy", "split", "rev")
 
 
@@ -67,6 +70,12 @@ class Plan(NamedTuple):
         here = self.devices if jax.default_backend() == "cpu" else 1
         return here * (self.state_bytes + self.temporary_bytes) + self.data_bytes
 
+    @property
+    def held(self) -> int:
+        """Bytes the process holds beside arrays, up to the next 64 MiB, as they differ from start to start; else 0."""
+        beside = 0 if self.process_bytes is None else self.process_bytes - self.arrays
+        return -(-beside // STEP) * STEP
+
     def seconds(self) -> float:
         """Predicted seconds of a round on this machine; the first call measures its rates, which takes seconds."""
         return rates.seconds(self.works, self.devices) / self.rounds
@@ -91,14 +100,20 @@ class Plan(NamedTuple):
         }
 
 
-def largest(small: Plan, large: Plan, memory: float) -> int:
-    """Nodes that fit into `memory` bytes of a device, on a CPU of the process, from the plans of two sizes.
+def largest(plans: Sequence[Plan], memory: float) -> int:
+    """Nodes whose arrays fit into `memory` bytes, with `SAFE` to spare; more memory never gives fewer.
 
-    Arrays are linear in nodes. What else the process holds is taken from `large`, and not to grow.
+    Args:
+        plans: of one setup, two or more, nodes ascending. Between two of them arrays are linear in nodes; beyond the
+            last they go on as between the last two.
+        memory: of a device, on a CPU of the process without what it holds beside arrays, `Plan.held`.
     """
-    each = (large.arrays - small.arrays) / (large.nodes - small.nodes)
-    most = large.arrays if large.process_bytes is None else large.process_bytes
-    return int(max(0.0, large.nodes + (memory - most) / each)) if each > 0 else 2**31 - 1
+    memory /= SAFE
+    small, large = next((pair for pair in pairwise(plans) if memory <= pair[1].arrays), plans[-2:])
+    each, more = (large.arrays - small.arrays) / (large.nodes - small.nodes), memory - large.arrays
+    if each <= 0:
+        return large.nodes if more < 0 else 2**31 - 1
+    return int(max(0.0, large.nodes + more / each))
 
 
 def plan(

@@ -7,6 +7,7 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from common import digits_world, ring
 
@@ -156,13 +157,25 @@ def test_the_test_set_is_data_and_what_is_logged_is_memory():
 
 
 def test_as_many_nodes_fit_as_fill_the_memory():
+    """On lines between plans and beyond the last, a twentieth to spare; a kink changes no order."""
     small, large = planned(16), planned(32)
-    each, held = (large.arrays - small.arrays) / 16, 5e8  # the process holds so much beside its arrays
-    whole = large._replace(process_bytes=int(large.arrays + held))
-    for nodes in (32, 132):
-        assert largest(small, whole, held + large.arrays + (nodes - 32 + 0.5) * each) == nodes
-    assert largest(small, whole, held / 2) == 0
-    assert largest(small, large._replace(process_bytes=None), large.arrays) == 32
+    each = (large.arrays - small.arrays) / 16
+    for nodes in (7, 16, 25, 32, 132):
+        assert largest([small, large], 1.05 * (large.arrays + (nodes - 32 + 0.5) * each)) == nodes
+    assert largest([small, large], -1) == 0
+    kinked = [small, large, large._replace(nodes=320, state_bytes=large.state_bytes + 100_000)]
+    memory = np.linspace(-1e5, 2 * kinked[-1].arrays, 500)
+    fits = [largest(kinked, m) for m in memory]
+    assert fits == sorted(fits)
+    assert largest([small, small._replace(nodes=32)], 2 * small.arrays) == 2**31 - 1
+
+
+def test_what_a_process_holds_beside_arrays_hardly_changes_what_fits():
+    made = planned(16)
+    held = lambda beside: made._replace(process_bytes=made.arrays + int(beside)).held
+    assert held(474e6) == held(534e6) == 2**29
+    assert held(2**29 + 1) == 2**29 + 2**26
+    assert made._replace(process_bytes=None).held == 0
 
 
 def test_a_plan_speaks_to_people():
