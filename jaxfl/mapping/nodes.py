@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxfl.core import Array, Cohort, Tree
+from jaxfl.core import Array, Cohort, Tree, is_key
 from jaxfl.mapping.blocks import block_size, in_blocks, row_of
 from jaxfl.mapping.draws import draws_apart
 from jaxfl.mapping.shards import AXIS, fill, node_shards, over_shards, unfill
@@ -86,40 +86,75 @@ def map_nodes(
     return over_shards(share, count, in_specs, (of_all, P(AXIS)))(shared, stacked, memory, weight)
 
 
-def _at_home(c: Cohort, f: Callable, rows: Tree, *stacked: Tree) -> Tree:
-    """`f(ids, rows, *stacked)`, on each device with its own rows and their members where it owns whole strata.
-
-    `f` puts leaves `[n, ...]` of `rows` and `[c, ...]` of `stacked` together, row by row.
-    """
-    leaves, devices = jax.tree.leaves(rows), node_shards()
-    if not leaves or c.strata.count == leaves[0].shape[0]:
-        return f(slice(None), rows, *stacked)
-    n = leaves[0].shape[0]
-    if n % devices:  # phantom rows stay where they are: cut off and filled up anew they would cost a pass over all
-        out = f(c.ids, fill(rows), *stacked)
-        return jax.tree.map(lambda a: unfill(a, n) if a.shape[0] > n else a, out)
-    if devices == 1 or c.strata.count % devices:
-        return f(c.ids, rows, *stacked)
-    each = n // devices
-
-    def local(ids: Array, rows: Tree, *stacked: Tree) -> Tree:
-        return f(ids - each * jax.lax.axis_index(AXIS), rows, *stacked)
-
-    return jax.shard_map(local, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)(c.ids, rows, *stacked)
-
-
 def rows_of(c: Cohort, rows: Tree) -> Tree:
     """What the members of a cohort hold: leaves `[n, ...]` to `[c, ...]`."""
-    return _at_home(c, lambda ids, rows: jax.tree.map(lambda a: a[ids], rows), rows)
+    if _everyone(c, rows):
+        return rows
+    if node_shards() == 1:
+        return jax.tree.map(lambda a: a[c.ids], rows)
+
+    def own(ids: Array, rows: Tree) -> Tree:  # ids of this device's own rows
+        return jax.tree.map(lambda a: a[_place(ids, a)], rows)
+
+    def gathered(ids: Array, rows: Tree) -> Tree:  # every member's row from the device that has it
+        def one(a: Array) -> Array:
+            if is_key(a):
+                return jax.random.wrap_key_data(one(jax.random.key_data(a)), impl=jax.random.key_impl(a))
+            if a.dtype == bool:
+                return one(a.astype(jnp.uint8)).astype(bool)
+            found = a.at[_place(ids, a)].get(mode="fill", fill_value=0)
+            return jax.lax.psum_scatter(found, AXIS, tiled=True)
+
+        return jax.tree.map(one, rows)
+
+    members = c.ids.shape[0]
+    if _at_home(c, rows):
+        return jax.shard_map(own, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)(c.ids, rows)
+    spread = jax.shard_map(gathered, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False)
+    return unfill(spread(_filled_ids(c), fill(rows)), members)
 
 
 def put_rows(c: Cohort, rows: Tree, new: Tree) -> Tree:
     """Leaves `[n, ...]` with the members' rows replaced by `new` `[c, ...]`."""
+    if _everyone(c, rows):
+        return new
+    if node_shards() == 1:
+        return jax.tree.map(lambda a, v: a.at[c.ids].set(v), rows, new)
 
-    def put(ids: Array | slice, rows: Tree, new: Tree) -> Tree:
-        return new if isinstance(ids, slice) else jax.tree.map(lambda a, v: a.at[ids].set(v), rows, new)
+    def own(ids: Array, rows: Tree, new: Tree) -> Tree:
+        return jax.tree.map(lambda a, v: a.at[_place(ids, a)].set(v, mode="drop"), rows, new)
 
-    return _at_home(c, put, rows, new)
+    def of_all(ids: Array, rows: Tree, new: Tree) -> Tree:
+        return own(ids, rows, jax.tree.map(lambda v: jax.lax.all_gather(v, AXIS, tiled=True), new))
+
+    n = jax.tree.leaves(rows)[0].shape[0]
+    if _at_home(c, rows):
+        return jax.shard_map(own, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)(c.ids, rows, new)
+    spread = jax.shard_map(of_all, in_specs=(P(), P(AXIS), P(AXIS)), out_specs=P(AXIS), check_vma=False)
+    return unfill(spread(_filled_ids(c), fill(rows), fill(new)), n)
+
+
+def _everyone(c: Cohort, rows: Tree) -> bool:
+    """Whether rows of members are those of nodes, in their order; also where there are no rows."""
+    leaves = jax.tree.leaves(rows)
+    return not leaves or c.strata.count == leaves[0].shape[0]
+
+
+def _at_home(c: Cohort, rows: Tree) -> bool:
+    """Whether each device has the rows of its own members: it owns whole strata."""
+    return not (c.strata.count % node_shards() or jax.tree.leaves(rows)[0].shape[0] % node_shards())
+
+
+def _filled_ids(c: Cohort) -> Array:
+    """The ids of members, and of phantom ones -1: nobody's row."""
+    return jnp.pad(c.ids, (0, -c.ids.shape[0] % node_shards()), constant_values=-1)
+
+
+def _place(ids: Array, shard: Array) -> Array:
+    """Where the rows of `ids` are in this device's shard; past its end if they are not there."""
+    each = shard.shape[0]
+    place = ids - each * jax.lax.axis_index(AXIS)
+    return jnp.where((ids >= 0) & (place >= 0), place, each)
 
 
 def map_memory(

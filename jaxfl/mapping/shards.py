@@ -38,7 +38,7 @@ def over_shards(f: Callable, count: int, in_specs: tuple, out_specs: Any) -> Cal
     """`jax.shard_map` of `f` over the ambient mesh, for arrays of any number of rows; `f` itself on one device.
 
     What is spread by `P(AXIS)` has leaves `[count, ...]`, of which `f` sees a shard: phantom rows, at the end of the
-    last shards, are zeros (keys: that of row 0) or what `f` made of phantoms before, and are cut off again.
+    last shards, are zeros (of keys: their bits) or what `f` made of phantoms before, and are cut off again.
     """
     if node_shards() == 1:
         return f
@@ -77,8 +77,8 @@ def fill(tree: Tree) -> Tree:
         if known is not None and known[0]() is a and known[1].shape[0] == a.shape[0] + pad:
             return known[1]
         a = by_rows(a)
-        if is_key(a):
-            return by_rows(jnp.concatenate([a, jnp.broadcast_to(a[:1], (pad, *a.shape[1:]))]))
+        if is_key(a):  # joined to others, keys would be sent from device to device
+            return jax.random.wrap_key_data(one(jax.random.key_data(a)), impl=jax.random.key_impl(a))
         return by_rows(jax.lax.pad(a, jnp.zeros((), a.dtype), [(0, pad, 0), *[(0, 0, 0)] * (a.ndim - 1)]))
 
     return jax.tree.map(one, jax.tree.map(jnp.asarray, tree))

@@ -170,8 +170,8 @@ def test_no_row_of_a_node_leaves_its_device():
     moved, message, row = got["bytes"], 2 * 650 * 4, 650 * 4
     # the sum of messages over devices, twice the model, and some scalars
     assert message <= moved["scaffold 64 16"] < message + 100
-    for case in ("32 None", "32 4"):  # besides, every member's row, read and written
-        assert moved[f"scaffold {case}"] > message + 2 * 16 * row
+    for case in ("32 None", "32 4"):  # besides, the rows of a device's own two members read, those of all 16 written
+        assert message + 18 * row <= moved[f"scaffold {case}"] < message + 18 * row + 100
     # the sum of messages, and once more where one is not finite, the dearer branch of which a plan counts
     assert row <= moved["diloco"] < 2 * row + 100
 
