@@ -1,10 +1,12 @@
 """What a run survives: killed at random instants, its checkpoints, logs and configs damaged. Prints what was counted.
 
-    python benchmarks/faults.py               # 100 kills, 200 damaged checkpoints and logs, 500 changed configs
+    python benchmarks/faults.py               # 100 kills, 200 damaged files, 500 changed configs, 800 odd command lines
     python benchmarks/faults.py --share 0.1   # a tenth of that; --tiny: a few
+    python benchmarks/faults.py --only disk   # or kills, lines, files, configs
 
-A killed run is resumed until it ends and must then be, byte for byte, the one that was not: history, log, models. Of
-what is damaged every outcome must be a sentence or the same result. Needs `fork`; exit code 1 if anything went wrong.
+A killed run is resumed until it ends and must then be, byte for byte, the one that was not: history, log, models. So
+must one whose disk was full, when there is space again. Of what is damaged or odd every outcome must be a sentence or
+the same result. Needs `fork`; exit code 1 if anything went wrong.
 """
 
 import argparse
@@ -14,25 +16,28 @@ import os
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
-import zipfile
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # which the command line sets too, but before JAX is imported
+
 import flax.nnx
+import full_disk
 import jax
 import matplotlib.pyplot
 import numpy as np
+import odd_lines
 import optax
 import pandas as pd
+from trial import EQUAL, FAILED, HUNG, SILENT, TRACEBACK, WRONG, ends_of, forked, table, tried
 
 from jaxfl import cli
+from jaxfl.commands import plan, predict, reproduce, sweep
 
 SMALL = ["--nodes", "8", "--data", "digits", "--model", "logistic", "--every", "1", "--seeds", "2"]
 KINDS = {
@@ -43,12 +48,12 @@ KINDS = {
     "modest": ["run", "modest", "--cohort", "3"],
     "sweep": [],  # from Python
 }
-EQUAL, BACK, SENTENCE = "the same result", "the same result, from the checkpoint before", "refused in a sentence"
-WRONG = TRACEBACK, SILENT, HUNG, FAILED = "traceback", "another result", "hung", "not ended"
-PATIENCE = 120  # seconds
+PARTS = ["kills", "lines", "disk", "files", "configs"]
+FULL = 100, 800, 200, 500  # kills, lines, files, configs
+LOADED = flax.nnx, matplotlib.pyplot, optax, pd, plan, predict, reproduce, sweep  # a forked process then need not
 
 
-def sweep(folder: Path, rounds: int) -> int:
+def points(folder: Path, rounds: int) -> int:
     """Four runs of D-SGD, which go on from what is there; their history and state as files at the end."""
     import jaxfl as fl
     from jaxfl.algorithms import dsgd
@@ -69,54 +74,10 @@ def sweep(folder: Path, rounds: int) -> int:
 def command(kind: str, folder: Path, rounds: int) -> Callable[[], int | None]:
     """What begins a run in `folder`, or goes on with it."""
     if not KINDS[kind]:
-        return partial(sweep, folder, rounds)
+        return partial(points, folder, rounds)
     if (folder / "config.toml").exists():
         return partial(cli.main, ["run", "--resume", str(folder)])
     return partial(cli.main, [*KINDS[kind], *SMALL, "--rounds", str(rounds), "--checkpoints", "--out", str(folder)])
-
-
-def forked(job: Callable[[], int | None], log: Path, after: float | None) -> int | None:
-    """The exit code of a job in a process of its own, killed after so many seconds: None. It writes to `log`."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
-            code = job() or 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    ends = time.monotonic() + (PATIENCE if after is None else after)
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= ends:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return None
-        time.sleep(0.002)
-
-
-def ends_of(folder: Path) -> dict[str, bytes]:
-    """What a run leaves that must not depend on whether it was killed; of archives what is in them, without dates."""
-    found = [f for f in folder.rglob("*") if f.name in ("log.jsonl", "history.csv") or f.suffix in (".npy", ".npz")]
-    ends = {}
-    for file in (f for f in found if "checkpoints" not in f.parts):
-        name = str(file.relative_to(folder))
-        ends[name] = file.read_bytes()
-        if file.suffix == ".npz":
-            with zipfile.ZipFile(file) as archive:
-                ends[name] = b"".join(archive.read(member) for member in archive.namelist())
-    return ends
 
 
 def kills(count: int, kinds: list[str], rounds: int, rng: random.Random, place: Path) -> list[dict]:
@@ -124,10 +85,10 @@ def kills(count: int, kinds: list[str], rounds: int, rng: random.Random, place: 
     rows = []
     for k, kind in enumerate(kinds):
         whole, log = place / f"whole{k}", place / f"log{k}"
-        forked(command(kind, whole, rounds), log, None)  # which compiles
+        forked(command(kind, whole, rounds), log)  # which compiles
         shutil.rmtree(whole)
         began = time.monotonic()
-        if forked(command(kind, whole, rounds), log, None) != 0:
+        if forked(command(kind, whole, rounds), log) != 0:
             raise SystemExit(f"{kind} does not run: {log.read_text()[-2000:]}")
         lasts, want = time.monotonic() - began, ends_of(whole)
         share = count // len(kinds) + (k < count % len(kinds))
@@ -136,11 +97,11 @@ def kills(count: int, kinds: list[str], rounds: int, rng: random.Random, place: 
             folder, code, runs = place / f"run{k}-{runs}", None, runs + 1
             log.write_text("")
             for _ in range(rng.choice((1, 1, 2))):
-                code = forked(command(kind, folder, rounds), log, rng.uniform(0, lasts))
+                code = forked(command(kind, folder, rounds), log, after=rng.uniform(0, lasts))
                 if code is not None:
                     break
                 killed += 1
-            code = forked(command(kind, folder, rounds), log, None) if code is None else code
+            code = forked(command(kind, folder, rounds), log) if code is None else code
             ended = HUNG if code is None else FAILED if code else EQUAL if ends_of(folder) == want else SILENT
             outcomes[TRACEBACK if "Traceback" in log.read_text() else ended] += 1
             if ended != EQUAL:
@@ -174,34 +135,6 @@ def changed(data: bytes, rng: random.Random) -> bytes:
             lambda: b"",
         )
     )()
-
-
-def tried(job: Callable[[], bool]) -> str:
-    """How a job ends, which says whether its result is the same."""
-    from jaxfl.errors import InputError
-
-    def hung(*_):
-        raise TimeoutError
-
-    said, before = io.StringIO(), signal.signal(signal.SIGALRM, hung)
-    signal.alarm(PATIENCE)
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            same = job()
-    except InputError as error:
-        return TRACEBACK if "\n" in str(error) else SENTENCE
-    except TimeoutError:
-        return HUNG
-    except Exception:
-        traceback.print_exc()
-        return TRACEBACK
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    if "Traceback" in said.getvalue():
-        print(said.getvalue(), file=sys.stderr)
-        return TRACEBACK
-    return SILENT if not same else BACK if "Goes on from" in said.getvalue() else EQUAL
 
 
 def damaged(count: int, rng: random.Random, place: Path) -> list[dict]:
@@ -270,39 +203,33 @@ def configs(count: int, rng: random.Random, place: Path) -> list[dict]:
     return [{"what": "changed configs", "tried": count, **counts}]
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown: what, how often, how it ended; under it machine, versions, day."""
-    from jaxfl.report.tables import machine
-
-    columns = ["what", "tried", *(o for o in (EQUAL, BACK, SENTENCE, *WRONG) if any(row.get(o) for row in rows))]
-    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    lines += [f"| {' | '.join(str(row.get(c, 0)) for c in columns)} |" for row in rows]
-    m = machine()
-    made = f"{m['cpus']} CPUs ({m['processor']}, {m['system']}), python {m['python']}, jax {m['jax']}, {m['date']}"
-    return "\n".join([*lines, "", f"{made}."])
-
-
 def main(args: list[str]) -> int:
     """Print the table; 1 if something went wrong."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--share", type=float, default=1.0, help="of the kills, damages and changes (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of instants and damages (default: 0)")
-    parser.add_argument("--tiny", action="store_true", help="a kill, a few damages and changes")
+    parser.add_argument("--share", type=float, default=1.0, help="of what is tried (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of instants, damages and lines (default: 0)")
+    parser.add_argument("--tiny", action="store_true", help="a kill, a few of the others, no disk")
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part; may come again (default: all)")
     asked = parser.parse_args(args)
-    share, rng = asked.share, random.Random(asked.seed)
-    how_many = (1, 9, 2) if asked.tiny else [max(1, round(share * n)) for n in (100, 200, 500)]
+    share, parts = asked.share, asked.only or ([p for p in PARTS if p != "disk"] if asked.tiny else PARTS)
+    kills_, lines, files, changes = (1, 6, 9, 2) if asked.tiny else (max(1, round(share * n)) for n in FULL)
     kinds, rounds = (["sweep"], 3) if asked.tiny else (list(KINDS), 24)
     os.environ |= {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
-    loaded = flax.nnx, matplotlib.pyplot, optax, pd  # before a process is forked, which then need not
     rows = []
     with tempfile.TemporaryDirectory(prefix="faults [1] ") as folder:
         place = Path(folder)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(place / "cache")
-        rows += kills(how_many[0], kinds, rounds, rng, place)
-        rows += damaged(how_many[1], rng, place)
-        rows += configs(how_many[2], rng, place)
+        do = {  # processes are forked before JAX starts in this one
+            "kills": lambda rng: kills(kills_, kinds, rounds, rng, place),
+            "lines": lambda rng: odd_lines.lines(lines, rng, place),
+            "disk": lambda _: full_disk.disks(share, 3, place),
+            "files": lambda rng: damaged(files, rng, place),
+            "configs": lambda rng: configs(changes, rng, place),
+        }
+        for part in (part for part in PARTS if part in parts):
+            rows += do[part](random.Random(f"{part} {asked.seed}"))
     print(table(rows))
-    return int(bool(loaded) and any(row.get(outcome) for row in rows for outcome in WRONG))
+    return int(bool(LOADED) and any(row.get(outcome) for row in rows for outcome in WRONG))
 
 
 if __name__ == "__main__":

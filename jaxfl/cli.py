@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 code = _code(sys.argv[1:] if argv is None else list(argv))
         except InputError as error:  # of standard output itself
             with contextlib.suppress(OSError):
-                print(f"jaxfl: {error}", file=sys.stderr, flush=True)
+                print(_line(str(error)), file=sys.stderr, flush=True)
             code = 2
     raise SystemExit(code)
 
@@ -40,10 +40,10 @@ def _code(args: list[str]) -> int:
         print("jaxfl: interrupted; what was written is kept.", file=sys.stderr)
         return process.exit_code()
     except InputError as error:
-        print(f"jaxfl: {error}", file=sys.stderr)
+        print(_line(str(error)), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"jaxfl: {_sentence(error)}", file=sys.stderr)
+        print(_line(_sentence(error)), file=sys.stderr)
         return 2
 
 
@@ -69,3 +69,8 @@ def _sentence(error: OSError) -> str:
     """An error of the system that nobody foresaw: which file, and why."""
     where = f"{error.filename} " if error.filename else ""
     return f"{where}cannot be read or written ({error.strerror or error})."
+
+
+def _line(sentence: str) -> str:
+    """What is said, on one line: newlines and control characters of the names in it are spelt."""
+    return f"jaxfl: {''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in sentence)}"

@@ -5,11 +5,13 @@ to `register`, and those of installed packages in the entry-point groups `jaxfl.
 `jaxfl.rules`, `jaxfl.attacks` and `jaxfl.codecs`, count as well. Naming a file runs it, as `python FILE` would.
 """
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +103,19 @@ def find(what: str, name: str) -> Any:
         return _entry_of(entry.load(), entry.attr or name)
     except Exception as error:
         raise InputError(f"{what} {name!r}: {entry.value} cannot be loaded ({_said(error)}).") from error
+
+
+@contextlib.contextmanager
+def making(what: str, name: str) -> Iterator[None]:
+    """While a thing of this name is made: what one of a user raises becomes an InputError with the line it is from."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not is_place(name) and spelt(name) not in known(what):
+            raise
+        raise InputError(f"{what} {name!r} cannot be made ({_said(error)}).") from error
 
 
 def absolute(name: str) -> str:

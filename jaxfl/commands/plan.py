@@ -7,7 +7,7 @@ import io
 from jaxfl import plugins, zoo
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import plan
-from jaxfl.errors import InputError
+from jaxfl.errors import InputError, require
 from jaxfl.options import config, fit
 from jaxfl.options.build import prepare
 from jaxfl.options.commands import Plan, name_of
@@ -26,8 +26,7 @@ def main(command: Plan) -> int:
     Raises:
         InputError: a bad option.
     """
-    if command.memory_gb is not None and command.memory_gb <= 0:
-        raise InputError(f"memory_gb is {command.memory_gb}, but must be above 0.")
+    require("memory_gb", command.memory_gb, above=0, none=True)
     name = label_of(name_of(command))
     earlier = config.load(command.config) if command.config else None
     before = None if earlier is None else earlier[1]

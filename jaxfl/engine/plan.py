@@ -113,7 +113,7 @@ def largest(plans: Sequence[Plan], memory: float) -> int:
     each, more = (large.arrays - small.arrays) / (large.nodes - small.nodes), memory - large.arrays
     if each <= 0:
         return large.nodes if more < 0 else 2**31 - 1
-    return int(max(0.0, large.nodes + more / each))
+    return int(min(max(0.0, large.nodes + more / each), 2**31 - 1))
 
 
 def plan(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl import zoo
+from jaxfl import plugins, zoo
 from jaxfl.core import Algorithm, Graph, Links, Metric, Process, Scenario, Shards, constant
 from jaxfl.data.hold_out import hold_out
 from jaxfl.data.sets import Dataset
@@ -114,7 +114,8 @@ def build(
     if {"net", "codec"} & set(parameters):
         net = network_of(setup, _heard(setup, system.kind, where, chosen), task)
         first += (net if "net" in parameters else net.codec,)
-    built, *_ = [system.make(*first, **chosen | point) for point in _tried(swept)]
+    with plugins.making("system", name):
+        built, *_ = [system.make(*first, **chosen | point) for point in _tried(swept)]
     fixed = {k: v for k, v in chosen.items() if k not in swept}
     algorithm = partial(system.make, *first, **fixed) if swept else built
     parts: dict[str, Any] = {"byz": setup.byzantine}

@@ -31,7 +31,8 @@ def dataset_of(setup: Setup) -> data.Dataset:
     }
     if file_ending(setup.data) is not None:
         return _of_file(setup)
-    made = (known.get(setup.data) or plugins.find("data", setup.data))()
+    with plugins.making("data", setup.data):
+        made = (known.get(setup.data) or plugins.find("data", setup.data))()
     if not isinstance(made, data.Dataset):
         raise InputError(f"data {setup.data!r} makes {type(made).__name__}, but must make a data.Dataset.")
     return made

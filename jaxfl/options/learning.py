@@ -29,7 +29,8 @@ EVALUATED = {
 
 def task_of(setup: Setup, dataset: data.Dataset) -> Task:
     """The model on the data. Raises `InputError` for a model that does not fit them, or lacks classes for labels."""
-    task = _task_of(setup, dataset)
+    with plugins.making("model", str(setup.model)):
+        task = _task_of(setup, dataset)
     for what in ("y", "test_y"):
         check_labels(task, getattr(dataset, what), f"{what} of data {setup.data}")
     return task

@@ -1,5 +1,7 @@
 """How messages travel, by the names of rule, attack and codec."""
 
+from typing import Any
+
 from jaxfl import plugins
 from jaxfl.errors import InputError
 from jaxfl.exchange import attacks, codecs, rules
@@ -56,4 +58,10 @@ def network_of(setup: Setup, heard: int, task: Task | None = None) -> Network:
     lie = lies.get(setup.attack or "sign_flip") or plugins.find("attack", str(setup.attack))
     codec = coded.get(setup.codec) or plugins.find("codec", str(setup.codec))
     own = part(task, *setup.personal.split(",")) if setup.personal and task is not None else None
-    return Network(rule=rule(), codec=codec(), attack=lie() if setup.byzantine else None, personal=own)
+    made: dict[str, Any] = {}
+    for what, name, make in (("rule", setup.rule, rule), ("codec", setup.codec, codec), ("attack", setup.attack, lie)):
+        with plugins.making(what, str(name)):
+            made[what] = make() if what != "attack" or setup.byzantine else None
+    if setup.byzantine and made["attack"] is None:
+        raise InputError(f"attack {setup.attack!r} makes nothing, but must make an Attack.")
+    return Network(**made, personal=own)

@@ -95,6 +95,8 @@ BAD = {
     "sweep range": (["sweep", "fedprox", "--grid", "mu=0,-1"], "mu is -1.0"),
     "plan whom": (["plan"], "name is missing"),
     "plan memory": (["plan", "fedavg", "--memory-gb", 0], "memory_gb is 0.0"),
+    "plan memory nan": (["plan", "fedavg", "--memory-gb", "nan"], "memory_gb is nan"),
+    "plan memory inf": (["plan", "fedavg", "--memory-gb", "inf"], "memory_gb is inf"),
     "set": (["run", "fedprox", "--set", "mu"], "KEY=VALUE"),
     "set key": (["run", "fedprox", "--set", "nu=1"], "did you mean mu"),
     "set system": (["run", "dfedsam", "--set", "dfedsan.rho=1"], "did you mean dfedsam"),
@@ -191,6 +193,15 @@ def test_options_that_do_not_parse_exit_with_2(capsys):
     for args in (["run", "fedavg", "--nodes", "x"], ["run", "fedavg", "--nodez", 3], ["ran"], []):
         assert jaxfl(*args) == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_odd_letters_in_names_stay_on_one_line(capsys, no_run):
+    name = "a\nb\x1b[31m\u202e\udcff"
+    for args in (["cite"], ["run"], ["run", "dsgd", "--config"], ["run", "dsgd", "--data"], ["predict"], ["reproduce"]):
+        assert jaxfl(*args, name) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert told[:-1].isprintable()
 
 
 def test_what_is_no_config_is_a_sentence(tmp_path, monkeypatch, capsys):

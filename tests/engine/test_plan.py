@@ -163,6 +163,7 @@ def test_as_many_nodes_fit_as_fill_the_memory():
     for nodes in (7, 16, 25, 32, 132):
         assert largest([small, large], 1.05 * (large.arrays + (nodes - 32 + 0.5) * each)) == nodes
     assert largest([small, large], -1) == 0
+    assert largest([small, large], 1e308) == 2**31 - 1
     kinked = [small, large, large._replace(nodes=320, state_bytes=large.state_bytes + 100_000)]
     memory = np.linspace(-1e5, 2 * kinked[-1].arrays, 500)
     fits = [largest(kinked, m) for m in memory]

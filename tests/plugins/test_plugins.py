@@ -285,6 +285,22 @@ def test_what_cannot_be_loaded_gets_one_sentence(place, says, tmp_path, capsys, 
     assert error.count("\n") == 1
 
 
+def test_what_cannot_be_made_gets_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("\ndef raises(*a): raise KeyError('two\\nlines')\ndef nothing(): return None\n")
+    says = "cannot be made (KeyError: 'two\\nlines', line 2 of own.py)."
+    for what in plugins.GROUPS:
+        who, slot = ("own.py:raises", []) if what == "system" else ("dsgd", [f"--{what}", "own.py:raises"])
+        small = ["--nodes", 8, "--rounds", 2, "--seeds", 1, *(["--data", "digits"] if what != "data" else [])]
+        assert jaxfl("run", who, *small, "--byzantine", 2, *slot) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"jaxfl: {what} "), told
+        assert told.endswith(f"{says}\n"), told
+        assert told.count("\n") == 1
+    assert jaxfl("run", "fedavg", *SMALL[:6], "--byzantine", 2, "--attack", "own.py:nothing") == 2
+    assert capsys.readouterr().err.startswith("jaxfl: attack 'own.py:nothing' makes nothing")
+
+
 def test_registered_names_are_known_everywhere(capsys):
     fl.register("system", "Mifa-Mine", mifa)
     fl.register("system", "extra", fl.System(extra, kind="gossip"))
