@@ -41,7 +41,8 @@ LINES = {
     ],
     "sweep": [
         ["sweep", "fedprox", *SMALL, "--grid", "mu=0,0.1", "--grid", "lr=0.1,0.3", "--score", "accuracy"],
-        ["sweep", "dsgd", *SMALL, "--grid", "lr=0.1,1e9", "--out", "x"],
+        ["sweep", "dsgd", *SMALL, "--grid", "lr=0.1,1e9", "--checkpoints", "--out", "x"],
+        ["sweep", "--resume", "swept"],
     ],
     "plan": [["plan", "fedavg", *SMALL, "--memory-gb", "1"], ["plan", "dsgd", *SMALL, "--json"]],
     "list": [["list"]],
@@ -175,7 +176,7 @@ def line_of(rng: random.Random) -> list[str]:
 
 
 def furnish(place: Path) -> None:
-    """The files that lines name, and a run that ended."""
+    """The files that lines name."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 4)).astype(np.float32), rng.integers(0, 3, 90)
     np.savez(place / "small.npz", x=x, y=y)
@@ -231,12 +232,15 @@ def lines(count: int, rng: random.Random, place: Path) -> list[dict]:
     base, out, err = place / "furnished", place / "out", place / "err"
     base.mkdir()
     furnish(base)
-    code = trial.forked(partial(ran, base, ["run", "dsgd", *SMALL, "--checkpoints", "--out", "done"]), out)
-    if code != 0:
-        raise SystemExit(f"no line runs: {out.read_text()[-2000:]}")
+    drawn = [line_of(rng) for _ in range(count)]
+    for line in (["run", "dsgd", "--out", "done"], ["sweep", "dsgd", "--grid", "lr=0.1,0.2", "--out", "swept"]):
+        if not any(word.startswith(line[-1]) for other in drawn for word in other):
+            continue
+        if trial.forked(partial(ran, base, [*line, *SMALL, "--checkpoints"]), out) != 0:
+            raise SystemExit(f"no line runs: {out.read_text()[-2000:]}")
     counts: dict[str, Counter] = {}
-    for i in range(count):
-        line, folder = line_of(rng), place / f"line{i}"
+    for i, line in enumerate(drawn):
+        folder = place / f"line{i}"
         shutil.copytree(base, folder)
         os.mkfifo(folder / "pipe")
         os.symlink("loop", folder / "loop")

@@ -17,6 +17,7 @@ RAN, STOPPED = "ran", "ran until it was stopped"
 FINE = EQUAL, BACK, RAN, STOPPED, SENTENCE
 WRONG = TRACEBACK, SILENT, HUNG, FAILED = "traceback", "another result", "hung", "not ended"
 PATIENCE = 120  # seconds
+ENDS = "log.jsonl", "history.csv", "best.toml"
 PROGRESS = re.compile(r"\d+/\d+ |round \d")  # lines of a run under way
 
 
@@ -64,7 +65,7 @@ def forked(job: Callable[[], int | None], out: Path, err: Path | None = None, af
 
 def ends_of(folder: Path) -> dict[str, bytes]:
     """What a run leaves that must not depend on whether it was killed; of archives what is in them, without dates."""
-    found = [f for f in folder.rglob("*") if f.name in ("log.jsonl", "history.csv") or f.suffix in (".npy", ".npz")]
+    found = [f for f in folder.rglob("*") if f.name in ENDS or f.suffix in (".npy", ".npz")]
     ends = {}
     for file in (f for f in found if "checkpoints" not in f.parts):
         name = str(file.relative_to(folder))

@@ -19,15 +19,15 @@ def benchmarks(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_faults_are_counted_and_none_goes_wrong():
-    command = [sys.executable, BENCHMARKS / "faults.py", "--tiny"]
+    command = [sys.executable, BENCHMARKS / "faults.py", "--tiny", "--seed", "5"]  # whose lines need no run before them
     told = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent)
     assert told.returncode == 0, told.stderr
     head, _, *rows = [line.strip("|").split("|") for line in told.stdout.splitlines() if line.startswith("|")]
     assert head[0].strip() == "what"
     names = [row[0].strip() for row in rows]
-    assert sum(int(row[1]) for row, name in zip(rows, names, strict=True) if name.startswith("odd lines")) == 6
+    assert sum(int(row[1]) for row, name in zip(rows, names, strict=True) if name.startswith("odd lines")) == 4
     assert [name for name in names if not name.startswith("odd lines")] == [
-        "sweep: runs with 1 kills",
+        "fedavg: runs with 1 kills",
         "damaged checkpoints",
         "damaged logs",
         "damaged archives by node",
