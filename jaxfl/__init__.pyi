@@ -102,10 +102,12 @@ from .exchange.program import program as program
 from .learn import distill as distill
 from .learn import heads as heads
 from .learn import hooks as hooks
+from .learn import preconditioner as preconditioner
 from .learn import submodels as submodels
 from .learn import task as task
 from .learn.layers import layers as layers
 from .learn.layers import part as part
+from .learn.local import local_curvature as local_curvature
 from .learn.local import local_gradient as local_gradient
 from .learn.local import local_sgd as local_sgd
 from .learn.multilabel import multilabel as multilabel
@@ -169,6 +171,9 @@ from .world import (
 )
 from .world import (
     topology as topology,
+)
+from .world import (
+    weights as weights,
 )
 from .world import (
     work as work,

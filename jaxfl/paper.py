@@ -62,6 +62,7 @@ class Example(NamedTuple):
     topology: Graph | Process | None = None
     model: Any = None  # what `run` starts from
     metric: Metric | None = None
+    weights: str | None = None  # the rule of `--weights` by which members count; its numbers are the option's
 
 
 KINDS = ("server", "gossip", "asynchronous", "reference", "protocol")

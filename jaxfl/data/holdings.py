@@ -1,11 +1,13 @@
 """What nodes hold: the label by which a sample is dealt, and tables of labels and values by node."""
 
+from typing import Any
+
 import numpy as np
 
 from jaxfl.core import Shards
 from jaxfl.data.cut import owned
 from jaxfl.data.sets import Dataset
-from jaxfl.errors import InputError, require
+from jaxfl.errors import InputError, nearest, require
 
 
 def strata(data: Dataset, bins: int | None = None) -> np.ndarray:
@@ -59,6 +61,35 @@ def label_histogram(data: Shards, classes: int) -> np.ndarray:
     if y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= classes:
         raise InputError(f"data.y has shape {y.shape} and dtype {y.dtype}, it must be labels from 0 to {classes - 1}.")
     return np.bincount(node * classes + y, minlength=n * classes).reshape(n, classes)
+
+
+MEASURES = {
+    "kl": lambda p, t: np.where(p > 0, p * np.log(np.where(p > 0, p, 1) / t), 0).sum(1),
+    "l1": lambda p, t: np.abs(p - t).sum(1),
+    "l2": lambda p, t: np.linalg.norm(p - t, axis=1),
+    "cosine": lambda p, t: 1 - p @ t / (np.linalg.norm(p, axis=1) * np.linalg.norm(t)),
+}
+
+
+def label_discrepancy(data: Shards, classes: int, measure: str = "kl", target: Any = None) -> np.ndarray:
+    """How far the labels of each node are from a target distribution, `[n]`, at least 0.
+
+    Args:
+        data: labels as for `label_histogram`, of which each node has some.
+        classes: how many there are.
+        measure: "kl", the divergence of the node's distribution from the target; "l1" or "l2", the norm of the
+            difference; "cosine", 1 minus the cosine between them.
+        target: the target's shares `[classes]`, of any scale, above 0; None: all classes alike.
+    """
+    if measure not in MEASURES:
+        raise InputError(f"measure is {measure!r}: {nearest(measure, MEASURES)}")
+    t = np.ones(classes) if target is None else np.asarray(target, float)
+    if t.shape != (classes,) or not (np.isfinite(t) & (t > 0)).all():
+        raise InputError(f"target has shape {list(t.shape)}: a finite share above 0 of each of {classes} is needed.")
+    counts = label_histogram(data, classes)
+    if not counts.any(1).all():
+        raise InputError(f"data: node {int(np.argmin(counts.any(1)))} has no label, and every node needs one.")
+    return np.maximum(MEASURES[measure](counts / counts.sum(1, keepdims=True), t / t.sum()), 0)
 
 
 def labels_per_sample(data: Shards) -> np.ndarray:

@@ -16,6 +16,7 @@ from jaxfl.data.cut import cut, on_device
 from jaxfl.data.cut import shards as shards
 from jaxfl.data.hold_out import hold_out as hold_out
 from jaxfl.data.hold_out import own_tests as own_tests
+from jaxfl.data.holdings import label_discrepancy as label_discrepancy
 from jaxfl.data.holdings import label_histogram as label_histogram
 from jaxfl.data.holdings import labels_per_sample as labels_per_sample
 from jaxfl.data.holdings import strata
@@ -209,6 +210,59 @@ def pathological(data: Dataset, n: int, k: int = 2, seed: int = 0, bins: int | N
     owner = np.empty(len(labels), np.int32)
     dealt = rng.permutation(n * k) // k
     owner[shuffled[np.argsort(labels[shuffled], kind="stable")]] = np.repeat(dealt, _even(len(labels), n * k))
+    return shards(data, owner, n)
+
+
+def biased(
+    data: Dataset,
+    n: int,
+    count: int,
+    k: int = 2,
+    seed: int = 0,
+    *,
+    size: int | None = None,
+    bins: int | None = None,
+) -> Shards:
+    """Nodes of equal size, of which the first `count` have samples of `k` labels alone, the others of all.
+
+    The j-th of the `count` has labels `k j, ..., k j + k - 1`, modulo their number, and of each the same number of
+    samples up to one (the split "noniid-2" of Ye et al., ICML 2023, arXiv 2305.19229). The others draw first, from the
+    whole data set. What is left is left out.
+
+    Args:
+        data: has labels.
+        n: nodes.
+        count: biased nodes, 0 to n.
+        k: labels of a biased node, 1 to all.
+        seed: of the draw.
+        size: samples a node; by default the most that the data set has for all of them.
+        bins: classes of a regression's targets.
+    """
+    _check(data, n)
+    labels, rng = strata(data, bins), generator(seed)
+    classes = max(data.classes or 0, int(labels.max()) + 1)
+    require("count", count, least=0, most=n, whole=True)
+    require("k", k, least=1, most=classes, whole=True)
+    require("size", size, least=1, most=len(labels) // n, whole=True, none=True)
+    order = rng.permutation(len(labels))
+    wanted = (k * np.arange(count)[:, None] + np.arange(k)) % classes
+
+    def deal(size: int) -> np.ndarray | None:
+        """The owners, or None where a label has too few samples."""
+        owner, mixed = np.full(len(labels), -1), (n - count) * size
+        owner[order[:mixed]] = np.repeat(np.arange(count, n), size)
+        left = [order[mixed:][labels[order[mixed:]] == label] for label in range(classes)]
+        for node, mine in enumerate(wanted):
+            for label, some in zip(mine, _even(size, k), strict=True):
+                if some > len(left[label]):
+                    return None
+                owner[left[label][:some]], left[label] = node, left[label][some:]
+        return owner
+
+    sizes = [size] if size else range(len(labels) // n, 0, -1)
+    owner = next((owner for s in sizes if (owner := deal(s)) is not None), None)
+    if owner is None:
+        raise InputError(f"size={size} is too large: some label has too few samples for the {count} biased nodes.")
     return shards(data, owner, n)
 
 

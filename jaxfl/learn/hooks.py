@@ -20,6 +20,7 @@ import optax
 from jaxfl.core import Array, Tree
 from jaxfl.errors import InputError, require
 from jaxfl.learn.layers import Part
+from jaxfl.learn.preconditioner import divided
 from jaxfl.learn.task import Task
 
 Hook = optax.GradientTransformationExtraArgs
@@ -87,6 +88,11 @@ def blend(beta: float | Array) -> Hook:
     """Global momentum in every local step: `beta * g + (1 - beta) * direction` (FedAvg-M, Cheng et al., ICLR 2024)."""
     require("beta", beta, least=0, most=1)
     return stateless(lambda g, p, *, direction, **_: jax.tree.map(lambda g, m: beta * g + (1 - beta) * m, g, direction))
+
+
+def scaled() -> Hook:
+    """A handed diagonal: `g / diagonal`, the same in all steps of a round (`learn.preconditioner`)."""
+    return stateless(lambda g, p, *, diagonal, **_: divided(g, diagonal))
 
 
 def part_first(task: Task, part: Part, steps: int | Array) -> Hook:

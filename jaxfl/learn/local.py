@@ -226,6 +226,27 @@ def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
     `batch=None` is the whole shard. A task that keeps statistics is refused. A node whose `steps` is 0 computes
     nothing: gradient, loss and what is counted are 0. `log` is that of `local_sgd`; the round `t` makes no difference.
     """
+    return _at_one_batch(task, batch, 1, lambda f, p, key: jax.value_and_grad(f, has_aux=True)(p))
+
+
+def local_curvature(task: Task, *, batch: int | None = None) -> Callable:
+    """Hutchinson's diagonal of the mini-batch Hessian H, `v * (H v)` with v of random signs, as `local_gradient`.
+
+    Its mean over v is the diagonal; of a diagonal H it is that at once. It counts as two gradients.
+    """
+
+    def of(f: Callable, p: Tree, key: Array) -> tuple[tuple, Tree]:
+        leaves, structure = jax.tree.flatten(p)
+        keys = jax.random.split(stream(key, "signs"), len(leaves))
+        v = structure.unflatten([jax.random.rademacher(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)])
+        both, (_, hv) = jax.jvp(lambda p: jax.value_and_grad(f, has_aux=True)(p), (p,), (v,))
+        return both[0], jax.tree.map(jnp.multiply, v, hv)
+
+    return _at_one_batch(task, batch, 2, of)
+
+
+def _at_one_batch(task: Task, batch: int | None, cost: int, of: Callable) -> Callable:
+    """What `of(loss, params, key) -> ((value, params), result)` finds on one mini-batch, at `cost` gradients."""
     require_task(task)
     require("batch", batch, least=1, whole=True, none=True)
     if task.untrained:
@@ -240,9 +261,9 @@ def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
         index, mask = _batches(key, data, i, 1, None, batch)
         index, mask = jax.tree.map(lambda a: a[0], (index, mask))
         loss = batch_loss(task, data, index, mask, stream(key, "loss"))
-        (value, _), g = jax.value_and_grad(loss, has_aux=True)(task.unravel(x))
+        (value, _), g = of(loss, task.unravel(x), key)
         g = task.ravel(g) if held is None else jnp.where(held, task.ravel(g), 0)
-        out = g, {"loss": value, "steps": jnp.float32(1), "gradients": jnp.float32(1)}
+        out = g, {"loss": value, "steps": jnp.float32(1), "gradients": jnp.float32(cost)}
         return out if steps is None else jax.tree.map(lambda a: jnp.where(steps > 0, a, 0), out)
 
     return learn

@@ -15,6 +15,7 @@ from jaxfl.core import Array, stream
 from jaxfl.errors import require
 from jaxfl.learn.layers import statistics
 from jaxfl.learn.optimizer import begin
+from jaxfl.learn.preconditioner import divided, second_moment
 from jaxfl.learn.task import Task
 
 
@@ -28,14 +29,16 @@ class MomentsState(NamedTuple):
 def scale_by_moments(second: Callable, b1: float | Array, tau: float | Array) -> optax.GradientTransformation:
     """`m / (sqrt(v) + tau)` with `m <- b1 m + (1 - b1) g` and `v <- second(v, g^2)`, `v_0 = tau^2`."""
 
+    scale = second_moment(second, tau)
+
     def init(params):
-        return MomentsState(optax.tree.zeros_like(params), jax.tree.map(lambda p: jnp.full_like(p, tau**2), params))
+        return MomentsState(optax.tree.zeros_like(params), scale.init(params))
 
     def update(updates, state, params=None):
         del params
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.m, updates)
-        v = jax.tree.map(lambda v, g: second(v, g * g), state.v, updates)
-        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + tau), m, v), MomentsState(m, v)
+        v = scale.refresh(state.v, updates)
+        return divided(m, scale.diagonal(v)), MomentsState(m, v)
 
     return optax.GradientTransformation(init, update)
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxfl import plugins, zoo
 from jaxfl.core import Algorithm, Graph, Links, Metric, Process, Scenario, Shards, constant
 from jaxfl.data.hold_out import hold_out
+from jaxfl.data.holdings import label_discrepancy
 from jaxfl.data.sets import Dataset
 from jaxfl.errors import InputError
 from jaxfl.learn.task import Task
@@ -28,11 +29,13 @@ from jaxfl.options.learning import local_metric_of, metric_of, task_of
 from jaxfl.options.network import network_of
 from jaxfl.options.systems import accepted
 from jaxfl.options.topology import in_degree, topology_of
+from jaxfl.options.weights import spelt
 from jaxfl.paper import Example, Given
-from jaxfl.world import churn
+from jaxfl.world import churn, weights
 from jaxfl.world.cohort import stratified, uniform
 from jaxfl.world.links import links
 from jaxfl.world.scenario import scenario
+from jaxfl.world.weights import Weights
 
 VALUES = 8  # numbers a node averages in a protocol
 
@@ -130,6 +133,8 @@ def build(
         parts["cohort"] = _participation(setup)
     if where is not None:
         parts["topology"] = where
+    if system.kind in ("server", "asynchronous"):
+        parts["weights"] = _weights(world, data, name, own.weights)
     if not isinstance(data, Shards):
         parts["nodes"] = setup.nodes
     model = own.model if own.model is not None else jnp.zeros(1) if task is None else task.init
@@ -173,6 +178,22 @@ def _participation(setup: Setup) -> Process:
     if setup.strata == 1:
         return uniform(setup.nodes, setup.cohort or 1)
     return stratified(setup.nodes, setup.cohort or 1, setup.strata)
+
+
+def _weights(world: World, data: Any, name: str, own: str | None) -> Weights | None:
+    """How much members count, by the option, or by the rule that the system brings."""
+    rule, numbers = spelt(world.setup.weights)
+    if own not in (None, rule):
+        if rule != "size":
+            raise InputError(f"weights is {world.setup.weights}, but {name} brings its own rule, {own}.")
+        rule, numbers = spelt(own)
+    if rule == "disco":
+        classes = None if world.dataset is None else world.dataset.classes
+        if classes is None or not isinstance(data, Shards):
+            raise InputError(f"weights is {rule}, but data {world.setup.data} has no labels by node.")
+        measure = numbers.pop("measure")
+        return weights.disco(label_discrepancy(data, classes, measure), **numbers)
+    return weights.uniform() if rule == "uniform" else None
 
 
 def _links(setup: Setup) -> Links:

@@ -18,6 +18,7 @@ from tyro.conf import UseAppendAction, arg
 from jaxfl import plugins
 from jaxfl.errors import InputError, nearest
 from jaxfl.options.files import DATA, READ_BY_FILES, check_files, config_text, dump, file_ending
+from jaxfl.options.weights import spelt
 
 TEXT = ("shakespeare", "topics")
 KEYED = (*TEXT, "smartwatch", "synthetic")  # data sets whose samples have a natural key
@@ -51,28 +52,17 @@ READ_BY = {
 
 # Options that only some kinds of systems read.
 _LEARNING = ("server", "asynchronous", "gossip", "reference")
-_OF_DATA = (
-    "data",
-    "data_folder",
-    *READ_BY_FILES,
-    "partition",
-    "alpha",
-    "bins",
-    "shard_size",
-    "labels_per_node",
-    "model",
-    "hidden",
-    "compute",
-)
+_OF_DATA = ("data", "data_folder", *READ_BY_FILES, "partition", "alpha", "bins", "shard_size", "labels_per_node")
+_OF_DATA += ("model", "hidden", "compute")
 KINDS: dict[str, tuple[str, ...]] = dict.fromkeys(
     (*_OF_DATA, "test_samples", "hold_out", "lr", "steps", "batch"), _LEARNING
 )
 KINDS |= dict.fromkeys(("topology", "degree", "mixing"), ("gossip", "protocol"))
-KINDS["personal"] = ("server", "asynchronous", "gossip")
+KINDS |= {"personal": ("server", "asynchronous", "gossip"), "weights": ("server", "asynchronous")}
 KINDS |= dict.fromkeys(("cohort", "strata"), ("server",)) | dict.fromkeys(("concurrency", "goal"), ("asynchronous",))
 
 # Options that a system hears or does not; each is judged in a world with those before it.
-SLOTS = ("topology", "degree", "mixing", "cohort", "strata", "concurrency", "goal", "lr", "steps", "batch")
+SLOTS = ("topology", "degree", "mixing", "cohort", "strata", "concurrency", "goal", "weights", "lr", "steps", "batch")
 SLOTS += ("crash", "byzantine", "attack", "rule", "codec", "personal", "mbit", "latency_ms", "step_ms")
 TIMES = ("mbit", "latency_ms", "step_ms")
 
@@ -171,6 +161,8 @@ class Setup:
     and its steps and transfers on top."""
     goal: Annotated[Count | None, _maybe("INT", "a tenth of concurrency")] = None
     """Arrivals that make a round of an asynchronous system."""
+    weights: Annotated[str, arg(metavar="RULE[:KEY=VALUE,...]")] = "size"
+    """How much members count: size (samples), uniform, disco:a=0.5,b=0.1,measure=kl (less, the more unlike labels)."""
     rule: Annotated[str, *_named(RULES, "mean")] = "mean"
     """How a receiver combines what it heard."""
     byzantine: Natural = 0
@@ -342,6 +334,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 def check(setup: Setup) -> None:
     """Raise `InputError` for an unknown name or a number out of range, as far as that needs no data."""
     check_files(setup)
+    spelt(setup.weights)
     for name, allowed in _allowed():
         value = getattr(setup, name)
         if name == "data" and file_ending(value) is not None:

@@ -16,6 +16,7 @@ from jaxfl.world.process import process
 from jaxfl.world.promises import require_weights
 from jaxfl.world.tiers import tiers_of
 from jaxfl.world.topology import as_process, between
+from jaxfl.world.weights import Weights, reweighed
 
 
 def byzantine(n: int, byz: Any = None) -> Array:
@@ -42,6 +43,7 @@ def scenario(
     links: Links | None = None,
     byz: Any = None,
     round_seconds: float | None = None,
+    weights: Weights | None = None,
 ) -> Scenario:
     """A world whose parts ignore each other, but for churn: who is down sends nothing, hears nothing, runs no step.
 
@@ -58,11 +60,12 @@ def scenario(
         byz: see `byzantine`.
         round_seconds: simulated seconds of a round beside its steps and transfers, where no clock says otherwise. None:
             0 where there are `links`, which time those, else 1.
+        weights: how much the members who are up count in a round (`world.weights`); None: by their base weights.
 
     Raises:
         InputError: a node has no sample, the sizes of the parts disagree, or a bad number.
     """
-    _require_parts(data, cohort=cohort, churn=churn, links=links)
+    _require_parts(data, cohort=cohort, churn=churn, links=links, weights=weights)
     sizes = np.asarray(data.size) if isinstance(data, Shards) else None
     if sizes is not None and sizes.size and sizes.min() == 0:
         raise InputError(f"data: node {int(np.argmin(sizes))} has no sample, and every shard needs at least one.")
@@ -98,7 +101,12 @@ def scenario(
     if links is not None and any(np.shape(v) != (n,) for v in links):
         raise InputError(f"links have shapes {[np.shape(v) for v in links]}: [{n}], one number a node, is needed.")
 
+    if weights is not None:
+        if any(a.ndim == 1 and len(a) != n for a in jax.tree.leaves(weights.arrays)):
+            raise InputError(f"weights are not of {n} nodes: one number a node, [{n}], is needed.")
+        jax.eval_shape(lambda c, arrays: reweighed(c, weights.of, arrays), members, weights.arrays)
     (first_where, next_where, _), (first_who, next_who, _), (first_up, next_up, _) = where, who, up
+    rule, weighing = (None, ()) if weights is None else weights
 
     def init(key: Array, arrays: dict) -> tuple[Any, Any, Any]:
         at_where = first_where(stream(key, "topology"), arrays["topology"])
@@ -116,6 +124,8 @@ def scenario(
             total = None if c.total is None else c.total * left
             c = c._replace(weight=jnp.where(here, c.weight, 0), steps=jnp.where(here, steps, 0), total=total)
             graph = None if graph is None else between(graph, alive)
+        if rule is not None:
+            c = reweighed(c, rule, arrays["weights"])
         return (at_where, at_who, at_up), Now(graph, c, seconds, alive, arrays["share"])
 
     arrays = {
@@ -124,6 +134,7 @@ def scenario(
         "churn": up.arrays,
         "seconds": constant(round_seconds, np.float32),
     }
+    arrays |= {} if weights is None else {"weights": weighing}
     arrays["share"] = _shares(base_of(who), n)
     return Scenario(canonical(init), canonical(step), arrays, data, byzantine(n, byz), links)
 
@@ -136,7 +147,8 @@ def _require_parts(data: Tree, **parts: Any) -> None:
             f"data is a {type(data).__name__} with leaves of type {', '.join(odd)}, but must be arrays or Shards, such "
             "as partition.iid(dataset, n)."
         )
-    kinds = dict.fromkeys(("cohort", "churn"), (Process, "a Process")) | {"links": (Links, "world.links.links(n)")}
+    kinds = dict.fromkeys(("cohort", "churn"), (Process, "a Process"))
+    kinds |= {"links": (Links, "world.links.links(n)"), "weights": (Weights, "Weights, such as weights.uniform()")}
     for name, value in parts.items():
         kind, words = kinds[name]
         if value is not None and not isinstance(value, kind):

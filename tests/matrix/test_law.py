@@ -23,14 +23,14 @@ from jaxfl.paper import System
 SMALL = Setup(nodes=16, data="digits", model="logistic", rounds=4, seeds=1)
 OTHER = {
     "topology": "regular", "degree": 4, "mixing": "lazy", "cohort": 4, "strata": 2, "concurrency": 6, "goal": 3,
-    "lr": 0.01, "steps": 5, "batch": 1, "byzantine": 5, "attack": "ipm", "rule": "median", "codec": "top_k",
-    "personal": "bias", "crash": 0.5, "mbit": 2.0, "latency_ms": 90.0, "step_ms": 9.0,
+    "weights": "uniform", "lr": 0.01, "steps": 5, "batch": 1, "byzantine": 5, "attack": "ipm", "rule": "median",
+    "codec": "top_k", "personal": "bias", "crash": 0.5, "mbit": 2.0, "latency_ms": 90.0, "step_ms": 9.0,
 }  # fmt: skip
 WORK = {"lr", "steps", "batch"}  # where the system takes them
 TALK = {"byzantine", "attack", "rule", "codec", "personal", "mbit", "latency_ms"}
 HEARS = {  # what a system of this kind hears, or refuses itself for a reason of its own
-    "server": {"cohort", "strata", "crash", "step_ms"} | TALK | WORK,
-    "asynchronous": {"concurrency", "goal", "crash", "step_ms"} | TALK | WORK,
+    "server": {"cohort", "strata", "weights", "crash", "step_ms"} | TALK | WORK,
+    "asynchronous": {"concurrency", "goal", "weights", "crash", "step_ms"} | TALK | WORK,
     "gossip": {"topology", "degree", "mixing", "crash", "step_ms"} | TALK | WORK,
     "reference": {"step_ms"} | WORK,
     "protocol": {"topology", "degree", "mixing", "crash"} | TALK - {"personal"},  # it has no model
@@ -58,7 +58,7 @@ def broken(name):
     system = zoo.find(name)
     known = accepted(system.make)
     must = {n for n in HEARS[system.kind] if n not in WORK or n in known}
-    must -= {"strata"} if "sample" in known else set()  # it draws its own sample of the cohort's size
+    must -= {"strata", "weights"} if "sample" in known else set()  # it draws its own sample of the cohort's size
     through_net = {"byzantine", "attack", "rule", "codec", "personal"}
     must -= set() if "net" in inspect.signature(system.make).parameters else through_net
     if system.kind in ("gossip", "protocol"):  # some bring a topology of their own
@@ -120,7 +120,7 @@ def test_a_deaf_system_breaks_the_law_by_itself(monkeypatch):
     deaf = {
         "no_links": (deaf_to(0.0, links=lambda env: None), {"mbit", "latency_ms", "step_ms"}),
         "no_liars": (deaf_to(byz=lambda env: jnp.zeros_like(env.byz)), {"byzantine", "attack"}),
-        "no_churn": (deaf_to(cohort=always_the_first), {"strata", "crash"}),
+        "no_churn": (deaf_to(cohort=always_the_first), {"strata", "weights", "crash"}),
     }
     mute = {"no_seconds": deaf_to(links=lambda env: None)}
     for name, system in ({name: entry for name, (entry, _) in deaf.items()} | mute).items():

@@ -77,7 +77,7 @@ def test_toml_of_other_types_is_refused():
 
 def test_every_option_but_paths_and_flags_says_what_it_allows():
     free = {field.name for field in dataclasses.fields(Setup)} - {name for name, _ in config._allowed()}
-    known = {"data_folder", "target", "client_column", "features", "personal", "options", "out", "checkpoints"}
+    known = {"data_folder", "target", "client_column", "features", "personal", "options", "out", "checkpoints", "weights"}
     assert free == known
 
 
@@ -92,6 +92,11 @@ def test_every_option_but_paths_and_flags_says_what_it_allows():
         ("latency_ms", -0.5, "at least 0"),
         ("codec", "int", "did you mean int"),
         ("every", 0, "whole number of at least 1"),
+        ("weights", "diso", "did you mean disco"),
+        ("weights", "size:a=1", "size has no number"),
+        ("weights", "disco:a=1,a=2", "disco has a, b, measure, each once"),
+        ("weights", "disco:a=nan", "a must be a finite number of at least 0"),
+        ("weights", "disco:measure=k2", "did you mean kl"),
     ],
 )
 def test_what_an_option_does_not_allow_is_refused(field, value, says):

@@ -11,7 +11,6 @@ from common import jaxfl, quadratics
 from ditto import ditto
 from extra import extra
 from mifa import mifa
-from qfedavg import qfedavg
 
 import jaxfl as fl
 from jaxfl import plugins, zoo
@@ -144,20 +143,6 @@ def test_fedavg_stands_beside_ditto_on_every_nodes_own_samples():
     np.testing.assert_allclose(two.nodes["local_accuracy"][0, -1, 2], hit.mean(), rtol=1e-6)
 
 
-def test_qfedavg():
-    x, q = np.ones(D), 1.5
-    for members in MEMBERS:
-        above, below = np.zeros(D), 0.0
-        for i, p in members:
-            move, f = (x - descend(i, x)) / LR, loss(i, x)
-            above, below = above + p * f**q * move, below + p * (q * f ** (q - 1) * move @ move + f**q / LR)
-        x = x - above / below
-    np.testing.assert_allclose(after(qfedavg, up=D + 1, q=q).shared["x"], x, rtol=1e-4)
-    np.testing.assert_allclose(after(qfedavg, up=D + 1, q=0.0).shared["x"], after(fedavg).shared["x"], atol=1e-5)
-    sparse = fl.Network(codec=fl.codecs.random_k(1))  # h_k is left out of three messages in four
-    assert np.isfinite(fl.run(qfedavg(TASK, sparse, **LOCAL), WORLD, jnp.ones(D), 4).state.shared["x"]).all()
-
-
 def test_extra_by_its_matrices_where_a_leaf_is_down_in_one_round():
     """W of the round in which node 3 is down leaves it out, and node 3 remembers what it had."""
     where, lr = fl.mixing.metropolis(fl.graph.star(N)), 0.1
@@ -194,18 +179,17 @@ SMALL += ["--cohort", "4", "--steps", "2", "--topology", "ring", "--mbit", "1", 
 def test_the_command_line_compares_them_with_the_zoo_and_goes_on(tmp_path, capsys, monkeypatch):
     """Seconds and bits are those of the equations' messages, without a word from the authors."""
     monkeypatch.chdir(HERE)
-    files = [f"./{name}.py:{name}" for name in ("mifa", "ditto", "qfedavg", "extra")]
+    files = [f"./{name}.py:{name}" for name in ("mifa", "ditto", "extra")]
     out = tmp_path / "o"
     assert jaxfl("compare", "fedavg", *files, *SMALL, "--codec", "half", "--checkpoints", "--json", "--out", out) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     rows = {row["name"]: row for row in map(json.loads, lines)}
-    assert list(rows) == ["fedavg", "mifa", "ditto", "qfedavg", "extra"]
+    assert list(rows) == ["fedavg", "mifa", "ditto", "extra"]
     d, way = 650, lambda numbers, bits: 0.03 + numbers * bits / 1e6
     round_trip = lambda up: 2 * (way(d, 32) + 2 * 0.005 + way(up, 16))
     seconds = {name: row["simulated_s"] for name, row in rows.items()}
     np.testing.assert_allclose([seconds["fedavg"], seconds["mifa"]], round_trip(d), rtol=1e-5)
     np.testing.assert_allclose(seconds["ditto"], round_trip(d) + 2 * 2 * 0.005, rtol=1e-5)
-    np.testing.assert_allclose(seconds["qfedavg"], round_trip(d + 1), rtol=1e-5)
     np.testing.assert_allclose(seconds["extra"], 2 * (0.005 + 0.03 + 2 * d * 16 / 1e6), rtol=1e-5)
     folder = next(out.glob("*ditto*/models"))
     assert sorted(p.name for p in folder.iterdir()) == ["seed-0-nodes.npz", "seed-0.npz"]
@@ -213,7 +197,7 @@ def test_the_command_line_compares_them_with_the_zoo_and_goes_on(tmp_path, capsy
     assert rows.shape == (8, d)
     assert one.shape == (d,)
     systems, setup = config.load(out / "config.toml")
-    assert systems == ["fedavg", *(str(HERE / f"{name}.py:{name}") for name in ("mifa", "ditto", "qfedavg", "extra"))]
+    assert systems == ["fedavg", *(str(HERE / f"{name}.py:{name}") for name in ("mifa", "ditto", "extra"))]
     assert setup.codec == "half"
     monkeypatch.chdir(tmp_path)  # files were recorded from the root on
     before = (out / "history.csv").read_text()
