@@ -96,7 +96,7 @@ def test_every_option_but_paths_and_flags_says_what_it_allows():
         ("weights", "size:a=1", "size has no number"),
         ("weights", "disco:a=1,a=2", "disco has a, b, measure, each once"),
         ("weights", "disco:a=nan", "a must be a finite number of at least 0"),
-        ("weights", "disco:measure=k2", "did you mean kl"),
+        ("weights", "disco:measure=k2", "did you mean l2 or kl"),
     ],
 )
 def test_what_an_option_does_not_allow_is_refused(field, value, says):
