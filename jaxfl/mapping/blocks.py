@@ -7,7 +7,8 @@ stay batched. What nodes keep from round to round is read and overwritten block 
 
 Tried, and no faster on a CPU: larger blocks for a single local step, which reuses nothing (1.2 times the time of 2 MB
 at 8 MB, up to 1.5 at 32 MB); the first local step apart, whose forward matmul then has the weights of all in common;
-results written over the rows that they were made of, where XLA fills new memory with zeros first.
+results written over the rows that they were made of, where XLA fills new memory with zeros first; the gradient of
+weights over a batch of 4 as a sum of outer products, 1.2 to 1.5 times the time of a matrix product (W5).
 """
 
 import contextlib

@@ -30,7 +30,9 @@ def members_on_a_mesh(n, c):
     rng = np.random.default_rng(0)
     ids = rng.permutation(n)[:c].astype(np.int32)
     rows = {"float": rng.normal(size=(n, 2)), "int": rng.integers(-9, 9, n), "bool": rng.random((n, 1)) < 0.5}
-    rows = {name: jnp.asarray(a) for name, a in rows.items()} | {"key": jax.random.split(jax.random.key(0), n)}
+    rows = {name: jnp.asarray(a) for name, a in rows.items()}
+    rows |= {name: rows["int"].astype(name) for name in ("bfloat16", "float16", "int8", "complex64")}
+    rows |= {"key": jax.random.split(jax.random.key(0), n)}
     new = jax.tree.map(lambda a: a[::-1][:c], rows)
     bare = lambda tree: jax.tree.map(np.asarray, tree | {"key": jax.random.key_data(tree["key"])})
 
