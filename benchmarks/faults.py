@@ -29,11 +29,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # which the command line set
 import flax.nnx
 import full_disk
 import jax
-import matplotlib.pyplot
 import numpy as np
 import odd_lines
 import optax
 import pandas as pd
+import sklearn.datasets
+from matplotlib import pyplot
+from matplotlib.backends import backend_agg
 from trial import EQUAL, FAILED, HUNG, SILENT, TRACEBACK, WRONG, ends_of, forked, table, tried
 
 from jaxfl import cli
@@ -50,7 +52,7 @@ KINDS = {
 }
 PARTS = ["kills", "lines", "disk", "files", "configs"]
 FULL = 100, 800, 200, 500  # kills, lines, files, configs
-LOADED = flax.nnx, matplotlib.pyplot, optax, pd, plan, predict, reproduce, sweep  # a forked process then need not
+LOADED = flax.nnx, backend_agg, pyplot, optax, pd, sklearn.datasets, plan, predict, reproduce, sweep  # for the forked
 
 
 def command(kind: str, folder: Path, rounds: int) -> Callable[[], int | None]:

@@ -96,7 +96,7 @@ def unprivileged(job: Callable[[], int | None]) -> int | None:
     return job()
 
 
-def refused(disk: Path, whole: Path, place: Path, wrap: Callable = lambda job: job) -> Counter:
+def refused(disk: Path, place: Path, wrap: Callable = lambda job: job) -> Counter:
     """How commands end that would write to a disk that is read-only."""
     done, own = (
         disk / "done",
@@ -153,22 +153,22 @@ def disks(share: float, rounds: int, place: Path) -> list[dict]:
             pages, files = used.f_blocks - used.f_bfree, used.f_files - used.f_ffree
     step = max(1, round(1 / share))
     if can:
+        with mounted(disk, AMPLE):
+            furnish(disk, whole)
+            remount(disk, "ro")
+            counts = refused(disk, place)
+        rows.append({"what": "read-only disk", "tried": sum(counts.values()), **counts})
         for what, sizes in (
             ("disk full, page by page", [f"size={n * PAGE}" for n in range(1, pages + 2, step)]),
             ("disk full, file by file", [f"nr_inodes={n}" for n in range(2, files + 2, step)]),
         ):
             counts = Counter(filled(disk, options, rounds, whole, place) for options in sizes)
             rows.append({"what": what, "tried": len(sizes), **counts})
-        with mounted(disk, AMPLE):
-            furnish(disk, whole)
-            remount(disk, "ro")
-            counts = refused(disk, whole, place)
-        rows.append({"what": "read-only disk", "tried": sum(counts.values()), **counts})
     if os.getuid() == 0:
         place.chmod(0o755)
         furnish(disk, whole)
         disk.chmod(0o555)
-        counts = refused(disk, whole, place, lambda job: partial(unprivileged, job))
+        counts = refused(disk, place, lambda job: partial(unprivileged, job))
         rows.append({"what": "folder without rights", "tried": sum(counts.values()), **counts})
         disk.chmod(0o755)
         shutil.rmtree(disk)
