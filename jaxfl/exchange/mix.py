@@ -19,6 +19,7 @@ from jaxfl.core import Array, Graph, heard_weight, own_weight
 from jaxfl.exchange import rules
 from jaxfl.exchange.ranks import written_out
 from jaxfl.mapping.shards import AXIS, fill, node_shards, over_shards, shard_rows, unfill
+from jaxfl.world.tiers import Tiers
 
 PIECE_BYTES = 128 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
 DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost, on CPU as on GPU
@@ -27,22 +28,18 @@ TOGETHER = 16  # slots whose rows are added up in one pass
 MANY = 64  # slots above which rows are mixed as differences: a sum of 10,000 weights may be off by 5e-5 in float32
 
 
-def mix(graph: Graph, own: Array, sent: Array) -> Array:
+def mix(graph: Graph | Tiers, own: Array, sent: Array) -> Array:
     """Mix rows: each node weighs its `own` row `[n, m]` and the rows `sent` `[n, m]` by those it hears."""
+    if isinstance(graph, Tiers):
+        own, sent = _settled(own, sent)
+        return graph.join([_of_tier(g, mine, sent) for g, mine in zip(graph.parts, graph.split(own), strict=True)])
     n, k = graph.nbr.shape
     if k == 0:
         return own
     shifts = graph.shifts if k <= FEW or 8 * k < n else None
     if shifts is None or jax.default_backend() != "cpu":
         own, sent = _settled(own, sent)
-    own_share = own_weight(graph)[:, None]
-    if k > MANY:
-        centre = _common(sent)
-        own, sent, own_share = (
-            own_share * own + heard_weight(graph)[:, None] * centre,
-            sent - centre,
-            jnp.ones_like(own_share),
-        )
+    own_share, own, sent = _differences(graph, own, sent)
     if shifts is not None:
         return _by_shifts(graph.weight, shifts, sent, own_share, own)
     devices = node_shards()
@@ -59,7 +56,22 @@ def mix(graph: Graph, own: Array, sent: Array) -> Array:
     return over_shards(local, n, (P(AXIS),) * 5, P(AXIS))(graph.nbr, graph.weight, own_share, own, sent)
 
 
-def everywhere(rule: Callable, graph: Graph, m: int) -> Callable | None:
+def _differences(graph: Graph, own: Array, sent: Array) -> tuple[Array, Array, Array]:
+    """Shares of own rows, these and what is sent: of many slots what rows have in common is taken away, weighed."""
+    own_share = own_weight(graph)[:, None]
+    if graph.nbr.shape[1] <= MANY:
+        return own_share, own, sent
+    centre = _common(sent)
+    return jnp.ones_like(own_share), own_share * own + heard_weight(graph)[:, None] * centre, sent - centre
+
+
+def _of_tier(graph: Graph, own: Array, sent: Array) -> Array:
+    """What the nodes of a tier hear of all rows that are `sent`; `own` are theirs."""
+    own_share, own, sent = _differences(graph, own, sent)
+    return _by_table(graph.nbr, graph.weight, sent, own_share * own)
+
+
+def everywhere(rule: Callable, graph: Graph | Tiers, m: int) -> Callable | None:
     """`rule` of all receivers at once, `(own [n, m], sent [n, m]) -> [n, m]`; None if it has no such form.
 
     The mean is `mix`; a coordinate rule is one loop over rows gathered slot by slot, where these are few.
@@ -67,7 +79,7 @@ def everywhere(rule: Callable, graph: Graph, m: int) -> Callable | None:
     if rule is rules.mean:
         return partial(mix, graph)
     of_all = getattr(rule, "everywhere", None)
-    if of_all is None or not written_out(1 + graph.nbr.shape[1], m):
+    if of_all is None or isinstance(graph, Tiers) or not written_out(1 + graph.nbr.shape[1], m):
         return None
 
     def combine(own: Array, sent: Array) -> Array:

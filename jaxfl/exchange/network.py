@@ -41,6 +41,7 @@ from jaxfl.exchange.mix import everywhere
 from jaxfl.learn.layers import Part
 from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import map_memory, map_nodes, put_rows, rows_of
+from jaxfl.world.tiers import tiers_of
 
 
 class Collected(NamedTuple):
@@ -333,12 +334,14 @@ class Network(NamedTuple):
         up = jnp.ones(n) if env.alive is None else env.alive.astype(jnp.float32)
         who = Cohort(jnp.arange(n), up, jnp.zeros(n, jnp.int32), strata=Strata(n))
         sent, mail, bits = self._send(key, mail, who, messages, env.alive)
-        live = g.weight != 0
+        tiers, came = tiers_of(g), lambda g: jnp.where(g.weight != 0, bits[g.nbr], 0)
         # one product where every message is alike: no gather, and exact
-        total = live.sum() * (32.0 * m) if self.codec is PLAIN else jnp.where(live, bits[g.nbr], 0).sum()
+        alike = sum((g.weight != 0).sum() for g in tiers.parts) * (32.0 * m)
+        total = alike if self.codec is PLAIN else sum(came(g).sum() for g in tiers.parts)
         log = Log(up_bits=total, down_bits=total)
         if env.links is not None:
-            log["seconds"] = timing.over_edges(env, [(jnp.arange(n), g, jnp.where(live, bits[g.nbr], 0))])
+            ids = tiers.split(jnp.arange(n))
+            log["seconds"] = timing.over_edges(env, [(i, g, came(g)) for i, g in zip(ids, tiers.parts, strict=True)])
         at_once = everywhere(self.rule, g, m) if self.attack is None else None
         if at_once is not None:
             return at_once(messages, sent), mail, log
@@ -354,9 +357,11 @@ class Network(NamedTuple):
             # over a link that is down nothing comes, not even what is not finite
             return self.rule(own, jnp.where((weight != 0)[:, None], heard, 0.0), weight)
 
-        rows = node_keys(stream(key, "lie"), jnp.arange(n)), messages, own_weight(g), g.nbr, g.weight
-        out = map_nodes(receive, (sent, byz, known), rows, bytes_each=4 * m * (g.nbr.shape[1] + 1))
-        return out, mail, log
+        out, mine = [], tiers.split((node_keys(stream(key, "lie"), jnp.arange(n)), messages))
+        for rows, g in zip(mine, tiers.parts, strict=True):
+            rows = *rows, own_weight(g), g.nbr, g.weight
+            out.append(map_nodes(receive, (sent, byz, known), rows, bytes_each=4 * m * (g.nbr.shape[1] + 1)))
+        return tiers.join(out), mail, log
 
     def deliver(self, env: Env, outbox: Outbox) -> tuple[list[Inbox], Log]:
         """What all nodes say, put into their neighbours' inboxes: `(Inbox of leaves [n_b, k_b, ...] a tier, log)`.

@@ -35,7 +35,7 @@ def check(setup: Setup, kinds: Collection[str]) -> None:
         if setup.data == "synthetic":
             require(f"nodes is {n}: data synthetic", MODEL * n)
     if {"gossip", "protocol"} & set(kinds):
-        slots = n if where in ("complete", "star") else k if where in (*DEGREE, *GROUPS) else 1
+        slots = n if where == "complete" else k if where in (*DEGREE, *GROUPS) else 1
         require(f"nodes is {n}: the neighbours of topology {where}", SLOT * n * slots)
     require(f"rounds is {setup.rounds} and seeds {setup.seeds}: the history", ROW * setup.rounds * setup.seeds)
 

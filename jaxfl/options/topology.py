@@ -13,6 +13,7 @@ from jaxfl.errors import InputError
 from jaxfl.options.config import Setup
 from jaxfl.world import graph, mixing, topology
 from jaxfl.world.graph_files import read, union, weighted
+from jaxfl.world.tiers import Tiers, degrees
 
 REWIRED = 0.1  # share of edges a Watts-Strogatz graph rewires
 
@@ -78,7 +79,7 @@ def _from_file(setup: Setup) -> Graph | Process:
     """What a file has, with its own weights as they are, or else those of the option `mixing`."""
     path = setup.topology
     found = read(path, setup.nodes)
-    directed = [t for t, g in enumerate(found.graphs) if g.rev is None]
+    directed = [t for t, g in enumerate(found.graphs) if graph.directed(g)]
     if directed and not found.weighted and setup.mixing is None:
         where = f"round {directed[0]} of {path}" if len(found.graphs) > 1 else path
         raise InputError(
@@ -125,8 +126,8 @@ def most_nodes(setup: Setup, most: int) -> int:
 
 def in_degree(where: Graph | Process) -> int:
     """How many neighbours a node hears, the mean over nodes rounded up; slots where the graph changes."""
-    if isinstance(where, Graph):
-        return math.ceil(jnp.count_nonzero(where.weight) / where.weight.shape[0])
+    if isinstance(where, Graph | Tiers):
+        return math.ceil(degrees(where).mean())
     return jax.eval_shape(lambda: first_graph(where)).nbr.shape[1]
 
 

@@ -36,6 +36,7 @@ from jaxfl.report.style import (
 )
 from jaxfl.report.tables import megabytes, require_histories, takes_time
 from jaxfl.world.graph import edges, to_networkx
+from jaxfl.world.tiers import Tiers, tiers_of
 
 NAMES = {
     "accuracy": "test accuracy",
@@ -259,12 +260,12 @@ def topology(graph: Graph, ax: Any = None, max_nodes: int = 300) -> Any:
     Raises:
         InputError: `graph` is no Graph.
     """
-    if not isinstance(graph, Graph):
+    if not isinstance(graph, Graph | Tiers):
         raise InputError(
             f"graph is a {type(graph).__name__}, but must be a jaxfl Graph, such as `graph.from_networkx(g)` or "
             "`mixing.from_matrix(w)` make one."
         )
-    n = graph.nbr.shape[0]
+    n = tiers_of(graph).n
     ax = axes_or_new(ax, (4.0, 4.0))
     import networkx as nx
 
@@ -287,7 +288,7 @@ def topology(graph: Graph, ax: Any = None, max_nodes: int = 300) -> Any:
 
 
 def _adjacency(graph: Graph, ax: Any) -> Any:
-    n = graph.nbr.shape[0]
+    n = tiers_of(graph).n
     listener, source, _ = edges(graph)
     cells = min(n, CELLS)
     bounds = np.linspace(0, n, cells + 1).round()

@@ -13,6 +13,8 @@ import numpy as np
 
 from jaxfl.core import Graph, constant
 from jaxfl.errors import InputError, require
+from jaxfl.world.tiers import Tiers, edges, in_tiers, tiers_of, wasteful
+from jaxfl.world.tiers import degrees as degrees
 
 
 def _count(name: str, value: int, least: int) -> int:
@@ -29,8 +31,10 @@ def _probability(p: float) -> float:
     return float(p)
 
 
-def from_edges(n: int, listeners: Sequence | np.ndarray, sources: Sequence | np.ndarray, both: bool = False) -> Graph:
+def from_edges(n: int, listeners: Sequence | np.ndarray, sources: Sequence | np.ndarray, both: bool = False) -> Any:
     """The graph in which node `listeners[e]` hears node `sources[e]`; slots are in ascending order of the source.
+
+    A `Graph`, or, where hubs would make its table large and mostly empty, `world.tiers.Tiers`.
 
     Args:
         n: number of nodes.
@@ -52,6 +56,8 @@ def from_edges(n: int, listeners: Sequence | np.ndarray, sources: Sequence | np.
     code = np.unique((i * n + j)[i != j])  # sorted by listener, then source
     i, j = np.divmod(code, n)
     degree = np.bincount(i, minlength=n)
+    if wasteful(n, degree):
+        return in_tiers(n, i, j)
     slot = np.arange(code.size) - (np.cumsum(degree) - degree)[i]
     k = max(int(degree.max()), 1)
     nbr = np.repeat(np.arange(n, dtype=np.int32)[:, None], k, axis=1)
@@ -148,7 +154,7 @@ def hypercube(n: int) -> Graph:
 
 
 def star(n: int) -> Graph:
-    """Node 0 and every other node hear each other; the table has `n - 1` slots."""
+    """Node 0 and every other node hear each other; of thousands of nodes in tiers, as `from_edges`."""
     n = _count("n", n, 1)
     return from_edges(n, np.zeros(n - 1), np.arange(1, n), both=True)
 
@@ -236,6 +242,8 @@ def _labelled(g: Any, n: int) -> Graph:
 
 def _roomy(graph: Graph) -> Graph:
     """The graph with room for a larger degree, so that most seeds share programs: 4, 6, 8, 12, 16, 20, 24, ..."""
+    if isinstance(graph, Tiers):
+        return graph
     n, k = graph.nbr.shape
     step = max(2 if k <= 8 else 4, 1 << k.bit_length() >> 3)
     room = ((0, 0), (0, min(-(-k // step) * step, max(1, n - 1)) - k))
@@ -344,38 +352,34 @@ def to_networkx(graph: Graph) -> Any:
     arc = {(a, b): v for a, b, v in zip(j.tolist(), i.tolist(), w.tolist(), strict=True)}
     symmetric = all(arc.get((b, a)) == v for (a, b), v in arc.items())
     g: Any = nx.Graph() if symmetric else nx.DiGraph()
-    g.add_nodes_from(range(graph.nbr.shape[0]))
+    g.add_nodes_from(range(tiers_of(graph).n))
     g.add_weighted_edges_from((a, b, v) for (a, b), v in arc.items())
     return g
 
 
-def edges(graph: Graph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The live edges as host arrays (listener `[e]`, source `[e]`, weight `[e]` float64)."""
-    weight = np.asarray(graph.weight, np.float64)
-    i, s = np.nonzero(weight)
-    return i, np.asarray(graph.nbr)[i, s].astype(np.int64), weight[i, s]
-
-
-def degrees(graph: Graph) -> np.ndarray:
-    """How many nodes each node hears, `[n]` int."""
-    return np.count_nonzero(np.asarray(graph.weight), axis=1)
-
-
 def require_symmetric(graph: Graph) -> Graph:
     """The graph, or an InputError naming an edge without a reverse."""
-    i, j, _ = edges(graph)
-    n = graph.nbr.shape[0]
-    alone = np.flatnonzero(~np.isin(j * n + i, i * n + j))
-    if alone.size:
-        a, b = i[alone[0]], j[alone[0]]
-        raise InputError(f"graph is directed (node {a} hears {b}, but {b} not {a}): an undirected graph is needed.")
+    if alone := one_way(graph):
+        says = "node {0} hears {1}, but {1} not {0}".format(*alone)
+        raise InputError(f"graph is directed ({says}): an undirected graph is needed.")
     return graph
+
+
+def one_way(graph: Graph) -> tuple[int, int] | None:
+    """The first edge without a reverse, (listener, source); None where there is none."""
+    (i, j, _), n = edges(graph), tiers_of(graph).n
+    alone = np.flatnonzero(~np.isin(j * n + i, i * n + j))
+    return (int(i[alone[0]]), int(j[alone[0]])) if alone.size else None
+
+
+def directed(graph: Graph) -> bool:
+    """Whether it has, or does not deny to have, an edge without a reverse."""
+    return graph.rev is None and (isinstance(graph, Graph) or one_way(graph) is not None)
 
 
 def require_no_hermit(graph: Graph) -> Graph:
     """The graph, or an InputError naming a node that hears nobody and is heard by nobody."""
-    n = graph.nbr.shape[0]
-    i, j, _ = edges(graph)
+    (i, j, _), n = edges(graph), tiers_of(graph).n
     alone = np.setdiff1d(np.arange(n), np.union1d(i, j))
     if n > 1 and alone.size:
         raise InputError(
@@ -389,8 +393,7 @@ def require_connected(graph: Graph) -> Graph:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    n = graph.nbr.shape[0]
-    i, j, w = edges(graph)
+    (i, j, w), n = edges(graph), tiers_of(graph).n
     parts, _ = connected_components(coo_array((np.ones_like(w), (j, i)), shape=(n, n)), connection="strong")
     if parts > 1:
         raise InputError(f"a disconnected graph where consensus is promised: {n} nodes in {parts} components.")

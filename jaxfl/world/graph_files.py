@@ -17,6 +17,7 @@ import numpy as np
 from jaxfl.core import Graph, Process
 from jaxfl.errors import InputError, nearest
 from jaxfl.world import graph, mixing, topology
+from jaxfl.world.tiers import tiers_of
 
 Weigh = Callable[[Graph], Graph]
 COLUMNS = ("round", "source", "target", "weight")
@@ -67,7 +68,7 @@ def union(found: Read) -> Graph:
     """All arcs that ever are, as one graph without weights."""
     ends = [graph.edges(g)[:2] for g in found.graphs]
     i, j = (np.concatenate(side) for side in zip(*ends, strict=True))
-    return graph.from_edges(found.graphs[0].nbr.shape[0], i, j)
+    return graph.from_edges(tiers_of(found.graphs[0]).n, i, j)
 
 
 def read(path: str | Path, nodes: int | None = None) -> Read:
@@ -79,7 +80,7 @@ def read(path: str | Path, nodes: int | None = None) -> Read:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
     found = kinds[path.suffix](path, nodes)
-    n = found.graphs[0].nbr.shape[0]
+    n = tiers_of(found.graphs[0]).n
     if nodes is not None and n != nodes:
         raise InputError(f"{path} has {n} nodes, but {nodes} are needed: one a node of the world.")
     try:

@@ -13,24 +13,29 @@ import numpy as np
 
 from jaxfl.core import ROUNDING, Graph, constant
 from jaxfl.errors import InputError, require
-from jaxfl.world.graph import degrees, edges, entries, from_edges, names, require_connected, require_symmetric
+from jaxfl.world.graph import directed, entries, from_edges, names, require_connected, require_symmetric
 from jaxfl.world.graph import from_networkx as graph_of
+from jaxfl.world.tiers import Tiers, by_node, degrees, edges, in_tiers, tables, tiers_of
 
 TOLERANCE = 1e-6  # of a row or column sum: weights are stored in float32
 DENSE = 2000  # nodes up to which spectra come from a dense matrix
 
 
-def _weigh(graph: Graph, weight: np.ndarray) -> Graph:
-    live = np.asarray(graph.weight) != 0
-    new = constant(np.where(live, weight, 0), np.float32)
-    return dataclasses.replace(graph, weight=new, own=None, column_stochastic=False)
+def _weigh(graph: Graph, of: Callable[[np.ndarray, np.ndarray, np.ndarray], Any]) -> Any:
+    """The graph, or its tiers, with the weights `of(listeners [n_b, 1], sources [n_b, k_b], weights so far)`."""
+    parts = []
+    for ids, part in tables(graph):
+        before = np.asarray(part.weight, np.float64)
+        new = constant(np.where(before != 0, of(ids[:, None], np.asarray(part.nbr), before), 0), np.float32)
+        parts.append(dataclasses.replace(part, weight=new, own=None, column_stochastic=False))
+    return graph._replace(parts=tuple(parts)) if isinstance(graph, Tiers) else parts[0]
 
 
 def _own(graph: Graph) -> np.ndarray:
     """`core.own_weight` in float64."""
     if graph.own is not None:
         return np.asarray(graph.own, np.float64)
-    own = 1 - np.asarray(graph.weight, np.float64).sum(1)
+    own = 1 - by_node(graph, lambda weight: weight.sum(1))
     return np.where(np.abs(own) < ROUNDING, 0, own)
 
 
@@ -43,17 +48,19 @@ def metropolis(graph: Graph) -> Graph:
         InputError: the graph is directed.
     """
     degree = degrees(require_symmetric(graph))
-    return _weigh(graph, 1 / (1 + np.maximum(degree[:, None], degree[np.asarray(graph.nbr)])))
+    return _weigh(graph, lambda i, j, _: 1 / (1 + np.maximum(degree[i], degree[j])))
 
 
 def uniform(graph: Graph) -> Graph:
     """A node and all it hears count the same, `1 / (1 + deg_i)`: row stochastic, doubly so on regular graphs."""
-    return _weigh(graph, 1 / (1 + degrees(graph)[:, None]))
+    degree = degrees(graph)
+    return _weigh(graph, lambda i, *_: 1 / (1 + degree[i]))
 
 
 def max_degree(graph: Graph) -> Graph:
     """One weight for every edge, `1 / (1 + the largest degree)`: symmetric on undirected graphs."""
-    return _weigh(graph, np.full(graph.weight.shape, 1 / (1 + degrees(graph).max())))
+    share = 1 / (1 + degrees(graph).max())
+    return _weigh(graph, lambda *_: share)
 
 
 def optimal_constant(graph: Graph) -> Graph:
@@ -66,12 +73,12 @@ def optimal_constant(graph: Graph) -> Graph:
         InputError: the graph is directed or disconnected.
     """
     require_connected(require_symmetric(graph))
-    n = graph.nbr.shape[0]
+    n = tiers_of(graph).n
     if n == 1:
         return graph
     # I - Laplacian is the matrix of the graph with weights 1; its extremes away from consensus are 1 - l_2, 1 - l_max.
-    low, high = _extremes(_weigh(graph, np.ones(graph.weight.shape)))
-    return _weigh(graph, np.full(graph.weight.shape, 2 / (2 - low - high)))
+    low, high = _extremes(_weigh(graph, lambda *_: 1.0))
+    return _weigh(graph, lambda *_: 2 / (2 - low - high))
 
 
 def lazy(graph: Graph, own: float = 0.5) -> Graph:
@@ -84,13 +91,13 @@ def lazy(graph: Graph, own: float = 0.5) -> Graph:
     if not 0 <= own <= 1:
         raise InputError(f"own = {own}: a share between 0 and 1 is needed.")
     check(graph)
-    mixed = _weigh(graph, (1 - own) * np.asarray(graph.weight, np.float64))
+    mixed = _weigh(graph, lambda i, j, weight: (1 - own) * weight)
     return mixed if graph.own is None else dataclasses.replace(mixed, own=own + (1 - own) * graph.own)
 
 
 def usual(graph: Graph) -> Graph:
     """The weights of a graph for which nobody chose any: `metropolis`, or `uniform` where an edge has no reverse."""
-    return uniform(graph) if graph.rev is None else metropolis(graph)
+    return uniform(graph) if directed(graph) else metropolis(graph)
 
 
 def from_matrix(w: Any) -> Graph:
@@ -159,7 +166,7 @@ def from_networkx(g: Any, nodelist: Sequence | None = None) -> Graph:
         ) from error
 
 
-def from_weights(n: int, i: np.ndarray, j: np.ndarray, value: np.ndarray, order: Sequence | None = None) -> Graph:
+def from_weights(n: int, i: np.ndarray, j: np.ndarray, value: np.ndarray, order: Sequence | None = None) -> Any:
     """The graph in which `i[e]` hears `j[e]` with the weight `value[e]`; what a row leaves of 1 is its own weight.
 
     Weights of a pair that stands several times are summed; with a pair `i = j` the row must sum to 1. `order` has the
@@ -181,6 +188,8 @@ def from_weights(n: int, i: np.ndarray, j: np.ndarray, value: np.ndarray, order:
     other = (i != j) & (value > 0)
     i, j, value = i[other], j[other], value[other]
     graph = from_edges(n, i, j)
+    if isinstance(graph, Tiers):
+        return in_tiers(n, i, j, value)
     table = np.zeros(graph.weight.shape, np.float32)
     table[np.asarray(graph.weight) != 0] = value  # slots too are in ascending order of listener, then source
     return dataclasses.replace(graph, weight=constant(table))
@@ -201,7 +210,7 @@ def push_weights(graph: Graph) -> Graph:
 def _sparse(graph: Graph) -> Any:
     from scipy.sparse import coo_array, diags_array
 
-    n = graph.nbr.shape[0]
+    n = tiers_of(graph).n
     i, j, w = edges(graph)
     return (coo_array((w, (i, j)), shape=(n, n)) + diags_array(_own(graph))).tocsr()
 
@@ -229,13 +238,13 @@ def check(
         doubly: columns sum to one (with `rows=False`: a push matrix).
         connected: every node reaches every other.
     """
-    weight = np.asarray(graph.weight, np.float64)
     if rows:
-        _refuse("row", "has the weight", -weight.min(1), weight.min(1), "at least 0")
-        _refuse("row", "hears others with", weight.sum(1) - 1, weight.sum(1), "at most 1")
+        least, total = by_node(graph, lambda weight: weight.min(1)), by_node(graph, lambda weight: weight.sum(1))
+        _refuse("row", "has the weight", -least, least, "at least 0")
+        _refuse("row", "hears others with", total - 1, total, "at most 1")
         own = _own(graph)
         _refuse("row", "keeps the own weight", -own, own, "at least 0")
-        _refuse("row", "sums to", np.abs(own + weight.sum(1) - 1), own + weight.sum(1), "1")
+        _refuse("row", "sums to", np.abs(own + total - 1), own + total, "1")
     if symmetric:
         w = _sparse(graph)
         gap = abs(w - w.T).max(axis=1).toarray().reshape(-1)
@@ -258,7 +267,7 @@ def second_eigenvalue(graph: Graph) -> float:
         InputError: iteration does not tell the leading eigenvalues of a large `W` apart, which is neither symmetric nor
             doubly stochastic.
     """
-    n = graph.nbr.shape[0]
+    n = tiers_of(graph).n
     if n == 1:
         return 0.0
     w = _sparse(graph)
@@ -302,7 +311,7 @@ def _linalg() -> Any:
 
 def _extremes(graph: Graph) -> tuple[float, float]:
     """Smallest and largest eigenvalue of a symmetric `W` on the space orthogonal to consensus, n > 1."""
-    n = graph.nbr.shape[0]
+    n = tiers_of(graph).n
     w = _sparse(graph)
     if n <= DENSE:
         values = np.linalg.eigvalsh(w.toarray())

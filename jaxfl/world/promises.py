@@ -1,27 +1,30 @@
 """Whether a graph that a user made is what `core.Graph` promises, looked at on the host before anything is compiled."""
 
+import jax
 import numpy as np
 from jax.core import Tracer
 
 from jaxfl.core import Graph
 from jaxfl.errors import InputError
 from jaxfl.world.mixing import TOLERANCE
+from jaxfl.world.tiers import Tiers, by_node, tables
 
 
-def require_weights(graph: Graph) -> Graph:
+def require_weights(graph: Graph | Tiers) -> Graph | Tiers:
     """The graph, or an InputError: its arrays do not fit, break a promise of `core.Graph`, or are no mixing weights.
 
     These are finite, at least 0 and sum to at most 1 in a row, with `own` to 1 (of push-sum to anything). A traced
     graph passes.
     """
-    if any(isinstance(a, Tracer) for a in (graph.nbr, graph.weight, graph.rev, graph.own)):
+    if any(isinstance(a, Tracer) for a in jax.tree.leaves(graph)):
         return graph
-    _require_table(graph)
-    weight = np.asarray(graph.weight)
-    least, total = weight.min(1, initial=np.inf), weight.sum(1, dtype=np.float64)
+    if isinstance(graph, Graph):
+        _require_table(graph)
+    least = by_node(graph, lambda weight: weight.min(1, initial=np.inf))
+    total = by_node(graph, lambda weight: weight.sum(1))
     bad = np.flatnonzero(~((least >= 0) & np.isfinite(total)))
     if bad.size:
-        at = weight[bad[0]]
+        at = next(np.asarray(part.weight)[ids == bad[0]][0] for ids, part in tables(graph) if bad[0] in ids)
         worst = at[~(np.isfinite(at) & (at >= 0))][0]
         raise InputError(f"node {bad[0]} hears with the weight {worst:g}, but weights must be finite and at least 0.")
     if graph.own is None and total.max() > 1 + TOLERANCE:

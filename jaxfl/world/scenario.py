@@ -14,7 +14,7 @@ from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import base_of, everyone, weighted
 from jaxfl.world.process import process
 from jaxfl.world.promises import require_weights
-from jaxfl.world.tiers import tiers_of
+from jaxfl.world.tiers import Tiers, tiers_of
 from jaxfl.world.topology import as_process, between
 from jaxfl.world.weights import Weights, reweighed
 
@@ -88,7 +88,7 @@ def scenario(
     members = members[0] if timed else members
     if graph is not None and tiers_of(graph).n != n:
         raise InputError(f"topology has {tiers_of(graph).n} nodes: as many as the world, {n}, are needed.")
-    if isinstance(topology, Graph):
+    if isinstance(topology, Graph | Tiers):
         require_weights(topology)
     base = base_of(who)
     if not isinstance(members, Cohort) or members.ids.shape[0] > n or (base is not None and base.shape != (n,)):

@@ -46,8 +46,8 @@ def as_graph(topology: Any) -> Graph:
     Raises:
         InputError: none of these; see there.
     """
-    if isinstance(topology, Graph):
-        return topology
+    if isinstance(topology, Graph | Tiers):
+        return topology  # type: ignore[return-value]
     if hasattr(topology, "is_directed") and hasattr(topology, "edges"):
         return from_networkx(topology)
     if hasattr(topology, "shape") or isinstance(topology, list | tuple):
@@ -71,10 +71,10 @@ def as_process(topology: Any) -> Process:
         raise InputError(
             "topology is a function, but must be a graph or a Process: topology.by_round(f, rounds) is one."
         )
-    if _is_series(topology):
+    if not isinstance(topology, Tiers) and _is_series(topology):
         return by_round(topology)
     graph = as_graph(topology)
-    if not isinstance(topology, Graph):
+    if not isinstance(topology, Graph | Tiers):
         require_no_hermit(graph)
     return static(graph)
 
