@@ -336,8 +336,8 @@ class Network(NamedTuple):
         sent, mail, bits = self._send(key, mail, who, messages, env.alive)
         tiers, came = tiers_of(g), lambda g: jnp.where(g.weight != 0, bits[g.nbr], 0)
         # one product where every message is alike: no gather, and exact
-        alike = sum((g.weight != 0).sum() for g in tiers.parts) * (32.0 * m)
-        total = alike if self.codec is PLAIN else sum(came(g).sum() for g in tiers.parts)
+        live, plain = lambda g: (g.weight != 0).sum(), self.codec is PLAIN
+        total = tiers.total(live) * (32.0 * m) if plain else tiers.total(lambda g: came(g).sum())
         log = Log(up_bits=total, down_bits=total)
         if env.links is not None:
             ids = tiers.split(jnp.arange(n))

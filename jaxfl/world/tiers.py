@@ -6,6 +6,8 @@ of a table, one table after the other. A graph whose table would be large and mo
 tiers by itself: `wasteful`.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -51,6 +53,10 @@ class Tiers(NamedTuple):
     def n(self) -> int:
         """Number of nodes, static."""
         return self.parts[0].nbr.shape[0] if self.position is None else self.position.shape[0]
+
+    def total(self, f: Callable[[Graph], Array]) -> Array:
+        """The sum of `f` of each tier."""
+        return functools.reduce(operator.add, map(f, self.parts))
 
     def split(self, rows: Tree) -> tuple[Tree, ...]:
         """Leaves `[n, ...]` in the order of the nodes, cut into what each tier holds `[n_b, ...]`."""
@@ -120,7 +126,7 @@ def in_tiers(n: int, listeners: np.ndarray, sources: np.ndarray, weight: np.ndar
 def tables(graph: Graph | Tiers) -> list[tuple[np.ndarray, Graph]]:
     """On the host: of each tier the nodes `[n_b]` and their rows."""
     tiers = tiers_of(graph)
-    order = np.arange(tiers.n) if tiers.order is None else np.asarray(tiers.order)
+    order = np.arange(tiers.n) if tiers.order is None else np.asarray(tiers.order, np.int64)
     ends = np.cumsum([part.nbr.shape[0] for part in tiers.parts])
     return list(zip(np.split(order, ends[:-1]), tiers.parts, strict=True))
 

@@ -279,7 +279,7 @@ def by_round(graphs: Sequence | Callable[[int], Any], rounds: int | None = None)
         graphs = [graphs(t) for t in range(rounds)]
     elif rounds is not None:
         raise InputError(f"rounds = {rounds}: it is for a function of the round, and graphs are given.")
-    tables: list[Graph] = []
+    tables: list[Any] = []
     for t, g in enumerate(graphs):
         try:
             tables.append(require_weights(as_graph(g)))

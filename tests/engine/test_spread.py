@@ -20,7 +20,7 @@ from jaxfl.engine.run import _chunk, run
 from jaxfl.exchange import attacks, codecs, mix, rules
 from jaxfl.exchange.network import Network
 from jaxfl.mapping.shards import full_shards, shard_rows
-from jaxfl.world import churn, cohort, graph, links, mixing
+from jaxfl.world import churn, cohort, graph, links, mixing, tiers
 from jaxfl.world.scenario import scenario
 
 
@@ -68,6 +68,10 @@ def uneven(folder) -> dict:
     out["uneven robust"] = everywhere(go(4, resume=True))
     honest = dsgd(quadratic, Network(rule=rules.trimmed_mean(1)), lr=0.1, steps=2, batch=1)
     out["uneven ranks"] = everywhere(run(honest, random, jnp.ones(3), 3, every=3))
+    with mock.patch.multiple(tiers, LARGE=0, EMPTY=1):
+        star = scenario(data, topology=mixing.metropolis(graph.star(37)))
+    for name, algorithm in (("means", gossip), ("ranks", honest)):
+        out[f"uneven hubs, {name}"] = everywhere(run(algorithm, star, jnp.ones(3), 3, every=3, seeds=2))
     task, few = digits_world(n=37, c=5)
     state = run(scaffold(task, lr=0.2, steps=2, batch=8), few, task.init, 4, every=2).state
     out["uneven x"], out["uneven controls"] = state.shared["x"], state.nodes

@@ -1,5 +1,7 @@
 """Graphs of few hubs and many leaves come in tiers, which take memory by edges and are mixed as their matrix says."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import networkx as nx
@@ -51,11 +53,11 @@ def both(monkeypatch):
 
 
 def test_a_star_takes_memory_by_its_edges():
-    g = mixing.metropolis(graph.star(20_000))
-    assert sum(a.nbytes for a in jax.tree.leaves(g)) < 30 * 20_000
-    assert scenario((), nodes=20_000, topology=mixing.check(g, symmetric=True, doubly=True, connected=True)) is not None
+    g = mixing.metropolis(graph.star(60_000))
+    assert sum(a.nbytes for a in jax.tree.leaves(g)) < 30 * 60_000
+    assert scenario((), nodes=60_000, topology=mixing.check(g, symmetric=True, doubly=True, connected=True)) is not None
     assert in_degree(g) == 2
-    assert tiers.degrees(g)[[0, 1, -1]].tolist() == [19_999, 1, 1]
+    assert tiers.degrees(g)[[0, 1, -1]].tolist() == [59_999, 1, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +85,7 @@ def test_a_weighted_matrix_with_a_hub_comes_in_tiers(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_linear_mixing_is_the_product_with_the_matrix(kind, both):
     """Of two seeds at once; a row that is not finite reaches those who hear it alone."""
-    hubs = mixing.metropolis(both(kind)[1])
+    hubs: Any = mixing.metropolis(both(kind)[1])
     w, rng = mixing.matrix(hubs), np.random.default_rng(0)
     own, sent = rng.normal(1, 1, (2, 2, hubs.n, 5)).astype(np.float32)
     heard = w - np.diag(np.diag(w))

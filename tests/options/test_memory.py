@@ -16,7 +16,6 @@ from jaxfl.options.topology import most_nodes
         (Setup(nodes=10**8, partition="resampled"), "fedavg", "the samples would take at least 32.0 GB"),
         (Setup(nodes=10**8, data="synthetic"), "fedavg", "data synthetic would take at least 488.0 GB"),
         (Setup(nodes=10**5, topology="complete"), "dsgd", "topology complete would take at least 80.0 GB"),
-        (Setup(nodes=10**5, topology="star"), "push_sum", "topology star would take at least 80.0 GB"),
         (Setup(rounds=10**8), "fedavg", "the history would take at least 150.0 GB"),
         (Setup(seeds=10**8), "fedavg", "the history would take"),
     ],
