@@ -17,9 +17,9 @@ another point and never get there, which is what the shared one is for. Local SG
 more than SAVIC in the network, and two vectors a round cost more bits than that saves; on quadratics it needs fifty
 times as many. That is the first time at the target: SAVIC-Adam passes it in round four, is beside local SGD at 0.013
 after fifty, and ends at 0.1, as its diagonal shrinks with the gradient and its steps grow; SAVIC-OASIS stays below, at
-0.002, and FedAdam, at the target fifteen times later, ends at 0.0001. With equal curvatures the tuned methods are equal:
-what is gained is conditioning. FedAdam's grid of server rates was widened after a first look, where it was best at its
-end.
+0.002, and FedAdam, at the target fifteen times later, ends at 0.0001. With equal curvatures the tuned methods are
+equal: what is gained is conditioning. FedAdam's grid of server rates was widened after a first look, where it was best
+at its end.
 """
 
 from functools import partial
