@@ -100,6 +100,7 @@ from .exchange.network import Network as Network
 from .exchange.personal import answer as answer
 from .exchange.program import program as program
 from .learn import distill as distill
+from .learn import exits as exits
 from .learn import heads as heads
 from .learn import hooks as hooks
 from .learn import preconditioner as preconditioner
@@ -132,8 +133,11 @@ from .mapping.at import at as at
 from .measure import curvature as curvature
 from .measure import influence as influence
 from .measure import metrics as metrics
+from .measure import similarity as similarity
 from .measure import theory as theory
 from .measure.metrics import shared_test as shared_test
+from .measure.submodels import exit_accuracy as exit_accuracy
+from .measure.submodels import handed as handed
 from .models import networks as networks
 from .paper import Example as Example
 from .paper import Given as Given

@@ -49,10 +49,11 @@ def trimmed(learn: Callable, submodel: Callable, memory: dict) -> Callable:
             if row.shape[0] != d:
                 raise InputError(f"net.submodel sends more than is held, but a message has {row.shape[0]} numbers.")
             row = jnp.where(sub.held, row, start - x)
-        covers = tiled(said, row.shape[0])
+        counted = tiled(said if sub.counted is None else said | sub.counted, row.shape[0])
         log |= {"held": sub.held.sum(dtype=jnp.float32), "said": (said & sub.held).sum(dtype=jnp.float32)}
         log["noise"] = jnp.where(sub.held, 0, x**2).sum() / jnp.maximum((x**2).sum(), 1e-30)
-        return jnp.concatenate([jnp.where(covers, row, 0), covers.astype(row.dtype)]), log
+        sent = jnp.where(tiled(said, row.shape[0]), row, 0)
+        return jnp.concatenate([sent, counted.astype(row.dtype)]), log
 
     return member
 

@@ -5,6 +5,7 @@ for all nodes at once. A profile says how large the nodes' models are: one numbe
 `i % len`), or one a node.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ class Sub(NamedTuple):
     held: Array  # [d] bool, what it is handed and trains
     sent: Array | None = None  # [d] bool, what it sends (None: what it holds); where it holds nothing that is `fill`
     fill: Array | float = 0.0  # [d], what stands in its model where it holds nothing
+    counted: Array | None = None  # [d] bool, where it counts in the mean: as unmoved (0) where it sends nothing
 
 
 def of_node(profile: Profile, i: Array) -> Array:
@@ -144,6 +146,35 @@ def levels(task: Task, groups: Sequence[Sequence[str]]) -> np.ndarray:
 def depth(task: Task, groups: Sequence[Sequence[str]], profile: Profile) -> Policy:
     """The groups of layers before `depth`, a whole number a node: group 0 alone for depth 1 (`levels`)."""
     level = levels(task, groups)
+    return lambda key, i, t, x: Sub(jnp.asarray(level) < of_node(profile, i))
+
+
+def stages(task: Task, count: int = 1, name: str = "blocks") -> tuple[tuple[str, ...], ...]:
+    """The paths of the blocks `name/0`, `name/1`, ... in `count` stages of equally many.
+
+    Raises:
+        InputError: a model that has no such blocks, or not equally many a stage.
+    """
+    found = sorted({int(a.path.split("/")[1]) for a in layers(task) if re.match(rf"{re.escape(name)}/\d+/", a.path)})
+    if not found or len(found) % count:
+        raise InputError(f"task has {len(found)} blocks called {name}/..., which are not {count} stages of blocks.")
+    each = len(found) // count
+    return tuple(tuple(f"{name}/{i}" for i in found[s * each : (s + 1) * each]) for s in range(count))
+
+
+def nested(task: Task, stacks: Sequence[Sequence[str]], profile: Profile) -> Policy:
+    """The first `depth` blocks of each of the `stacks`, as `stages` gives them, and all layers that are in none.
+
+    The profile holds whole numbers; at depth 0 a node holds nothing. A residual block of zeros hands on what comes in,
+    so that what such a node trains is the shallower model.
+    """
+    most = max(map(len, stacks))
+    for depth in profile if isinstance(profile, Sequence) else [profile]:
+        require("profile", depth, least=0, most=most, whole=True)
+    level = np.zeros(task.dim, np.int32)
+    for stack in stacks:
+        for j, block in enumerate(stack):
+            level[part(task, f"{block}/*").columns] = j
     return lambda key, i, t, x: Sub(jnp.asarray(level) < of_node(profile, i))
 
 

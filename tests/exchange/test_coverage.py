@@ -100,6 +100,25 @@ def test_what_is_not_held_may_be_filled_and_sent():
     )
 
 
+def test_who_counts_without_sending_holds_a_number_back():
+    """In half of the numbers all members count, and those who do not hold one as unmoved."""
+    half = np.arange(D) < D // 2
+    policy = lambda key, i, t, x: Sub(jnp.asarray(MASKS)[t, i], counted=jnp.asarray(half))
+    got, x = end(fedavg(TASK, Network(submodel=policy), **WORK)), np.asarray(FIRST, np.float64)
+    for t in range(3):
+        total, covers = np.zeros(D), np.zeros(D)
+        for i, p in zip(IDS[t], WEIGHT, strict=True):
+            held = MASKS[t, i]
+            y = np.where(held, x, 0)
+            for _ in range(WORK["steps"]):
+                y = y - RATE * np.where(held, gradient(y, i), 0)
+            total, covers = total + p * np.where(held, y - x, 0), covers + p * (held | half)
+        x = x + np.where(covers > 0, total / np.where(covers > 0, covers, 1), 0)
+    np.testing.assert_allclose(got.state.shared["x"], x, rtol=2e-5, atol=1e-6)
+    plain = end(fedavg(TASK, Network(submodel=drawn), **WORK))
+    np.testing.assert_array_equal(got.history["up_bits"], plain.history["up_bits"])
+
+
 def test_costs_are_those_of_what_is_held():
     links = Links(*(jnp.full(N, v) for v in (100.0, 200.0, 0.0, 3.0)))
     got = end(fedavg(TASK, Network(submodel=drawn), **WORK), links=links)

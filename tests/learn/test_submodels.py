@@ -142,3 +142,21 @@ def test_what_cannot_be_cut_is_refused():
         submodels.depth(TASK, [("layers/0/*",), ("layers/2/*",)], 1)
     with pytest.raises(InputError, match="count is 8"):
         submodels.balanced(TASK, 8, 7)
+
+
+def test_nested_models_have_the_first_blocks_of_each_stage():
+    net = functools.partial(ResNet, (4, 4, 1), 3, widths=(2, 4), blocks=2, groups=2)
+    task = classification(net, np.zeros((1, 16), np.float32))
+    assert submodels.stages(task, 2) == (("blocks/0", "blocks/1"), ("blocks/2", "blocks/3"))
+    got = masks(submodels.nested(task, submodels.stages(task, 2), (0, 1, 2)), x=task.init(KEY))
+    assert not got[0].any()
+    assert got[2].all()
+    without = tree(got[1], task)
+    assert {path.split("/")[1] for path, a in without.items() if not a.any()} == {"1", "3"}
+    assert all(a.all() or path.startswith(("blocks/1/", "blocks/3/")) for path, a in without.items())
+    with pytest.raises(InputError, match="which are not 3 stages"):
+        submodels.stages(task, 3)
+    with pytest.raises(InputError, match="0 blocks called exits"):
+        submodels.stages(task, name="exits")
+    with pytest.raises(InputError, match="profile is 3, but must be at least 0 and at most 2"):
+        submodels.nested(task, submodels.stages(task, 2), (1, 3))
