@@ -97,6 +97,7 @@ from .exchange import codecs as codecs
 from .exchange import rules as rules
 from .exchange import staleness as staleness
 from .exchange.network import Network as Network
+from .exchange.noise import Noise as Noise
 from .exchange.personal import answer as answer
 from .exchange.program import program as program
 from .learn import distill as distill
@@ -112,6 +113,8 @@ from .learn.local import local_curvature as local_curvature
 from .learn.local import local_gradient as local_gradient
 from .learn.local import local_sgd as local_sgd
 from .learn.multilabel import multilabel as multilabel
+from .learn.multitask import joint as joint
+from .learn.multitask import multi_task as multi_task
 from .learn.task import (
     Task as Task,
 )

@@ -6,7 +6,6 @@ cost: `up_bits` sent by nodes, `down_bits` received by them, and `seconds` where
 several vectors is their concatenation, so its bits are counted.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,11 +32,13 @@ from jaxfl.core import (
     tile,
 )
 from jaxfl.errors import InputError, require_rows
-from jaxfl.exchange import coverage, personal, rules, timing
+from jaxfl.exchange import coverage, noise, personal, rules, timing
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.codecs import FLOAT, PLAIN, Codec, Collective
 from jaxfl.exchange.inboxes import inboxes
 from jaxfl.exchange.mix import everywhere
+from jaxfl.exchange.noise import Noise
+from jaxfl.exchange.slots import check
 from jaxfl.learn.layers import Part
 from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import map_memory, map_nodes, put_rows, rows_of
@@ -64,7 +65,8 @@ class Network(NamedTuple):
     replaces codec and rule at a server by a compressed all-reduce. `personal` is the part of the model that nodes keep
     to themselves (`learn.layers.part`): it is neither sent nor counted, and each node's own model is evaluated.
     `submodel` says which numbers of a server's model a client holds and trains (`learn.submodels`); those are sent, and
-    of each number the mean of those who sent it is taken (`exchange.coverage`).
+    of each number the mean of those who sent it is taken (`exchange.coverage`). `noise` is what links add to all that
+    crosses them (`exchange.noise`).
     """
 
     rule: Callable = rules.mean
@@ -74,6 +76,7 @@ class Network(NamedTuple):
     collective: Collective | None = None
     personal: Part | None = None
     submodel: Callable | None = None
+    noise: Noise | None = None
 
     def fill(self, system: str, **slots: Any) -> "Network":
         """The network with the slots that `system` brings itself.
@@ -90,42 +93,7 @@ class Network(NamedTuple):
 
     def check(self) -> None:
         """Raise `InputError` unless every slot holds what belongs there."""
-        if not callable(self.rule):
-            raise InputError(f"rule is {self.rule!r}, but must be a function such as exchange.rules.median().")
-        try:
-            inspect.signature(self.rule).bind(1, 2, 3)
-        except TypeError:
-            word = getattr(self.rule, "__name__", self.rule)
-            raise InputError(f"rule is {word}, but must take (own, heard, weight), as {word}(...) does.") from None
-        for name, kind, example in (("codec", Codec, "half()"), ("attack", Attack, "sign_flip()")):
-            value = getattr(self, name)
-            if not isinstance(value, kind) and not (name == "attack" and value is None):
-                where = f"exchange.{name}s.{example}"
-                raise InputError(f"{name} is {value!r}, but must be {kind.__name__}(...) such as {where}.")
-        if not isinstance(self.collective, Collective | None):
-            raise InputError(f"collective is {self.collective!r}, but must be a Collective such as low_rank(...).")
-        if not isinstance(self.personal, Part | None):
-            raise InputError(f"personal is {self.personal!r}, but must be a Part such as part(task, 'layers/1/*').")
-        if self.personal is not None and self.collective is not None:
-            raise InputError("net.personal is set, but a collective sends whole models: leave one of them out.")
-        self._check_submodel()
-        if type(self.repeats) is not int or self.repeats < 1:
-            raise InputError(f"repeats is {self.repeats!r}, but must be a whole number of at least 1.")
-        if self.collective is not None:
-            self._replace(collective=None).fill("the network", collective=self.collective)
-
-    def _check_submodel(self) -> None:
-        if self.submodel is None:
-            return
-        if not callable(self.submodel):
-            raise InputError(f"submodel is {self.submodel!r}, but must be a policy such as submodels.width(task, 0.5).")
-        for slot in ("personal", "collective"):
-            if getattr(self, slot) is not None:
-                raise InputError(f"net.submodel is set beside net.{slot}, which is a matter of whole models.")
-        if self.rule is not rules.mean:
-            raise InputError("net.submodel is set beside net.rule, but rules compare whole models: leave one out.")
-        if not self.codec.by_number:
-            raise InputError("net.submodel is set beside a codec that chooses or remembers numbers of whole models.")
+        check(self)
 
     def init(self, env: Env, message: Array) -> Mail:
         """Memory of the network for messages like `message` `[m]`, one a node.
@@ -148,13 +116,14 @@ class Network(NamedTuple):
     def _send(
         self, key: Array, mail: Mail, who: Cohort, messages: Array, present: Array | None = None
     ) -> tuple[Array, Mail, Array]:
-        """What the messages `[c, m]` of a cohort are after the codec, and their bits `[c]`.
+        """What the messages `[c, m]` of a cohort are after codec and noise, and their bits `[c]`.
 
         Who is not `present` `[c]` (None: all are) sends nothing and remembers what it did before.
         """
         c, m = messages.shape
+        arrive = lambda sent: sent if self.noise is None else noise.sent(key, who.ids, sent, self.noise)
         if self.codec is PLAIN:
-            return messages, mail, jnp.full(c, 32.0 * m)
+            return arrive(messages), mail, jnp.full(c, 32.0 * m)
         memory, *other = mail.nodes
         keys = node_keys(stream(key, "codec"), who.ids)
 
@@ -164,7 +133,7 @@ class Network(NamedTuple):
             return (sent, bits), mine
 
         (sent, bits), memory = map_memory(who, send, (), (keys, messages), memory, present=present)
-        return sent, mail._replace(nodes=(memory, *other)), bits
+        return arrive(sent), mail._replace(nodes=(memory, *other)), bits
 
     def _plan(self, key: Array, mail: Mail, sent: Array, weight: Array, bad: Array) -> tuple[Mail, Tree]:
         """What the colluders agree on, once a round, having seen every message."""
@@ -185,6 +154,8 @@ class Network(NamedTuple):
         for slot in ("personal", "submodel"):
             if getattr(self, slot) is not None:
                 raise InputError(f"net.{slot} is set, but this system hands out and combines whole models.")
+        if self.noise is not None and not noise.silent(self.noise.down):
+            raise InputError("net.noise is set, but this system hands out models by itself, as they are.")
         return self._combine(key, env, mail, messages, reference)
 
     def _combine(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None, covers=None):
@@ -269,10 +240,13 @@ class Network(NamedTuple):
         c, part, cut, d = env.cohort, self.personal, self.submodel, x.shape[-1]
         self._hear_once()
         plain = self.codec is PLAIN and self.attack is None and self.collective is None and self.rule is rules.mean
+        plain &= self.noise is None or noise.silent(self.noise.up)
         if part is not None:
             learn, memory = personal.keeping(learn, part), {"personal": mail.nodes[-1]} | dict(memory or {})
         if cut is not None:
             learn = coverage.trimmed(learn, cut, memory or {})
+        if self.noise is not None:
+            learn = noise.handed(learn, self.noise, {*(shared or {}), *own})
         train = lift(c, learn, counts(c) if plain else None)
         out, new, each = train(key, env, x, dict(shared or {}) | dict(known or {}), memory, **own)
         out, covers = (out, None) if cut is None else jnp.split(out, 2, -1)
@@ -342,22 +316,26 @@ class Network(NamedTuple):
         if env.links is not None:
             ids = tiers.split(jnp.arange(n))
             log["seconds"] = timing.over_edges(env, [(i, g, came(g)) for i, g in zip(ids, tiers.parts, strict=True)])
-        at_once = everywhere(self.rule, g, m) if self.attack is None else None
+        down = 0.0 if self.noise is None else self.noise.down
+        at_once = everywhere(self.rule, g, m) if self.attack is None and noise.silent(down) else None
         if at_once is not None:
             return at_once(messages, sent), mail, log
         mail, known = self._plan(key, mail, sent, up, byz)
 
         def receive(shared, row):
-            (sent, byz, known), (key, own, own_w, nbr, weight) = shared, row
+            (sent, byz, known), (key, own, down, own_w, nbr, weight) = shared, row
             heard = jnp.concatenate([own[None], sent[nbr]])
             weight = jnp.concatenate([own_w[None], weight])
             if self.attack is not None:
                 bad = jnp.concatenate([jnp.zeros(1, bool), byz[nbr]])
                 heard = self.attack.lie(key, known, own, heard, weight, bad)
+            if down is not None:
+                heard = heard.at[1:].set(noise.added(stream(key, "noise"), down, heard[1:]))
             # over a link that is down nothing comes, not even what is not finite
             return self.rule(own, jnp.where((weight != 0)[:, None], heard, 0.0), weight)
 
-        out, mine = [], tiers.split((node_keys(stream(key, "lie"), jnp.arange(n)), messages))
+        each = None if noise.silent(down) else noise.of_node(down, jnp.arange(n))
+        out, mine = [], tiers.split((node_keys(stream(key, "lie"), jnp.arange(n)), messages, each))
         for rows, g in zip(mine, tiers.parts, strict=True):
             rows = *rows, own_weight(g), g.nbr, g.weight
             out.append(map_nodes(receive, (sent, byz, known), rows, bytes_each=4 * m * (g.nbr.shape[1] + 1)))

@@ -58,13 +58,14 @@ KINDS: dict[str, tuple[str, ...]] = dict.fromkeys(
     (*_OF_DATA, "test_samples", "hold_out", "lr", "steps", "batch"), _LEARNING
 )
 KINDS |= dict.fromkeys(("topology", "degree", "mixing"), ("gossip", "protocol"))
-KINDS |= {"personal": ("server", "asynchronous", "gossip"), "weights": ("server", "asynchronous")}
+KINDS |= dict.fromkeys(("personal", "link_noise"), ("server", "asynchronous", "gossip"))
 KINDS |= dict.fromkeys(("cohort", "strata"), ("server",)) | dict.fromkeys(("concurrency", "goal"), ("asynchronous",))
+KINDS["weights"] = ("server", "asynchronous")
 
 # Options that a system hears or does not; each is judged in a world with those before it.
 SLOTS = ("topology", "degree", "mixing", "cohort", "strata", "concurrency", "goal", "weights", "lr", "steps", "batch")
-SLOTS += ("crash", "byzantine", "attack", "rule", "codec", "personal", "mbit", "latency_ms", "step_ms")
-TIMES = ("mbit", "latency_ms", "step_ms")
+SLOTS += ("crash", "byzantine", "attack", "rule", "codec", "personal", "link_noise")
+SLOTS += (TIMES := ("mbit", "latency_ms", "step_ms"))
 
 OWN = {"command": str, "grid": tuple[str, ...], "score": str}  # what a config keeps that is no option of a world
 
@@ -173,6 +174,8 @@ class Setup:
     """How messages are compressed: int4, sign and top_k (5 %) remember what they lost."""
     personal: Annotated[str | None, _maybe("PATHS", "none")] = None
     """Part of the model that each node keeps to itself, by its paths: --personal "layers/1/*" or "*norm*,*head*"."""
+    link_noise: Annotated[float, Range(least=0)] = 0.0
+    """Standard deviation of the noise on each number of a message, up and down."""
     crash: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of the nodes that crash for good at half of the rounds; scores still count their last models."""
     mbit: Annotated[Positive | None, _maybe("FLOAT", "transfers take no time")] = None

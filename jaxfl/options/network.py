@@ -6,6 +6,7 @@ from jaxfl import plugins
 from jaxfl.errors import InputError
 from jaxfl.exchange import attacks, codecs, rules
 from jaxfl.exchange.network import Network
+from jaxfl.exchange.noise import Noise
 from jaxfl.learn.layers import part
 from jaxfl.learn.task import Task
 from jaxfl.options.config import Setup
@@ -64,4 +65,5 @@ def network_of(setup: Setup, heard: int, task: Task | None = None) -> Network:
             made[what] = make() if what != "attack" or setup.byzantine else None
     if setup.byzantine and made["attack"] is None:
         raise InputError(f"attack {setup.attack!r} makes nothing, but must make an Attack.")
-    return Network(**made, personal=own)
+    links = Noise(setup.link_noise, setup.link_noise) if setup.link_noise else None
+    return Network(**made, personal=own, noise=links)

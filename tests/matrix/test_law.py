@@ -24,16 +24,18 @@ SMALL = Setup(nodes=16, data="digits", model="logistic", rounds=4, seeds=1)
 OTHER = {
     "topology": "regular", "degree": 4, "mixing": "lazy", "cohort": 4, "strata": 2, "concurrency": 6, "goal": 3,
     "weights": "uniform", "lr": 0.01, "steps": 5, "batch": 1, "byzantine": 5, "attack": "ipm", "rule": "median",
-    "codec": "top_k", "personal": "bias", "crash": 0.5, "mbit": 2.0, "latency_ms": 90.0, "step_ms": 9.0,
+    "codec": "top_k", "personal": "bias", "link_noise": 0.1, "crash": 0.5, "mbit": 2.0, "latency_ms": 90.0,
+    "step_ms": 9.0,
 }  # fmt: skip
 WORK = {"lr", "steps", "batch"}  # where the system takes them
-TALK = {"byzantine", "attack", "rule", "codec", "personal", "mbit", "latency_ms"}
+TALK = {"byzantine", "attack", "rule", "codec", "personal", "link_noise", "mbit", "latency_ms"}
 HEARS = {  # what a system of this kind hears, or refuses itself for a reason of its own
     "server": {"cohort", "strata", "weights", "crash", "step_ms"} | TALK | WORK,
     "asynchronous": {"concurrency", "goal", "weights", "crash", "step_ms"} | TALK | WORK,
     "gossip": {"topology", "degree", "mixing", "crash", "step_ms"} | TALK | WORK,
     "reference": {"step_ms"} | WORK,
-    "protocol": {"topology", "degree", "mixing", "crash"} | TALK - {"personal"},  # it has no model
+    "protocol": {"topology", "degree", "mixing", "crash"}
+    | TALK - {"personal", "link_noise"},  # exact messages of no model
 }
 TIMED = {"mbit": 2.0, "latency_ms": 90.0, "step_ms": 9.0}
 SYSTEMS = list(zoo.systems())
@@ -59,7 +61,7 @@ def broken(name):
     known = accepted(system.make)
     must = {n for n in HEARS[system.kind] if n not in WORK or n in known}
     must -= {"strata", "weights"} if "sample" in known else set()  # it draws its own sample of the cohort's size
-    through_net = {"byzantine", "attack", "rule", "codec", "personal"}
+    through_net = {"byzantine", "attack", "rule", "codec", "personal", "link_noise"}
     must -= set() if "net" in inspect.signature(system.make).parameters else through_net
     if system.kind in ("gossip", "protocol"):  # some bring a topology of their own
         usual_world = world_of(system.kind)
