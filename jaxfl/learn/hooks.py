@@ -10,7 +10,7 @@ counts rounds where the optimizer starts anew every round, and the node's own st
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,12 +36,18 @@ def stateless(f: Callable) -> Hook:
     needs = [p.name for p in arguments if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
 
     def update(updates, state, params=None, **extra):
-        missing = [name for name in needs if name not in extra]
-        if missing:
-            raise InputError(f"a hook needs {', '.join(missing)}, but this system gives {', '.join(sorted(extra))}.")
+        _needed(extra, needs)
         return f(updates, params, **extra), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _needed(extra: dict, names: Sequence[str]) -> dict:
+    """What of `extra` a hook needs; an `InputError` where a system does not give it."""
+    missing = [name for name in names if name not in extra]
+    if missing:
+        raise InputError(f"a hook needs {', '.join(missing)}, but this system gives {', '.join(sorted(extra))}.")
+    return {name: extra[name] for name in names}
 
 
 def prox(mu: float | Array) -> Hook:
@@ -121,6 +127,32 @@ def storm(beta: float | Array) -> Hook:
         return jax.tree.map(lambda g, m, o: g + (1 - beta) * (m - o), g, direction, old)
 
     return stateless(correct)
+
+
+class Recursive(NamedTuple):
+    """State of `sarah`."""
+
+    estimate: Tree  # of the last step
+    previous: Tree  # where the last step began
+
+
+def sarah() -> Hook:
+    """Recursive gradients: `d <- d + g - gradient at the previous iterate`, same mini-batch; at first `direction`.
+
+    In the first step the two gradients cancel, so that it goes along `direction`. Its state starts anew every round.
+    SARAH, Nguyen, Liu, Scheinberg and Takac, ICML 2017.
+    """
+
+    def init(params: Tree) -> Recursive:
+        return Recursive(optax.tree.zeros_like(params), params)
+
+    def update(updates: Tree, state: Tree, params: Tree = None, **extra) -> tuple[Tree, Tree]:
+        grad_fn, direction, step = _needed(extra, ("grad_fn", "direction", "step")).values()
+        last = jax.tree.map(lambda first, later: jnp.where(step == 0, first, later), direction, state.estimate)
+        d = jax.tree.map(lambda d, g, o: d + g - o, last, updates, grad_fn(state.previous))
+        return d, Recursive(d, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class WorkerMomentum(NamedTuple):

@@ -220,13 +220,15 @@ def displacement(learn: Callable) -> Callable:
     return move
 
 
-def local_gradient(task: Task, *, batch: int | None = None) -> Callable:
+def local_gradient(task: Task, *, batch: int | None = None, unit: int | None = None) -> Callable:
     """The mini-batch gradient itself: `(key, data, i, x, *, t=0, steps=None) -> (g [d], log)`.
 
     `batch=None` is the whole shard. A task that keeps statistics is refused. A node whose `steps` is 0 computes
     nothing: gradient, loss and what is counted are 0. `log` is that of `local_sgd`; the round `t` makes no difference.
+    It counts one step and one gradient, or with a `unit` those of mini-batches of so many samples, the last perhaps
+    smaller: what a large batch costs beside small ones.
     """
-    return _at_one_batch(task, batch, 1, lambda f, p, key: jax.value_and_grad(f, has_aux=True)(p))
+    return _at_one_batch(task, batch, unit, 1, lambda f, p, key: jax.value_and_grad(f, has_aux=True)(p))
 
 
 def local_curvature(task: Task, *, batch: int | None = None) -> Callable:
@@ -242,13 +244,14 @@ def local_curvature(task: Task, *, batch: int | None = None) -> Callable:
         both, (_, hv) = jax.jvp(lambda p: jax.value_and_grad(f, has_aux=True)(p), (p,), (v,))
         return both[0], jax.tree.map(jnp.multiply, v, hv)
 
-    return _at_one_batch(task, batch, 2, of)
+    return _at_one_batch(task, batch, None, 2, of)
 
 
-def _at_one_batch(task: Task, batch: int | None, cost: int, of: Callable) -> Callable:
+def _at_one_batch(task: Task, batch: int | None, unit: int | None, cost: int, of: Callable) -> Callable:
     """What `of(loss, params, key) -> ((value, params), result)` finds on one mini-batch, at `cost` gradients."""
     require_task(task)
     require("batch", batch, least=1, whole=True, none=True)
+    require("unit", unit, least=1, whole=True, none=True)
     if task.untrained:
         raise InputError("task keeps statistics (BatchNorm), but this system sends gradients, which renew none.")
 
@@ -263,7 +266,9 @@ def _at_one_batch(task: Task, batch: int | None, cost: int, of: Callable) -> Cal
         loss = batch_loss(task, data, index, mask, stream(key, "loss"))
         (value, _), g = of(loss, task.unravel(x), key)
         g = task.ravel(g) if held is None else jnp.where(held, task.ravel(g), 0)
-        out = g, {"loss": value, "steps": jnp.float32(1), "gradients": jnp.float32(cost)}
+        samples = data.size[i] if batch is None else batch
+        work = jnp.float32(1 if unit is None else -(-samples // unit))
+        out = g, {"loss": value, "steps": work, "gradients": cost * work}
         return out if steps is None else jax.tree.map(lambda a: jnp.where(steps > 0, a, 0), out)
 
     return learn
