@@ -105,6 +105,7 @@ from .learn import exits as exits
 from .learn import heads as heads
 from .learn import hooks as hooks
 from .learn import preconditioner as preconditioner
+from .learn import quantised as quantised
 from .learn import submodels as submodels
 from .learn import task as task
 from .learn.layers import layers as layers

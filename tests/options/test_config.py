@@ -77,7 +77,17 @@ def test_toml_of_other_types_is_refused():
 
 def test_every_option_but_paths_and_flags_says_what_it_allows():
     free = {field.name for field in dataclasses.fields(Setup)} - {name for name, _ in config._allowed()}
-    known = {"data_folder", "target", "client_column", "features", "personal", "options", "out", "checkpoints", "weights"}
+    known = {
+        "data_folder",
+        "target",
+        "client_column",
+        "features",
+        "personal",
+        "options",
+        "out",
+        "checkpoints",
+        "weights",
+    }
     assert free == known
 
 
