@@ -54,6 +54,7 @@ class Collected(NamedTuple):
     mail: Mail
     memory: dict  # what nodes keep now, leaves [n, ...] by name
     each: dict  # what each member logged, leaves [c, ...]
+    filled: Array  # [m], the mean in which what a sub-model does not send is 0: for sums over clients
 
 
 class Network(NamedTuple):
@@ -263,13 +264,14 @@ class Network(NamedTuple):
             mail = mail._replace(nodes=(*mail.nodes[:-1], new.pop("personal")))
         moved = [(x, x.ndim - 1), (shared, 0), (own, 1)]
         count = lambda held: sum(personal.numbers(tree, axis, part, (d, held)) for tree, axis in moved)
+        filled = out
         if covers is None:
             log = reported(c, each) | cost(env, each["steps"], FLOAT * count(d), bits)
         else:
             out, bits, log = coverage.combined(c, plain, out, covers, bits, each, d)
             log |= cost(env, each["steps"] * each["held"] / d, FLOAT * count(each["held"]), bits)
             log |= reported(c, each)
-        return Collected(out, (c.weight > 0).any(), log, mail, new, each)
+        return Collected(out, (c.weight > 0).any(), log, mail, new, each, filled)
 
     def gossip(self, key: Array, env: Env, mail: Mail, messages: Array, *, column_stochastic: bool = False):
         """Every node combines its own message with those of its neighbours: `([n, m], mail, log)`.

@@ -7,7 +7,7 @@ import optax
 import pytest
 from test_personal import DATA, FIRST, HEAD, RATE, SIZE, START, TASK, WORK, B, H, N, O, X, Y, world
 
-from jaxfl.algorithms import dsgd, fedavg, fedprox, scaffold
+from jaxfl.algorithms import dsgd, fedamd, fedavg, feddyn, fedprox, scaffold
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.algorithms.server.modest import modest
 from jaxfl.core import Links
@@ -157,6 +157,17 @@ def test_what_a_node_keeps_of_what_it_does_not_hold_stays():
     assert (controls[met] != 0).mean() > 0.9
     assert got.state.shared["x"][3] == FIRST[3]
     assert got.state.shared["c"][3] == 0
+
+
+def test_sums_over_clients_stay_sums():
+    """A server's control, h or anchor is the mean over all clients' rows, also where some hold only a part."""
+    got = end(scaffold(TASK, Network(submodel=drawn), **WORK), 4).state
+    np.testing.assert_allclose(got.shared["c"], np.asarray(got.nodes).mean(0), atol=1e-6)
+    got = end(feddyn(TASK, Network(submodel=drawn), alpha=0.2, **WORK), 4).state
+    np.testing.assert_allclose(got.shared["h"], np.asarray(got.nodes).mean(0), atol=1e-6)
+    assert np.abs(got.shared["h"]).max() > 1e-3
+    got = end(fedamd(TASK, Network(submodel=drawn), lr=RATE, p=0.5, steps=2, batch=None), 4).state
+    np.testing.assert_allclose(got.shared["v"], np.asarray(got.nodes).mean(0), atol=1e-5)
 
 
 def test_members_of_stale_versions_and_servers_with_memory():

@@ -75,7 +75,7 @@ def fedamd(
         weight = jnp.where(mine, shares(env)[env.cohort.ids], 0)
         env = env._replace(cohort=among(env.cohort, mine, weight))
         got = net.collect(key, env, mail, anchor, x, handed, memory={"last": table})
-        return got, weight.sum() * got.mean
+        return got, weight.sum() * got.filled
 
     def init(key, env, x):
         n = n_nodes(env)

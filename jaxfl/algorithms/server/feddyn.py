@@ -79,7 +79,7 @@ def with_duals(
         got = net.collect(key, env, s.mail, member, x, memory={"dual": s.nodes}, a=a)
         move, shared = got.mean, {}
         if not present_alone:
-            shared["h"] = s.shared["h"] - alpha * here.sum() / n * trained(got.mean)
+            shared["h"] = s.shared["h"] - alpha * here.sum() / n * trained(got.filled)
             move = move - shared["h"] / alpha
         return State({"x": jnp.where(got.present, x + move, x)} | shared, got.memory["dual"], got.mail), got.log
 

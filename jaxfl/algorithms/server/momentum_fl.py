@@ -91,7 +91,7 @@ def momentum_fl(
         got = net.collect(key, env, s.mail, member, x, handed, **own)
         g = jnp.where(got.present, got.mean[: x.size], now["g"])
         new = {"x": jnp.where(got.present, x - server_rate(env, got) * g, x), "g": g}
-        new |= ({"previous": x} if reduced else {}) | ({"c": now["c"] + got.mean[x.size :]} if controls else {})
+        new |= ({"previous": x} if reduced else {}) | ({"c": now["c"] + got.filled[x.size :]} if controls else {})
         return State(new, got.memory.get("control", ()), got.mail), got.log
 
     def server_rate(env, got):

@@ -59,7 +59,7 @@ def scaffold(
         x, c = s.shared["x"], s.shared["c"]
         handed, memory = {"shared_control": c}, {"control": s.nodes}
         got = net.collect(key, env, s.mail, member, x, handed, memory=memory, factor=among_all(env))
-        move, change = jnp.split(got.mean, 2)
+        move, change = got.mean[: x.size], got.filled[x.size :]
         return State({"x": x + server_rate * move, "c": c + change}, got.memory["control"], got.mail), got.log
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
