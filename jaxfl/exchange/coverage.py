@@ -26,8 +26,9 @@ WHOLE = 1e-6  # a number is trained by all if the members who did not count less
 def trimmed(learn: Callable, submodel: Callable, memory: dict) -> Callable:
     """`learn` of ONE node that trains a sub-model; its message `[m]` is followed by what it covers, `[2 m]`.
 
-    What the node keeps of the size of a model (`memory`, by name) changes in the numbers that it holds. It logs `held`
-    and `said`, how many numbers those are, and `noise`, the share of `|x|^2` that it was not handed.
+    Of what the node keeps (`memory`, by name) an array like a model changes in the numbers that it holds; a tree, such
+    as an optimizer's state, is as `learn` logs it. It logs `held`, how many numbers it holds, `said`, how many of these
+    it sends, and `noise`, the share of `|x|^2` that it was not handed.
 
     Raises:
         InputError: while tracing, a `learn` that takes no `held` and so would train whole models.
@@ -47,11 +48,15 @@ def trimmed(learn: Callable, submodel: Callable, memory: dict) -> Callable:
         d, said = x.shape[0], sub.held if sub.sent is None else sub.sent
         if sub.sent is not None:
             if row.shape[0] != d:
-                raise InputError(f"net.submodel sends more than is held, but a message has {row.shape[0]} numbers.")
+                raise InputError(
+                    f"net.submodel says what of a model of {d} numbers is sent, but a message of this system has "
+                    f"{row.shape[0]}: leave `sent` out."
+                )
             row = jnp.where(sub.held, row, start - x)
         counted = tiled(said if sub.counted is None else said | sub.counted, row.shape[0])
-        log |= {"held": sub.held.sum(dtype=jnp.float32), "said": (said & sub.held).sum(dtype=jnp.float32)}
-        log["noise"] = jnp.where(sub.held, 0, x**2).sum() / jnp.maximum((x**2).sum(), 1e-30)
+        # sums of whole numbers and dots are vectorized, sums of floats are not
+        log |= {"held": jnp.float32(sub.held.sum()), "said": jnp.float32((said & sub.held).sum())}
+        log["noise"] = jnp.dot(jnp.where(sub.held, 0, x), x) / jnp.maximum(jnp.dot(x, x), 1e-30)
         sent = jnp.where(tiled(said, row.shape[0]), row, 0)
         return jnp.concatenate([sent, counted.astype(row.dtype)]), log
 
@@ -65,7 +70,7 @@ def tiled(mask: Array, m: int) -> Array:
 
 
 def _where_held(held: Array, new: Any, old: Any) -> Any:
-    return jnp.where(held, new, old) if jnp.shape(new) == held.shape else new
+    return jnp.where(held, new, old) if getattr(new, "shape", None) == held.shape else new
 
 
 def covered(total: Array, message: Array, covers: Array) -> Array:

@@ -1,17 +1,18 @@
 """Sub-models: which numbers of the server's model ONE client holds, trains and sends (`Network.submodel`).
 
 Each function makes a policy `(key, i, t, x) -> Sub` of node `i` in round `t` at the model `x` `[d]`; masks never exist
-for all nodes at once. A profile says how large the nodes' models are: one number, a few (node `i` has the entry
-`i % len`), or one a node.
+for all nodes at once (but in `fixed`). A profile says how large the nodes' models are: one number, a few (node `i` has
+the entry `i % len`), or one a node.
 """
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxfl.core import Array
 from jaxfl.errors import InputError, require
@@ -79,8 +80,8 @@ def window(table: Units, share: Array, first: Array | int = 0) -> Array:
     """Which numbers `[d]` stand between units of a window: a `share` of each layer, from unit `first` on, around it."""
 
     def inside(unit: np.ndarray, of: np.ndarray) -> Array:
-        count = jnp.maximum(jnp.ceil(share * of - 1e-4), 1)
-        return (jnp.mod(unit - first, np.maximum(of, 1)) < count) | (of == 0)
+        place = unit if isinstance(first, int) and first == 0 else jnp.mod(unit - first, np.maximum(of, 1))
+        return (place < jnp.maximum(_count(share, of), 1)) | (of == 0)
 
     return inside(table.reads, table.inputs) & inside(table.writes, table.outputs)
 
@@ -119,13 +120,42 @@ def random(task: Task, profile: Profile) -> Policy:
 def magnitude(task: Task, profile: Profile) -> Policy:
     """The `share` of the numbers of the model that are largest in magnitude, `ceil(share d)` and their equals."""
     shares = of_shares(profile)
+    traced = isinstance(shares, Tracer)
+    kinds, kind = (shares, np.arange(len(shares))) if traced else np.unique(shares, return_inverse=True)
 
     def policy(key, i, t, x):
-        size = jnp.abs(x)
-        count = jnp.ceil(of_node(shares, i) * task.dim - 1e-4).astype(int)
-        return Sub(size >= jnp.sort(size)[task.dim - count])
+        least = jax.vmap(lambda share: least_of(x, share))(jnp.asarray(kinds))  # once a round: no node is asked
+        return Sub(jnp.abs(x) >= least[of_node(jnp.asarray(kind), i)])
 
     return policy
+
+
+def _count(share: float | Array, of: Any) -> Array:
+    """A share of so many, rounded up."""
+    return jnp.ceil(share * of - 1e-4).astype(int)
+
+
+def least_of(x: Array, share: float | Array) -> Array:
+    """The least magnitude among the `ceil(share d)` numbers of `x` `[d]` that are largest in magnitude.
+
+    Floats of one sign have the order of their bits: these are found one by one, which is quicker than to sort.
+    """
+    bits = jnp.finfo(x.dtype).bits
+    size = jax.lax.bitcast_convert_type(jnp.abs(x), f"int{bits}")
+    count = _count(share, x.shape[0])
+
+    def longer(k, least):
+        more = least | (jnp.ones_like(least) << (bits - 2 - k))
+        return jnp.where((size >= more).sum() >= count, more, least)
+
+    found = jax.lax.fori_loop(0, bits - 1, longer, jnp.zeros((), size.dtype))
+    return jax.lax.bitcast_convert_type(found, x.dtype)
+
+
+def pruned(task: Task, x: Array, share: float | Array) -> Array:
+    """What pruning leaves of a model `[d]`: the largest of every matrix, and whatever is none (biases, norms)."""
+    rows = [(x[a.start : a.stop], len(a.shape) > 1) for a in layers(task)]
+    return jnp.concatenate([jnp.abs(r) >= (least_of(r, share) if matrix else 0) for r, matrix in rows])
 
 
 def levels(task: Task, groups: Sequence[Sequence[str]]) -> np.ndarray:
@@ -143,10 +173,23 @@ def levels(task: Task, groups: Sequence[Sequence[str]]) -> np.ndarray:
     return level
 
 
+def by_level(level: np.ndarray, values: Array) -> Array:
+    """`values[level]` `[d]`, written run by run, as levels are long runs: a gather would take longer than training."""
+    ends = np.append(np.flatnonzero(np.diff(level)) + 1, len(level))
+    runs = zip(level[ends - 1], np.diff(ends, prepend=0), strict=True)
+    return jnp.concatenate([jnp.broadcast_to(values[j], (count,)) for j, count in runs])
+
+
+def by_layer(task: Task) -> list[tuple[str]]:
+    """A group (`levels`) a layer, a kernel with its bias, in the order of the row."""
+    above = dict.fromkeys(a.path.rpartition("/")[0] for a in layers(task))
+    return [(f"{name}/*" if name else "*",) for name in above]
+
+
 def depth(task: Task, groups: Sequence[Sequence[str]], profile: Profile) -> Policy:
     """The groups of layers before `depth`, a whole number a node: group 0 alone for depth 1 (`levels`)."""
     level = levels(task, groups)
-    return lambda key, i, t, x: Sub(jnp.asarray(level) < of_node(profile, i))
+    return lambda key, i, t, x: Sub(by_level(level, jnp.arange(len(groups)) < of_node(profile, i)))
 
 
 def stages(task: Task, count: int = 1, name: str = "blocks") -> tuple[tuple[str, ...], ...]:
@@ -181,7 +224,12 @@ def nested(task: Task, stacks: Sequence[Sequence[str]], profile: Profile) -> Pol
 def assigned(task: Task, groups: Sequence[Sequence[str]], table: Array) -> Policy:
     """The groups of layers (`levels`) where `table` `[n, groups]` is true."""
     level = levels(task, groups)
-    return lambda key, i, t, x: Sub(jnp.asarray(table, bool)[i][jnp.asarray(level)])
+    return lambda key, i, t, x: Sub(by_level(level, jnp.asarray(table, bool)[i]))
+
+
+def fixed(table: Array) -> Policy:
+    """The numbers where `table` `[n, d]` of bool is true, the same in every round."""
+    return lambda key, i, t, x: Sub(jnp.asarray(table, bool)[i])
 
 
 def balanced(task: Task, count: int, of: int) -> Policy:

@@ -30,6 +30,10 @@ def drawn(key, i, t, x):
     return Sub(jnp.asarray(MASKS)[t, i])
 
 
+def sends_all(key, i, t, x):
+    return Sub(jnp.asarray(MASKS)[t, i], sent=jnp.ones(D, bool))
+
+
 def whole(key, i, t, x):
     return Sub(jnp.ones(D, bool))
 
@@ -173,6 +177,10 @@ def test_sums_over_clients_stay_sums():
 def test_members_of_stale_versions_and_servers_with_memory():
     adam = fedopt(TASK, Network(submodel=drawn), local=optax.sgd(RATE), server=optax.adam(0.1), steps=2, batch=None)
     assert end(adam).state.shared["x"][3] == FIRST[3]
+    keeps = fedopt(TASK, Network(submodel=drawn), local=optax.adam(RATE), steps=2, batch=None, keep_state=True)
+    got = end(keeps).state
+    assert got.shared["x"][3] == FIRST[3]
+    assert (np.asarray(got.nodes[0].mu["head"]) != 0).any(), "what an optimizer remembers is a tree"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +195,7 @@ def test_members_of_stale_versions_and_servers_with_memory():
         ),
         (lambda: fedavg(TASK, Network(submodel=drawn, personal=HEAD), **WORK), "beside net.personal"),
         (lambda: fedavg(TASK, Network(submodel=lambda key, i, t, x: x > 0), **WORK), "must give a learn.submodels.Sub"),
+        (lambda: scaffold(TASK, Network(submodel=sends_all), **WORK), "leave `sent` out"),
         (lambda: modest(TASK, Network(submodel=drawn), sample=3, aggregators=1), "whole models"),
         (lambda: dsgd(TASK, Network(submodel=drawn), **WORK), "gossip has none"),
     ],

@@ -93,6 +93,11 @@ def test_random_largest_and_balanced_masks():
     count = -(-TASK.dim // 4)
     np.testing.assert_array_equal(held[0], np.abs(x) >= np.sort(np.abs(x))[-count])
     assert held[1].all()
+    matrix = {path: m.sum() for path, m in tree(np.asarray(submodels.pruned(TASK, x, 0.25))).items()}
+    assert matrix == {f"layers/{j}/{name}": count for j, (kernel, bias) in enumerate(((12, 8), (8, 4), (3, 3)))
+                      for name, count in (("kernel", kernel), ("bias", bias))}  # fmt: skip
+    table = np.random.default_rng(2).random((3, TASK.dim)) < 0.5
+    np.testing.assert_array_equal(masks(submodels.fixed(table), 3), table)
     held = masks(submodels.balanced(TASK, 3, 7), 7)
     assert (held.sum(0) == 3).all()
 
@@ -104,6 +109,9 @@ def test_depth_and_assignments_are_by_layers():
     assert {path: m.all() for path, m in tree(held[0]).items() if m.any()} == {
         f"layers/{j}/{a}": True for j in (0, 2) for a in ("bias", "kernel")
     }
+    assert submodels.by_layer(TASK) == [("layers/0/*",), ("layers/1/*",), ("layers/2/*",)]
+    np.testing.assert_array_equal(np.unique(submodels.levels(TASK, submodels.by_layer(TASK)), return_counts=True)[1],
+                                  [56, 36, 15])  # fmt: skip
     table = np.array([[True, False], [False, True]])
     held = masks(submodels.assigned(TASK, groups, table), 2)
     np.testing.assert_array_equal(held[0], ~held[1])
