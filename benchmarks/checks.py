@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from results import ours, over_held, peers
 
+MOST = 1.5  # times FedAvg's round, beside what a system computes more
 LOOPS = ("plain PyTorch loop", "torch.func.vmap")  # peers that are no framework
 
 
@@ -78,6 +79,20 @@ def _compilation(rows: list[dict]) -> Check:
     return Check(target, f"{found[worst]:.1f} s (`{worst}`, of {len(found)})", found[worst] < 10)
 
 
+def beyond(row: dict) -> float:
+    """A round over FedAvg's, less what it computes more."""
+    return row["ratio"] - max(0.0, row["arithmetic"] - 1)
+
+
+def _rounds(rows: list[dict]) -> Check:
+    target = f"round: every system at most {MOST} times FedAvg's round and its own further arithmetic"
+    found = {r["round"]: beyond(r) for r in rows if "round" in r and "ratio" in r}
+    if not found:
+        return Check(target)
+    worst = max(found, key=lambda name: found[name])
+    return Check(target, f"{found[worst]:.2f} times (`{worst}`, of {len(found)})", found[worst] <= MOST)
+
+
 def _even(rows: list[dict]) -> Check:
     target = "shapes: a member and round at most 1.1 times that at the next multiple of 64, beside whole members"
     found = {
@@ -130,6 +145,7 @@ def checks(rows: list[dict]) -> Iterator[Check]:
     warm = _column(rows, "startup_warm_seconds", "W1", "W3")
     yield _below("W1 and W3: start-up under 6 s with a warm compilation cache", warm, 6, " s")
     yield _compilation(rows)
+    yield _rounds(rows)
     yield _even(rows)
     sweep = [1 / ratio for ratio in _column(rows, "ratio", "sweep")]
     yield _above("sweep: at least 3 times the throughput of running its points one by one", sweep, 3)

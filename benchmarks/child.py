@@ -4,6 +4,7 @@ python benchmarks/child.py race w1 0      case 0 of w1 beside its rival, and the
 python benchmarks/child.py alone w1 0     start-up and memory of jaxfl by itself
 python benchmarks/child.py rows sweep     a workload that makes its rows itself
 python benchmarks/child.py compile fedavg
+python benchmarks/child.py round scaffold    a round beside FedAvg's
 python benchmarks/child.py shapes w3 2    odd numbers of nodes on two devices
 python benchmarks/child.py systems FOLDER --only fedavg    numbers of systems, into files
 python benchmarks/child.py data images.npz    the images, as `peers.run.measure` wants them
@@ -109,6 +110,10 @@ def _rows(args: argparse.Namespace) -> Iterable[dict]:
         from workloads.compilation import system
 
         return [system(args.name)]
+    if args.mode == "round":
+        from workloads.rounds import system
+
+        return [system(args.name, args.turns, args.tiny)]
     if args.mode == "systems":
         from workloads.systems import save
 
@@ -137,7 +142,8 @@ def _rows(args: argparse.Namespace) -> Iterable[dict]:
 def main() -> None:
     """Print rows as JSON lines."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=("race", "alone", "rows", "compile", "shapes", "systems", "data", "machine"))
+    modes = ("race", "alone", "rows", "compile", "round", "shapes", "systems", "data", "machine")
+    parser.add_argument("mode", choices=modes)
     parser.add_argument("name", nargs="?", default="")
     parser.add_argument("case", nargs="?", type=int, default=0)
     parser.add_argument("--turns", type=int, default=9)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from checks import checks
+from checks import MOST, beyond, checks
 from results import ours, over_held, peers
 
 HEAD = """# Benchmarks
@@ -36,9 +36,15 @@ model and data. "Least" is the ratio that whole members leave: a device cannot t
 cores show only that none is lost; on one and eight devices, and for W3 above 1,009, sizes are left out for time, as are
 systems that the table does not have.
 """
+ROUNDS = """CPU milliseconds of a round of every system with a server beside FedAvg's, in turns, the least of all turns;
+{clients:,} clients, {members} a round, model and data of W1, 3 steps of 20, options as they are by default. Gradients,
+bits (up and down) and arithmetic (FLOPs of the whole round) are over those of FedAvg. What is above {most} times
+FedAvg's round and is not arithmetic is in bold.
+"""
 FORMULATIONS = """Ways of writing the same, in turns; "apart" is the largest difference from the first over its largest
 value.
 """
+EXTRA = {"gradients": "gradients", "arithmetic": "arithmetic", "bits": "message"}
 MISSING = "No other library was measured: `python benchmarks/peers/install.py` installs them.\n"
 
 
@@ -107,6 +113,17 @@ SHAPES = [
     ("least", lambda r: f"{r['least']:.2f}"),
     ("over the bound", lambda r: _number(r.get("bound_ratio"), ".2f")),
 ]
+ROUND = [
+    ("system", lambda r: f"`{r['round']}`"),
+    ("CPU ms", lambda r: _ms(r.get("cpu_seconds"))),
+    ("FedAvg", lambda r: _ms(r.get("fedavg_cpu_seconds"))),
+    ("ratio (lowest, highest turn)", lambda r: f"**{_ratio(r)}**" if beyond(r) > MOST else _ratio(r)),
+    ("gradients", lambda r: _number(r.get("gradients"), ".2f")),
+    ("bits", lambda r: _number(r.get("bits"), ".2f")),
+    ("arithmetic", lambda r: _number(r.get("arithmetic"), ".2f")),
+    ("state, MB", lambda r: _number(r.get("state_mb"), ",.1f")),
+    ("above 1.5", lambda r: _extra(r)),
+]
 FORMS = [
     ("what", lambda r: r["workload"]),
     ("nodes", lambda r: f"{r['nodes']:,}"),
@@ -162,6 +179,25 @@ def _compile_table(rows: list[dict]) -> str:
     return "\n".join(["| | | | |", "| --- | --- | --- | --- |", *lines]) + "\n"
 
 
+def _extra(row: dict) -> str:
+    """What a round that takes long does more than FedAvg's."""
+    if row["ratio"] <= MOST:
+        return ""
+    parts = [f"{row[key]:.1f} times the {name}" for key, name in EXTRA.items() if row[key] >= 1.1]
+    return ", ".join(parts) or "no more than FedAvg"
+
+
+def _rounds(rows: list[dict]) -> Iterable[str]:
+    """Systems by their ratio, and what was left out."""
+    done = sorted((r for r in rows if "ratio" in r), key=lambda r: -r["ratio"])
+    if done:
+        yield ROUNDS.format(clients=done[0]["clients"], members=done[0]["members"], most=MOST)
+    yield _table(ROUND, [*done, *(r for r in rows if "error" in r)])
+    left = [f"`{r['round']}` ({r['left_out']})" for r in rows if "left_out" in r]
+    if left:
+        yield f"Left out: {', '.join(left)}.\n"
+
+
 def _machines(rows: list[dict]) -> str:
     """What ran where, and when."""
     found: dict[str, dict[str, None]] = {}
@@ -200,6 +236,8 @@ def render(rows: list[dict], pictures: Sequence[tuple[str, str]]) -> str:
     if any("compile" in r for r in rows):
         parts += ["## Compilation\n", "CPU seconds of start and round of a system (8 nodes, digits, MLP 64-16-10).\n"]
         parts += [_compile_table(rows)]
+    beside = [r for r in rows if "round" in r]
+    parts += ["## A round of every system\n", *_rounds(beside)] if beside else []
     forms, systems = ([r for r in rows if key in r] for key in ("formulation", "system"))
     left = [f"{r['workload']} ({r['nodes']:,})" for r in there if "left_out" in r]
     there = [r for r in there if "formulation" not in r and "left_out" not in r]

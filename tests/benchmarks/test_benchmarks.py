@@ -23,7 +23,7 @@ import results  # noqa: E402
 import table  # noqa: E402
 import timing  # noqa: E402
 import workloads  # noqa: E402
-from workloads import accelerator, formulations, shapes, systems, work  # noqa: E402
+from workloads import accelerator, formulations, rounds, shapes, systems, work  # noqa: E402
 
 
 def suite(*args: str) -> list[dict]:
@@ -204,6 +204,38 @@ def test_systems_are_compared_with_the_cpu(tmp_path):
         with np.errstate(all="ignore"):
             np.savez(tmp_path / "other.npz", *(change(known[key]) for key in known.files))
         assert systems.apart(tmp_path / "other.npz", path) == pytest.approx(want, rel=1e-3)
+
+
+def test_a_round_of_a_system_beside_that_of_fedavg(few_images):
+    """SCAFFOLD's messages are twice as long and it remembers; the zoo says which systems there are."""
+    found = rounds.system("scaffold", 1, True)
+    assert (found["gradients"], found["bits"]) == (1, 2)
+    assert 1 < found["arithmetic"] < 1.5
+    assert found["state_mb"] == pytest.approx(4e-6 * 50890 * (20 + 2), rel=0.01)
+    assert found["ratio"] > 0
+    assert {"fedopt", "fedavg"}.isdisjoint(rounds.names())
+    assert {"fedprox", "heterofl"} <= set(rounds.names())
+
+
+def test_the_page_names_what_a_round_does_more():
+    """Above 1.5 times FedAvg's round what is more is named; in bold, and no target met, where it is not arithmetic."""
+    made = {"clients": 10_000, "members": 100, "cpu_seconds": 0.1, "fedavg_cpu_seconds": 0.05, "state_mb": 1.0}
+    made |= {"suite": "round", "date": "2020-02-02", "machine": {"device": "x"}, "bits": 1.0}
+    of = lambda ratio: {"ratio": ratio, "ratio_low": ratio, "ratio_high": ratio}
+    rows = [
+        made | of(2.1) | {"round": "twice", "gradients": 2.0, "arithmetic": 2.0},
+        made | of(1.6) | {"round": "slow", "gradients": 1.0, "arithmetic": 1.0},
+        made | {"round": "own", "left_out": "it brings a world of its own"},
+        {"suite": "round", "round": "broken", "error": "no", "date": "x", "machine": {"device": "x"}},
+    ]
+    page = table.render(rows, [])
+    assert "| 2.10 (2.10, 2.10) | 2.00 | 1.00 | 2.00 | 1.0 | 2.0 times the gradients, 2.0 times the arithmetic |" in page
+    assert "| **1.60 (1.60, 1.60)** | 1.00 | 1.00 | 1.00 | 1.0 | no more than FedAvg |" in page
+    assert "Left out: `own` (it brings a world of its own)." in page
+    assert "| `broken` |  |  | failed: no |" in page
+    (target,) = (c for c in checks.checks(rows) if c.target.startswith("round:"))
+    assert (target.measured, target.met) == ("1.60 times (`slow`, of 2)", False)
+    assert next(c for c in checks.checks(rows[:1]) if c.target.startswith("round:")).met
 
 
 def test_missing_packages_are_named(monkeypatch):

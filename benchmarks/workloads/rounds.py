@@ -1,0 +1,73 @@
+"""CPU seconds of a round of every system with a server beside FedAvg's, in turns: W1's model and data, many clients."""
+
+from collections.abc import Iterator
+
+import timing
+from child import run_child
+
+from jaxfl import zoo
+from jaxfl.algorithms.server.fedavg import fedavg
+from jaxfl.engine.plan import plan
+from jaxfl.options.systems import accepted
+from jaxfl.world import cohort
+from jaxfl.world.scenario import scenario
+from workloads import work
+from workloads.federated import MLP
+from workloads.work import Program, ours
+
+SIZE, TINY = (10_000, 100, 10), (20, 4, 2)  # clients, members of a round, rounds of a timed block
+KW = {"steps": 3, "batch": 20}
+
+
+def names() -> list[str]:
+    """The systems with a server, but for FedAvg itself."""
+    return [name for name, entry in zoo.entries().items() if entry.kind == "server" and name != "fedavg"]
+
+
+def rows(turns: int, tiny: bool) -> Iterator[dict]:
+    """Every system, each in a process of its own; one that fails is a row with an `error`."""
+    for name in ("scaffold", "fedp3") if tiny else names():
+        try:
+            yield from run_child("round", name, "--turns", str(turns), *(["--tiny"] if tiny else []))
+        except RuntimeError as error:
+            yield {"round": name, "error": str(error)}
+
+
+def system(name: str, turns: int, tiny: bool) -> dict:
+    """One of them: CPU seconds a round and their ratio to FedAvg's, and what it computes, sends and keeps over it.
+
+    `gradients` and `bits` are those that both log, `arithmetic` all FLOPs of the traced round.
+    """
+    (clients, members, rounds), known, task = TINY if tiny else SIZE, work.images(), work.mlp(MLP)
+    world = scenario(work.even_shards(known, clients, 60), cohort=cohort.uniform(clients, members))
+    found = zoo.find(name)
+    if found.example is not None:
+        return {"round": name, "left_out": "it brings a world of its own"}
+    takes = accepted(found.make)
+    own = {key: value for key, value in (KW | {"sample": members}).items() if key in takes}
+    algorithms = {name: found.make(task, **own), "fedavg": fedavg(task, **KW)}
+    sides = {key: ours(Program(made, world, task, known), rounds, False) for key, made in algorithms.items()}
+    for side in sides.values():
+        side.step()
+        side.step()
+    cpu = timing.in_turns(sides.values(), turns)[..., 1].T / rounds  # [2, turns]
+    row = {"round": name, "clients": clients, "members": members, "cpu_seconds": float(cpu[0].min())}
+    row |= {"fedavg_cpu_seconds": float(cpu[1].min())} | timing.ratios(*cpu)
+    del sides
+    spent = {key: account(made, world, task) for key, made in algorithms.items()}
+    mine, beside = spent.values()
+    return row | {key: mine[key] / beside[key] for key in mine if key != "state_mb"} | {"state_mb": mine["state_mb"]}
+
+
+def account(algorithm, world, task) -> dict[str, float]:
+    """What two rounds compute and send, and the megabytes between them."""
+    from jaxfl.engine.run import run
+
+    done = run(algorithm, world, task.init, 2, every=2)
+    made, last = plan(algorithm, world, task.init, every=2), done.history.iloc[-1]
+    return {
+        "gradients": float(last["total_gradients"]),
+        "bits": float(last["total_up_bits"] + last["total_down_bits"]),
+        "arithmetic": made.flops,
+        "state_mb": timing.megabytes(done.state),
+    }
