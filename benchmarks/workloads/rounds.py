@@ -26,7 +26,7 @@ def names() -> list[str]:
 
 def rows(turns: int, tiny: bool) -> Iterator[dict]:
     """Every system, each in a process of its own; one that fails is a row with an `error`."""
-    for name in ("scaffold", "fedp3") if tiny else names():
+    for name in ("scaffold", "heterofl") if tiny else names():
         try:
             yield from run_child("round", name, "--turns", str(turns), *(["--tiny"] if tiny else []))
         except RuntimeError as error:
