@@ -13,7 +13,7 @@ clients that takes numbers nobody sent as 0. Fashion-MNIST, 1,500 of its 60,000 
 1,000 test images, perceptron 784-32-10, 10 clients, Dirichlet 0.5, 10 steps of batch 16, 60 rounds, half of the model a
 client: each number by five, by one or nine, half of the numbers by all. A seed is another draw of data.
 
-Beside. On the sphere the plateau is `delta^2 / Gamma` times one number, within a sixth, over a factor of eight in Gamma:
+Beside. On the sphere the plateau is `delta^2 / Gamma` times one number, within a sixth, for Gamma from one to eight:
 what is missing of `w` is noise in the gradients of what is held, and Gamma clients average it. That number is in
 proportion to the rate, so that with tuned rates all that cover everything come far closer. Of masks that are not even
 the bound is loose, as it takes the worst number for all: half by one and half by seven ends at 0.57 of it, where the
