@@ -76,7 +76,8 @@ def test_layers_in_turns_and_drawn():
 
     def sent(count, t=0, drawn=False):
         policy = layered(task, count, drawn, keep=0.5)
-        rows = [policy(jax.random.fold_in(jax.random.key(t), i), jnp.int32(i), t, x).sent for i in range(8)]
+        keys = jax.random.split(jax.random.key(t), 8)
+        rows = jax.jit(jax.vmap(lambda key, i: policy(key, i, t, x).sent))(keys, jnp.arange(8))
         parts = np.split(np.asarray(rows), ends[:-1], 1)
         assert all((p == p[:, :1]).all() for p in parts), "whole layers"
         return np.stack([p[:, 0] for p in parts], 1).astype(int)
