@@ -70,7 +70,8 @@ def uneven(folder) -> dict:
     out["uneven ranks"] = everywhere(run(honest, random, jnp.ones(3), 3, every=3))
     with mock.patch.multiple(tiers, LARGE=0, EMPTY=1):
         star = scenario(data, topology=mixing.metropolis(graph.star(37)))
-    for name, algorithm in (("means", gossip), ("ranks", honest)):
+    middle = dsgd(quadratic, Network(rule=rules.median()), lr=0.1, steps=2, batch=1)
+    for name, algorithm in (("means", gossip), ("ranks", middle)):
         out[f"uneven hubs, {name}"] = everywhere(run(algorithm, star, jnp.ones(3), 3, every=3, seeds=2))
     task, few = digits_world(n=37, c=5)
     state = run(scaffold(task, lr=0.2, steps=2, batch=8), few, task.init, 4, every=2).state
