@@ -104,6 +104,7 @@ from .learn import distill as distill
 from .learn import exits as exits
 from .learn import heads as heads
 from .learn import hooks as hooks
+from .learn import lift as lift
 from .learn import preconditioner as preconditioner
 from .learn import quantised as quantised
 from .learn import submodels as submodels

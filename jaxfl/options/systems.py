@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ def _kinds(parameter: inspect.Parameter) -> frozenset:
     """The types in a parameter's annotation; without one a number may be traced."""
     hint = parameter.annotation
     if hint is not parameter.empty:
-        return frozenset(typing.get_args(hint) or (hint,))
+        return frozenset(a for a in typing.get_args(hint) or (hint,) if isinstance(a, Hashable))  # no list of arguments
     kind = type(parameter.default)
     return frozenset({float, NoneType, Array} if kind in (float, NoneType) else {kind})
 
