@@ -9,6 +9,7 @@ from members import WEIGHT, N, absent, changed, cohorts, idle
 
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.mas import joint_test, mas
+from jaxfl.claims import mas as claim
 from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.exchange import codecs, rules
@@ -165,3 +166,19 @@ def test_a_codec_and_a_rule_hear_it_in_both_phases_and_what_cannot_be_is_refused
             mas(multi, **bad)
     with pytest.raises(InputError, match="several encoders"):
         mas(multi, Network(personal=part(joint(multi), "encoder")))
+
+
+def test_the_claims_metric_is_the_loss_of_its_tasks_and_knows_the_right_pairs():
+    multi = claim.tasks()
+    setting, test, two = claim.settings(multi, 0)[""], claim.drawn(0), joint(multi, 2)
+    rng = np.random.default_rng(0)
+    bias, kernel = rng.normal(size=(2, claim.WIDTH)), rng.normal(size=(2, claim.INPUTS, claim.WIDTH)) / 6
+    b, B = rng.normal(size=4), rng.normal(size=(4, claim.WIDTH))
+    for group, right in (([0, 0, 1, 1], 1), ([0, 1, 0, 1], 0), ([0, 0, 0, 0], 0)):
+        params = {"decoders": {"bias": b, "kernel": B}, "encoder": {"bias": bias, "kernel": kernel}}
+        row = two.ravel(jax.tree.map(jnp.float32, params | {"group": np.array(group)}))
+        seen = [np.tanh(test.test_x.astype(float) @ kernel[g] + bias[g]) for g in group]
+        gaps = np.stack([seen[i] @ B[i] + b[i] for i in range(4)], 1) - test.test_y
+        got = setting.evaluate.measure(setting.evaluate.arrays, row)
+        np.testing.assert_allclose(got["test_loss"], (gaps**2 / 2).sum(1).mean(), rtol=1e-5)
+        assert got["right"] == right
