@@ -100,6 +100,7 @@ from .exchange.network import Network as Network
 from .exchange.noise import Noise as Noise
 from .exchange.personal import answer as answer
 from .exchange.program import program as program
+from .learn import cross_layer as cross_layer
 from .learn import distill as distill
 from .learn import exits as exits
 from .learn import heads as heads

@@ -103,3 +103,17 @@ def step(
     u, new = tx.update(update, opt, x)
     stay = lambda new, old: jnp.where(present, new, old)
     return jax.tree.map(stay, (optax.apply_updates(x, u), new), (x, opt))
+
+
+def transformed(
+    tx: optax.GradientTransformation | None, move: Array, opt: optax.OptState, x: Array, present: Array
+) -> tuple[Array, optax.OptState]:
+    """What a transformation makes of the mean move `[d]` of a system that has a step of its own: `(move, opt)`.
+
+    It is given minus the move, as an optimizer's update is. None is no transformation, with the state `()`. A round in
+    which nobody is `present` has no move, and the state stays.
+    """
+    if tx is None:
+        return move, opt
+    u, new = tx.update(-move, opt, x)
+    return jax.tree.map(lambda a, b: jnp.where(present, a, b), (-jnp.asarray(u), new), (jnp.zeros_like(x), opt))

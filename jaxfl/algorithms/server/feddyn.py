@@ -19,6 +19,7 @@ import optax
 from jaxfl.core import Algorithm, Array, State, n_nodes, shares, tile
 from jaxfl.errors import require
 from jaxfl.exchange.network import Network
+from jaxfl.learn import server as servers
 from jaxfl.learn.hooks import Hook, lagrangian
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.server import parameters_alone
@@ -36,7 +37,10 @@ PAPER = Paper(
 def feddyn(
     task: Task, net: Network = Network(), *, lr: float | Array = 0.1, alpha: float | Array = 0.1, **kw
 ) -> Algorithm:
-    """FedDyn with client rate `lr` and regularisation `alpha`; `steps`, `epochs`, `batch` of `kw` as in `fedopt`."""
+    """FedDyn with client rate `lr` and regularisation `alpha`; `steps`, `epochs`, `batch` of `kw` as in `fedopt`.
+
+    `transform` is as in `with_duals`.
+    """
     return with_duals(task, net, lr=lr, alpha=alpha, **kw)
 
 
@@ -48,6 +52,7 @@ def with_duals(
     alpha: float | Array,
     hooks: Sequence[Hook] = (),
     present_alone: bool = False,
+    transform: optax.GradientTransformation | None = None,
     steps: int = 10,
     epochs: int | None = None,
     batch: int | None = 16,
@@ -55,7 +60,8 @@ def with_duals(
     """The round of FedDyn, with `hooks` before its own in every local step.
 
     `present_alone`: the server knows nothing of the absent, `x <- 1 / |S| sum_S (y_k - dual_k / a_k)` with the new
-    duals. With all clients in every round that is the same.
+    duals. With all clients in every round that is the same. `transform` is what becomes of the mean of the messages in
+    the server's step, an optax transformation (`learn.cross_layer`); `h` is exact.
     """
     require("lr", lr, above=0)
     require("alpha", alpha, above=0)
@@ -69,7 +75,10 @@ def with_duals(
 
     def init(key, env, x):
         zero = jnp.zeros_like(x)
-        return State({"x": x} if present_alone else {"x": x, "h": zero}, tile(zero, n_nodes(env)), net.init(env, x))
+        shared = {"x": x} if present_alone else {"x": x, "h": zero}
+        if transform is not None:
+            shared["transform"] = servers.first(transform, x, key)
+        return State(shared, tile(zero, n_nodes(env)), net.init(env, x))
 
     def round(key, env, s):
         c, n, x = env.cohort, n_nodes(env), s.shared["x"]
@@ -77,7 +86,8 @@ def with_duals(
         env = env._replace(cohort=c._replace(weight=here, total=None))  # the mean is plain: p is in the a_k
         a = alpha / (n * shares(env)[c.ids])
         got = net.collect(key, env, s.mail, member, x, memory={"dual": s.nodes}, a=a)
-        move, shared = got.mean, {}
+        move, opt = servers.transformed(transform, got.mean, s.shared.get("transform", ()), x, got.present)
+        shared = {} if transform is None else {"transform": opt}
         if not present_alone:
             shared["h"] = s.shared["h"] - alpha * here.sum() / n * trained(got.filled)
             move = move - shared["h"] / alpha

@@ -18,6 +18,7 @@ import optax
 from jaxfl.core import Algorithm, Array, Env, State, counts, n_nodes, shares, tile
 from jaxfl.errors import require
 from jaxfl.exchange.network import Network
+from jaxfl.learn import server as servers
 from jaxfl.learn.hooks import drift
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task
@@ -37,12 +38,14 @@ def scaffold(
     *,
     lr: float | Array = 0.1,
     server_rate: float | Array = 1.0,
+    transform: optax.GradientTransformation | None = None,
     steps: int = 10,
     epochs: int | None = None,
     batch: int | None = 16,
 ) -> Algorithm:
     """SCAFFOLD with client rate `lr` and the share `server_rate` of the mean move that the server takes.
 
+    `transform` is what becomes of that move before, an optax transformation (`learn.cross_layer`); controls are exact.
     `epochs` replaces `steps` where given; `batch` None is the whole shard. A message is two vectors, up and down.
     """
     require("lr", lr, above=0)
@@ -53,14 +56,19 @@ def scaffold(
 
     def init(key, env, x):
         zero = jnp.zeros_like(x)
-        return State({"x": x, "c": zero}, tile(zero, n_nodes(env)), net.init(env, jnp.concatenate([x, x])))
+        shared = {"x": x, "c": zero}
+        if transform is not None:
+            shared["transform"] = servers.first(transform, x, key)
+        return State(shared, tile(zero, n_nodes(env)), net.init(env, jnp.concatenate([x, x])))
 
     def round(key, env, s):
         x, c = s.shared["x"], s.shared["c"]
         handed, memory = {"shared_control": c}, {"control": s.nodes}
         got = net.collect(key, env, s.mail, member, x, handed, memory=memory, factor=among_all(env))
         move, change = got.mean[: x.size], got.filled[x.size :]
-        return State({"x": x + server_rate * move, "c": c + change}, got.memory["control"], got.mail), got.log
+        move, opt = servers.transformed(transform, move, s.shared.get("transform", ()), x, got.present)
+        shared = {"x": x + server_rate * move, "c": c + change} | ({} if transform is None else {"transform": opt})
+        return State(shared, got.memory["control"], got.mail), got.log
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
 
