@@ -10,6 +10,8 @@ clients of each depth 1 to 5, ten take part, 15 steps of batch 16, 40 rounds. Ac
 models on the test set; similarity the mean CKA, on 100 test samples, of a block of ten clients' models after their
 local training; both the mean of the last two evaluations. The control mixes each deep update with a random direction as
 strongly as InCo does with the shallow one: what it gains comes from the length of the step.
+A first run at rates of 0.02 to 0.2 over 60 rounds, in which at 0.05 runs of all arms diverged but for InCo over FedAvg
+and over FedProx, moved the grid down; 40 rounds since.
 """
 
 from collections.abc import Mapping
