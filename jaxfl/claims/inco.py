@@ -112,7 +112,7 @@ def studies() -> list[Study]:
             model=TASK.init,
             rounds=40,
             every=10,
-            grid={"lr": (0.001, 0.003, 0.01, 0.03)},
+            grid={"lr": (0.003, 0.01, 0.03, 0.06, 0.1)},
             paper={"lr": RATE},
             scores={
                 "accuracy": Score(last("node_accuracy"), "high"),
