@@ -18,29 +18,33 @@ KW = {"lr": 0.03, "steps": 2, "batch": None}
 ALPHA = 0.3
 
 
-def equations(q, rounds, present_alone):
+def equations(q, rounds, present_alone=False, weighted=False):
     """The paper's loop over lists of members: x, h, all duals."""
     x, h, dual = np.ones(3), np.zeros(3), np.zeros((N, 3))
     for members in rounds:
         sent, moved = np.zeros(3), np.zeros(3)
-        for i, _, steps in members:
+        for i, p, steps in members:
+            share = p / sum(p for _, p, _ in members) if weighted else 1 / len(members)
             y, a = x.copy(), ALPHA / (N * SHARE[i])
             for _ in range(steps):
                 y = y - 0.03 * (slope(q, i, y) - dual[i] + a * (y - x))
             dual[i] -= a * (y - x)
             moved += y - x
-            sent += (y - dual[i] / a if present_alone else y) / len(members)
+            sent += (y - dual[i] / a if present_alone else y) * share
         h = h - ALPHA / N * moved
         x = sent if present_alone else sent - h / ALPHA
     return x, h, dual
 
 
-@pytest.mark.parametrize("present_alone", [False, True])
-def test_four_rounds_from_the_equations(present_alone):
+@pytest.mark.parametrize(("present_alone", "weighted"), [(False, False), (True, False), (False, True), (True, True)])
+def test_four_rounds_from_the_equations(present_alone, weighted):
     """Unequal weights, members of none, one and two steps, one absent; and h is the mean of all duals."""
     q, task, w = world(idle)
-    s = run(with_duals(task, alpha=ALPHA, present_alone=present_alone, **KW), w, jnp.ones(3), 4, every=1).state
-    x, h, dual = equations(q, cohorts(w, 4), present_alone)
+    made = with_duals(task, alpha=ALPHA, present_alone=present_alone, weighted=weighted, **KW)
+    done = run(made, w, jnp.ones(3), 4, every=1)
+    s = done.state
+    x, h, dual = equations(q, cohorts(w, 4), present_alone, weighted)
+    assert done.history["up_bits"].max() == 3 * 32 * 3, "a model each of the three who are there"
     np.testing.assert_allclose(s.shared["x"], x, atol=1e-5)
     np.testing.assert_allclose(s.nodes, dual, atol=1e-5)
     assert set(s.shared) == ({"x"} if present_alone else {"x", "h"})
@@ -61,13 +65,14 @@ def test_with_all_clients_both_servers_are_one_and_the_first_round_doubles_that_
     np.testing.assert_allclose(a - 1, 2 * (b - 1), atol=1e-5)
 
 
-def test_it_ends_at_the_weighted_optimum_from_partial_cohorts():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_it_ends_at_the_weighted_optimum_from_partial_cohorts(weighted):
     """4 of 10 clients of weights 1 to 10, one of them absent: the optimum of sum p_i F_i, for every seed."""
     n, weight = 10, np.linspace(1, 10, 10)
     q, task, w = world(absent, n=n, c=4, weight=weight)
     A, b = q.A.astype(float), q.b.astype(float)
     optimum = np.linalg.solve(np.einsum("i,iab->ab", weight, A), np.einsum("i,iab,ib->a", weight, A, b))
-    f = feddyn(task, lr=0.1, alpha=0.5, steps=30, batch=None)
+    f = feddyn(task, lr=0.1, alpha=0.5, weighted=weighted, steps=30, batch=None)
     x = run(f, w, jnp.ones(3), 800, seeds=2, every=800).state.shared["x"]
     np.testing.assert_allclose(x, np.stack([optimum] * 2), atol=2e-4)
 

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, State, n_nodes, shares, tile
+from jaxfl.core import Algorithm, Array, State, counts, n_nodes, shares, tile
 from jaxfl.errors import require
+from jaxfl.exchange import timing
 from jaxfl.exchange.network import Network
 from jaxfl.learn import server as servers
 from jaxfl.learn.hooks import Hook, lagrangian
@@ -39,7 +40,7 @@ def feddyn(
 ) -> Algorithm:
     """FedDyn with client rate `lr` and regularisation `alpha`; `steps`, `epochs`, `batch` of `kw` as in `fedopt`.
 
-    `transform` is as in `with_duals`.
+    `weighted` and `transform` are as in `with_duals`.
     """
     return with_duals(task, net, lr=lr, alpha=alpha, **kw)
 
@@ -52,6 +53,7 @@ def with_duals(
     alpha: float | Array,
     hooks: Sequence[Hook] = (),
     present_alone: bool = False,
+    weighted: bool = False,
     transform: optax.GradientTransformation | None = None,
     steps: int = 10,
     epochs: int | None = None,
@@ -60,36 +62,47 @@ def with_duals(
     """The round of FedDyn, with `hooks` before its own in every local step.
 
     `present_alone`: the server knows nothing of the absent, `x <- 1 / |S| sum_S (y_k - dual_k / a_k)` with the new
-    duals. With all clients in every round that is the same. `transform` is what becomes of the mean of the messages in
+    duals. With all clients in every round that is the same. `weighted`: the mean of the y_k is by the cohort's weights
+    (`world.weights`) instead of plain, that of h is not; where all y_k agree, at the end, it makes no difference.
+    `transform` is what becomes of the mean of the messages in
     the server's step, an optax transformation (`learn.cross_layer`); `h` is exact.
     """
     require("lr", lr, above=0)
     require("alpha", alpha, above=0)
     trained, most = parameters_alone(task), None if epochs else steps
+    twice = weighted and not present_alone  # a mean by weight, and one that is plain
 
-    def member(key, data, i, x, *, dual, a, **more):
+    def member(key, data, i, x, *, dual, a, factor=None, **more):
         local = optax.chain(*hooks, lagrangian(a), optax.sgd(lr))
         y, log = local_sgd(task, local, steps=most, epochs=epochs, batch=batch)(key, data, i, x, dual=dual, **more)
         new = dual - a * trained(y - x)
-        return y - x - new / a if present_alone else y - x, log | {"dual": new}
+        move = y - x - new / a if present_alone else y - x
+        return move if factor is None else jnp.concatenate([move, factor * move]), log | {"dual": new}
 
     def init(key, env, x):
         zero = jnp.zeros_like(x)
         shared = {"x": x} if present_alone else {"x": x, "h": zero}
         if transform is not None:
             shared["transform"] = servers.first(transform, x, key)
-        return State(shared, tile(zero, n_nodes(env)), net.init(env, x))
+        return State(shared, tile(zero, n_nodes(env)), net.init(env, jnp.concatenate([x, x]) if twice else x))
+
+    def sent_once(env, steps, handed, up):
+        return timing.through_server(env, steps, handed, up / 2)
 
     def round(key, env, s):
         c, n, x = env.cohort, n_nodes(env), s.shared["x"]
         here = (c.weight > 0).astype(jnp.float32)
-        env = env._replace(cohort=c._replace(weight=here, total=None))  # the mean is plain: p is in the a_k
-        a = alpha / (n * shares(env)[c.ids])
-        got = net.collect(key, env, s.mail, member, x, memory={"dual": s.nodes}, a=a)
-        move, opt = servers.transformed(transform, got.mean, s.shared.get("transform", ()), x, got.present)
+        if not weighted:
+            env = env._replace(cohort=c._replace(weight=here, total=None))  # the mean is plain: p is in the a_k
+        own, more = {"a": alpha / (n * shares(env)[c.ids])}, {}
+        if twice:
+            own["factor"] = here / jnp.where(here > 0, here.sum() * counts(c), 1)
+            more["cost"] = sent_once
+        got = net.collect(key, env, s.mail, member, x, memory={"dual": s.nodes}, **own, **more)
+        move, opt = servers.transformed(transform, got.mean[: x.size], s.shared.get("transform", ()), x, got.present)
         shared = {} if transform is None else {"transform": opt}
         if not present_alone:
-            shared["h"] = s.shared["h"] - alpha * here.sum() / n * trained(got.filled)
+            shared["h"] = s.shared["h"] - alpha * here.sum() / n * trained(got.filled[-x.size :])
             move = move - shared["h"] / alpha
         return State({"x": jnp.where(got.present, x + move, x)} | shared, got.memory["dual"], got.mail), got.log
 
