@@ -10,6 +10,7 @@ Client `i` has the entry `i % len` of `share`; the paper's are those of HeteroFL
 
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.core import Algorithm, Array
+from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.submodels import Profile, rolling
 from jaxfl.learn.task import Task
@@ -36,6 +37,7 @@ def fedrolex(
 
     The model is a chain of layers (`submodels.units`); one without a hidden layer is whole at all clients.
     """
+    require("lr", lr, above=0)
     return fedavg(task, net.fill("fedrolex", submodel=rolling(task, share, speed)), lr=lr, **kw)
 
 

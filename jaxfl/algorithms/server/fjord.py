@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.core import Algorithm, Array
+from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.submodels import Profile, ordered
 from jaxfl.learn.task import Task
@@ -38,6 +39,7 @@ def fjord(
 
     The model is a chain of layers (`submodels.units`); one without a hidden layer is whole at all clients.
     """
+    require("lr", lr, above=0)
     return fedavg(task, net.fill("fjord", submodel=ordered(task, share, grid)), lr=lr, **kw)
 
 

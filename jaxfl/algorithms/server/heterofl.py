@@ -12,6 +12,7 @@ classes that a client has.
 
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.core import Algorithm, Array
+from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.submodels import Profile, width
 from jaxfl.learn.task import Task
@@ -37,6 +38,7 @@ def heterofl(
 
     The model is a chain of layers (`submodels.units`); one without a hidden layer is whole at all clients.
     """
+    require("lr", lr, above=0)
     return fedavg(task, net.fill("heterofl", submodel=width(task, share)), lr=lr, **kw)
 
 
