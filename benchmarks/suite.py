@@ -138,7 +138,7 @@ def main(argv: list[str]) -> int:
             rows.append({"suite": name} | row | dated)
             print(json.dumps(rows[-1]), flush=True)
             failed |= "error" in row
-            if name == "gpu":  # such a run may be cut off
+            if name in ("gpu", "round"):  # such a run may be cut off
                 results.replace(path, name, rows)
         results.replace(path, name, rows, parts=bool(args.only), alone=args.no_peers)
     write_pages(results.read(path), folder)
