@@ -40,6 +40,7 @@ ROUNDS = """CPU milliseconds of a round of every system with a server beside Fed
 {clients:,} clients, {members} a round, model and data of W1, 3 steps of 20, options as they are by default. Gradients,
 bits (up and down) and arithmetic (FLOPs of the whole round) are over those of FedAvg. What is above {most} times
 FedAvg's round and is not arithmetic is in bold.
+Blocks are of ten rounds: what a run costs at its ends, where a state of gigabytes is copied, is in them.
 """
 FORMULATIONS = """Ways of writing the same, in turns; "apart" is the largest difference from the first over its largest
 value.
