@@ -40,6 +40,17 @@ class Dataset(NamedTuple):
     class_names: list | None = None  # class_names[k] is what label k stands for
     table: Any = None  # of a table, how its columns became numbers: `frames.Table`
 
+    def tested(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """At most so many test samples, evenly spaced, as test sets may be sorted by label: inputs and targets."""
+        count = len(self.test_y)
+        some = np.linspace(0, count - 1, min(count, most)).round().astype(int)
+        return self.test_x[some], self.test_y[some]
+
+    def require_labels(self, says: str) -> None:
+        """Raise `InputError` unless features have one label each; `says` is who does, "this model classifies"."""
+        if self.x.dtype != np.float32 or self.task != "classification" or self.classes is None:
+            raise InputError(f"data is {self.name}, but {says} features by one label, and it has none.")
+
 
 def generator(seed: int) -> np.random.Generator:
     """NumPy's random generator of a seed, an integer >= 0 (else InputError)."""

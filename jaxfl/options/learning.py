@@ -95,10 +95,7 @@ def _own_module(name: str, found: Any, shape: tuple[int, ...], outputs: int) -> 
 
 def metric_of(setup: Setup, task: Task, dataset: data.Dataset) -> Metric:
     """Scores on the test set of the nodes that do not lie."""
-    count = len(dataset.test_y)
-    # Evenly spaced, as test sets may be sorted by label.
-    some = np.linspace(0, count - 1, min(count, setup.test_samples)).round().astype(int)
-    x, y = constant(dataset.test_x[some]), constant(dataset.test_y[some])
+    x, y = map(constant, dataset.tested(setup.test_samples))
     test = shared_test(task, x, y, batch=EVALUATED.get(str(setup.model), 50))
     return among(test, np.arange(setup.byzantine, setup.nodes)) if setup.byzantine else test
 

@@ -28,7 +28,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxfl.algorithms.gossip.dsgd import check_gossip
@@ -171,8 +170,7 @@ def mutual_distillation(groups: Groups, codec: Codec = PLAIN, **kw) -> Algorithm
 def _public(given: Given) -> Example:
     """Even and odd nodes with narrow and wide networks, and a tenth of the data as public examples without labels."""
     known, n = given.dataset, given.nodes
-    if known.x.dtype != np.float32 or known.task != "classification" or known.classes is None:
-        raise InputError(f"data is {known.name}, but these heads classify features by one label, and it has none.")
+    known.require_labels("these heads classify")
     public, private = distill.hold_out(known, len(known.x) // 10, given.seed)
     shards = partition.dirichlet(private, n, SKEW, given.seed)
     x, features = known.x[:1], math.prod(known.x.shape[1:])
@@ -180,8 +178,8 @@ def _public(given: Given) -> Example:
     tasks = [heads.multi_head(classification(module, x), x, known.classes, HEADS) for module in modules]
     groups = tuple(Group(task, tuple(range(n))[i::2]) for i, task in enumerate(tasks) if n > i)
     counts = partition.label_histogram(shards, known.classes)
-    some = np.linspace(0, len(known.test_y) - 1, min(TESTED, len(known.test_y))).round().astype(int)
-    measured = personal_accuracy(groups, known.test_x[some], known.test_y[some], counts)
+    test_x, test_y = known.tested(TESTED)
+    measured = personal_accuracy(groups, test_x, test_y, counts)
     data = distill.Public(shards, jnp.asarray(public))
 
     def measure(arrays, answer):  # `accuracy`: of the main head, on the labels a node has

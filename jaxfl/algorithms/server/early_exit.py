@@ -22,12 +22,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.core import Algorithm, Array, constant
-from jaxfl.errors import InputError, require
+from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.learn import submodels
 from jaxfl.learn.exits import multi_exit
@@ -77,12 +76,10 @@ def early_exit(
 def _exits(given: Given) -> Example:
     """A residual perceptron of four exits, and how good each is."""
     known = given.dataset
-    if known.x.dtype != np.float32 or known.task != "classification" or known.classes is None:
-        raise InputError(f"data is {known.name}, but these exits classify features by one label, and it has none.")
+    known.require_labels("these exits classify")
     module = partial(MultiExit, math.prod(known.x.shape[1:]), WIDTH, EXITS, known.classes)
-    task, count = multi_exit(module, known.x[:1], known.classes), len(known.test_y)
-    some = np.linspace(0, count - 1, min(TESTED, count)).round().astype(int)
-    x, y = constant(known.test_x[some]), constant(known.test_y[some])
+    task = multi_exit(module, known.x[:1], known.classes)
+    x, y = map(constant, known.tested(TESTED))
     metric = together(shared_test(task, x, y), exit_accuracy(task, x, y))
     return Example((task,), model=task.init, metric=metric)
 

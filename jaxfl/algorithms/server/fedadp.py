@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxfl.algorithms.server.fedopt import fedopt
@@ -97,12 +96,10 @@ def fedadp(
 def stacks(given: Given) -> Example:
     """A perceptron of four inner layers; scores are those of the model of each architecture."""
     known = given.dataset
-    if known.x.dtype != np.float32 or known.task != "classification" or known.classes is None:
-        raise InputError(f"data is {known.name}, but this model classifies features by one label, and it has none.")
+    known.require_labels("this model classifies")
     sizes = (math.prod(known.x.shape[1:]), *[WIDTH] * (1 + max(DEPTHS)), known.classes)
-    task, count = classification(partial(MLP, sizes), known.x[:1], known.classes), len(known.test_y)
-    some = np.linspace(0, count - 1, min(TESTED, count)).round().astype(int)
-    test = shared_test(task, constant(known.test_x[some]), constant(known.test_y[some]))
+    task = classification(partial(MLP, sizes), known.x[:1], known.classes)
+    test = shared_test(task, *map(constant, known.tested(TESTED)))
     return Example((task,), model=task.init, metric=handed(test, architectures(task), range(len(DEPTHS))))
 
 

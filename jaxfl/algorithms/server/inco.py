@@ -19,12 +19,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 import optax
 
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.core import Algorithm, Array, constant
-from jaxfl.errors import InputError, require
+from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.learn import submodels
 from jaxfl.learn.cross_layer import cross_layer, references
@@ -92,12 +91,10 @@ def heteroavg(
 def _blocks(given: Given) -> Example:
     """A residual perceptron of five blocks; scores are those of the model of each depth."""
     known = given.dataset
-    if known.x.dtype != np.float32 or known.task != "classification" or known.classes is None:
-        raise InputError(f"data is {known.name}, but this model classifies features by one label, and it has none.")
+    known.require_labels("this model classifies")
     module = partial(ResidualMLP, math.prod(known.x.shape[1:]), WIDTH, len(DEPTHS), known.classes)
-    task, count = classification(module, known.x[:1], known.classes), len(known.test_y)
-    some = np.linspace(0, count - 1, min(TESTED, count)).round().astype(int)
-    test = shared_test(task, constant(known.test_x[some]), constant(known.test_y[some]))
+    task = classification(module, known.x[:1], known.classes)
+    test = shared_test(task, *map(constant, known.tested(TESTED)))
     return Example((task,), model=task.init, metric=handed(test, prefixes(task), range(len(DEPTHS))))
 
 
