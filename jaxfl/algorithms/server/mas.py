@@ -28,10 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.core import Algorithm, Array, Log, Mail, Metric, State, stream
+from jaxfl.core import Algorithm, Array, Log, Metric, State, stream
 from jaxfl.data.sets import Dataset
 from jaxfl.errors import InputError, require
 from jaxfl.exchange.network import Network
+from jaxfl.exchange.phases import joined, parted
 from jaxfl.learn import multitask
 from jaxfl.learn.local import drawn_batches, local_sgd, whole_shard
 from jaxfl.learn.multitask import MultiTask, joint
@@ -128,39 +129,30 @@ def mas(
 
     def init(key, env, x):
         row = many.ravel(multitask.parted(one.unravel(x), groups, jnp.zeros(count)))
-        mail = _both(net.init(env, jnp.zeros(one.dim + count**2)), net.init(env, jnp.zeros(up)))
+        mail = joined(net.init(env, jnp.zeros(one.dim + count**2)), net.init(env, jnp.zeros(up)))
         return State({"x": row, "affinity": jnp.zeros((count, count))}, (), mail)
 
     def round(key, env, s):
-        x, affinity, mail = s.shared["x"], s.shared["affinity"], s.mail
+        x, affinity, (early, late) = s.shared["x"], s.shared["affinity"], parted(s.mail)
 
         def before(_):
             row = one.ravel(multitask.shared(many.unravel(x)))
             looking = (env.t >= first) & (env.t < last)
-            got = net.collect(key, env, _of(mail, 0), merged, row, known={"looking": looking})
+            got = net.collect(key, env, early, merged, row, known={"looking": looking})
             new = multitask.parted(one.unravel(row + got.mean[: one.dim]), groups, jnp.zeros(count))
             seen = affinity + got.mean[one.dim :].reshape(count, count)
-            return many.ravel(new), seen, _both(got.mail, _of(mail, 1)), _passes(env, got)
+            return many.ravel(new), seen, joined(got.mail, late), _passes(env, got)
 
         def after(_):
             best = multitask.best_split(affinity, groups) if chosen is None else chosen
             row = jnp.where(env.t == merge, many.ravel(multitask.parted(many.unravel(x), groups, best)), x)
-            got = net.collect(key, env, _of(mail, 1), parts, row)
-            return row.at[:up].add(got.mean), affinity, _both(_of(mail, 0), got.mail), _passes(env, got)
+            got = net.collect(key, env, late, parts, row)
+            return row.at[:up].add(got.mean), affinity, joined(early, got.mail), _passes(env, got)
 
         x, affinity, mail, log = jax.lax.cond(env.t < merge, before, after, None)
         return State({"x": x, "affinity": affinity}, (), mail), log
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
-
-
-def _both(one: Mail, many: Mail) -> Mail:
-    """The memory of the network for messages of both kinds."""
-    return Mail((one.nodes, many.nodes), (one.shared, many.shared))
-
-
-def _of(mail: Mail, kind: int) -> Mail:
-    return Mail(mail.nodes[kind], mail.shared[kind])
 
 
 def _passes(env: Any, got: Any) -> Log:
@@ -209,8 +201,8 @@ def _questions(given: Given) -> Example:
     x, features = known.x[:1], math.prod(known.x.shape[1:])
     multi = multitask.multi_task(tanh_units(features, WIDTH), [logistic_regression(WIDTH, 2)] * count, x)
     data = dataclasses.replace(given.data, y=jnp.asarray(asked(np.asarray(given.data.y)), jnp.int32))
-    some = np.linspace(0, len(known.test_y) - 1, min(TESTED, len(known.test_y))).round().astype(int)
-    metric = joint_test(multi, known.test_x[some], np.asarray(asked(known.test_y[some]), np.int32))
+    x, y = known.tested(TESTED)
+    metric = joint_test(multi, x, np.asarray(asked(y), np.int32))
     return Example((multi,), data, model=joint(multi).init, metric=metric)
 
 

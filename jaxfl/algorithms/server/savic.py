@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, Mail, State, n_nodes, stream, tile
+from jaxfl.core import Algorithm, Array, State, n_nodes, stream, tile
 from jaxfl.errors import InputError, require
 from jaxfl.exchange.network import Network
+from jaxfl.exchange.phases import joined, parted
 from jaxfl.learn.hooks import scaled
 from jaxfl.learn.local import displacement, local_curvature, local_gradient, local_sgd
 from jaxfl.learn.preconditioner import by_name
@@ -87,7 +88,7 @@ def savic(
             raise InputError("net.submodel is set, but savic's clients see the gradient of the whole model.")
         if not shared:
             return State({"x": x}, jax.tree.map(lambda a: tile(a, n_nodes(env)), scale.init(x)), one)
-        return State({"x": x, "scale": scale.init(x)}, (), _joined(one, one))
+        return State({"x": x, "scale": scale.init(x)}, (), joined(one, one))
 
     def round(key, env, s):
         x = s.shared["x"]
@@ -95,26 +96,16 @@ def savic(
             memory = None if plain else {"scale_state": s.nodes}
             got = net.collect(key, env, s.mail, train if plain else by_own, x, memory=memory)
             return State({"x": x + got.mean}, got.memory.get("scale_state", ()), got.mail), got.log
-        first, second = _parted(s.mail)
+        first, second = parted(s.mail)
         seen = net.collect(stream(key, "look"), env, first, statistic, x)
         h = jnp.sqrt(jnp.maximum(seen.mean, 0)) if squares else seen.mean
         stay = lambda new, old: jnp.where(seen.present, new, old)
         state = jax.tree.map(stay, scale.refresh(s.shared["scale"], h), s.shared["scale"])
         got = net.collect(key, env, second, by_shared, scale.diagonal(state), known={"start": x})
         seen.log.pop("loss")
-        return State({"x": x + got.mean, "scale": state}, (), _joined(seen.mail, got.mail)), seen.log | got.log
+        return State({"x": x + got.mean, "scale": state}, (), joined(seen.mail, got.mail)), seen.log | got.log
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
-
-
-def _joined(*mails: Mail) -> Mail:
-    """The memories of both phases."""
-    return Mail(tuple(m.nodes for m in mails), tuple(m.shared for m in mails))
-
-
-def _parted(mail: Mail) -> list[Mail]:
-    """What `_joined` joins."""
-    return [Mail(nodes, shared) for nodes, shared in zip(mail.nodes, mail.shared, strict=True)]
 
 
 SYSTEMS = {"savic": System(savic, PAPER)}
