@@ -217,6 +217,7 @@ class Network(NamedTuple):
         memory: dict | None = None,
         reference: Array | None = None,
         cost: Callable = timing.through_server,
+        crosses: tuple[float | Array, float | Array] = (1.0, 1.0),
         **own: Tree,
     ) -> Collected:
         """One round with a server: the cohort is handed `x`, learns, and what it sends is combined.
@@ -236,6 +237,7 @@ class Network(NamedTuple):
             reference: as in `combine`.
             cost: `(env, steps [c], bits handed to a member, bits sent [c]) -> Log`, `timing.through_server` or
                 `timing.all_reduce(...)`.
+            crosses: the shares of what is handed and of what is sent that cross a link, each one number or `[c]`.
             own: further named arguments, leaves `[c, ...]`; arrays of floats among them are handed down too.
         """
         c, part, cut, d = env.cohort, self.personal, self.submodel, x.shape[-1]
@@ -264,13 +266,12 @@ class Network(NamedTuple):
             mail = mail._replace(nodes=(*mail.nodes[:-1], new.pop("personal")))
         moved = [(x, x.ndim - 1), (shared, 0), (own, 1)]
         count = lambda held: sum(personal.numbers(tree, axis, part, (d, held)) for tree, axis in moved)
-        filled = out
-        if covers is None:
-            log = reported(c, each) | cost(env, each["steps"], FLOAT * count(d), bits)
-        else:
+        filled, held, steps, log = out, d, each["steps"], Log()
+        if covers is not None:
             out, bits, log = coverage.combined(c, plain, out, covers, bits, each, d)
-            log |= cost(env, each["steps"] * each["held"] / d, FLOAT * count(each["held"]), bits)
-            log |= reported(c, each)
+            held, steps = each["held"], steps * each["held"] / d
+        down, up = crosses
+        log |= reported(c, each) | cost(env, steps, FLOAT * count(held) * down, bits * up)
         return Collected(out, (c.weight > 0).any(), log, mail, new, each, filled)
 
     def gossip(self, key: Array, env: Env, mail: Mail, messages: Array, *, column_stochastic: bool = False):

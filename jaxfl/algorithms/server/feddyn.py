@@ -18,7 +18,6 @@ import optax
 
 from jaxfl.core import Algorithm, Array, State, counts, n_nodes, shares, tile
 from jaxfl.errors import require
-from jaxfl.exchange import timing
 from jaxfl.exchange.network import Network
 from jaxfl.learn import server as servers
 from jaxfl.learn.hooks import Hook, lagrangian
@@ -86,9 +85,6 @@ def with_duals(
             shared["transform"] = servers.first(transform, x, key)
         return State(shared, tile(zero, n_nodes(env)), net.init(env, jnp.concatenate([x, x]) if twice else x))
 
-    def sent_once(env, steps, handed, up):
-        return timing.through_server(env, steps, handed, up / 2)
-
     def round(key, env, s):
         c, n, x = env.cohort, n_nodes(env), s.shared["x"]
         here = (c.weight > 0).astype(jnp.float32)
@@ -97,7 +93,7 @@ def with_duals(
         own, more = {"a": alpha / (n * shares(env)[c.ids])}, {}
         if twice:
             own["factor"] = here / jnp.where(here > 0, here.sum() * counts(c), 1)
-            more["cost"] = sent_once
+            more["crosses"] = (1.0, 0.5)  # both means are of one upload
         got = net.collect(key, env, s.mail, member, x, memory={"dual": s.nodes}, **own, **more)
         move, opt = servers.transformed(transform, got.mean[: x.size], s.shared.get("transform", ()), x, got.present)
         shared = {} if transform is None else {"transform": opt}

@@ -22,7 +22,6 @@ import optax
 
 from jaxfl.core import Algorithm, Array, State, Tree, stream
 from jaxfl.errors import require
-from jaxfl.exchange import timing
 from jaxfl.exchange.agreement import same_sign, selective
 from jaxfl.exchange.network import Network
 from jaxfl.learn import dequantise as phis
@@ -86,11 +85,8 @@ def prowd(
         share = model_bits(task, of_node(profile, env.cohort.ids)) / (32.0 * task.dim)
         travels = task.dim / (2 * task.dim + 1)  # the second copy and who computes with few bits do not
 
-        def cost(env, steps, handed, up):
-            return timing.through_server(env, steps, handed * share, up * share * travels)
-
         known = {"everyone": s.shared["everyone"], "phi": phi}
-        got = net.collect(key, env, s.mail, member, x, known=known, cost=cost)
+        got = net.collect(key, env, s.mail, member, x, known=known, crosses=(share, share * travels))
         high, low = got.mean[: task.dim], got.mean[task.dim : -1]
         new = {"x": x + high, "everyone": jnp.where(got.present, x + low, s.shared["everyone"])}
         return State(new | {"phi": phi, "fit": fit}, (), got.mail), got.log
