@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxfl.core import Array
 from jaxfl.errors import require
+from jaxfl.exchange.rules import mean
 
 
 def everything(doubtful: Array, trusted: Array) -> Array:
@@ -78,5 +79,6 @@ def selective(choose: Callable, grouped: bool = False) -> Callable:
 
 
 def _mean(move: Array, weight: Array) -> Array:
-    total = weight.sum(0)
-    return (weight * move).sum(0) / jnp.where(total > 0, total, 1)
+    add = lambda rows: mean(rows[0], rows, jnp.ones(rows.shape[0]))  # a dot, as in the rule
+    total = add(weight)
+    return add(weight * move) / jnp.where(total > 0, total, 1)
