@@ -54,6 +54,15 @@ class Given(NamedTuple):
     topology: Any  # Graph or Process, of gossip systems and protocols
 
 
+class Pace(NamedTuple):
+    """What the clock of an asynchronous system may be made of: the options that say who works, and how long."""
+
+    nodes: int
+    concurrency: int  # clients at work at any time
+    goal: int  # arrivals that make a round
+    seconds: Any  # world.durations.Seconds of a job, with its transfers and steps
+
+
 class Example(NamedTuple):
     """A world that a system brings itself. What is None is as for every system of its kind."""
 
@@ -63,6 +72,8 @@ class Example(NamedTuple):
     model: Any = None  # what `run` starts from
     metric: Metric | None = None
     weights: str | None = None  # the rule of `--weights` by which members count; its numbers are the option's
+    cohort: Process | None = None  # who takes part in a round of a system with a server
+    clock: Callable[[Pace], Process] | None = None  # whose work arrives when; None: `world.clock.buffered`
 
 
 KINDS = ("server", "gossip", "asynchronous", "reference", "protocol")

@@ -1,4 +1,8 @@
-"""CPU seconds of a round of every system with a server beside FedAvg's, in turns: W1's model and data, many clients."""
+"""CPU seconds of a round of every system with a server beside FedAvg's, in turns: W1's model and data, many clients.
+
+A round is the difference of a long and a short run, over the rounds that the long one has more: what a run costs at its
+ends, where a memory of gigabytes is made and handed back, is in neither.
+"""
 
 from collections.abc import Iterator
 
@@ -15,7 +19,7 @@ from workloads import work
 from workloads.federated import MLP
 from workloads.work import Program, ours
 
-SIZE, TINY = (10_000, 100, 10), (20, 4, 2)  # clients, members of a round, rounds of a timed block
+SIZE, TINY = (10_000, 100, (10, 60)), (20, 4, (2, 4))  # clients, members of a round, rounds of the two runs
 KW = {"steps": 3, "batch": 20}
 
 
@@ -46,13 +50,16 @@ def system(name: str, turns: int, tiny: bool) -> dict:
     takes = accepted(found.make)
     own = {key: value for key, value in (KW | {"sample": members}).items() if key in takes}
     algorithms = {name: found.make(task, **own), "fedavg": fedavg(task, **KW)}
-    sides = {key: ours(Program(made, world, task, known), rounds, False) for key, made in algorithms.items()}
-    for side in sides.values():
+    sides = [ours(Program(made, world, task, known), r, False) for made in algorithms.values() for r in rounds]
+    for side in sides:
         side.step()
         side.step()
-    cpu = timing.in_turns(sides.values(), turns)[..., 1].T / rounds  # [2, turns]
-    row = {"round": name, "clients": clients, "members": members, "cpu_seconds": float(cpu[0].min())}
-    row |= {"fedavg_cpu_seconds": float(cpu[1].min())} | timing.ratios(*cpu)
+    cpu = timing.in_turns(sides, turns)[..., 1].T.reshape(2, 2, turns)  # of both systems, the short and the long run
+    over = lambda runs: (runs[:, 1] - runs[:, 0]) / (rounds[1] - rounds[0])
+    mine, beside = map(float, over(cpu.min(-1)))
+    row = {"round": name, "clients": clients, "members": members, "cpu_seconds": mine, "fedavg_cpu_seconds": beside}
+    row |= timing.ratios(*over(cpu)) | {"ratio": mine / beside}
+    row["ends_cpu_seconds"] = float(cpu[0, 0].min()) - rounds[0] * mine
     del sides
     spent = {key: account(made, world, task) for key, made in algorithms.items()}
     mine, beside = spent.values()

@@ -126,11 +126,11 @@ def build(
         parts["churn"] = churn.crash(setup.nodes, setup.crash, setup.rounds // 2, setup.seed)
     speeds = _links(setup) if world.timed else None
     if system.kind == "asynchronous" and task is not None:
-        parts["cohort"] = clock_of(setup, speeds, built, data, task.dim, chosen)
+        parts["cohort"] = clock_of(setup, speeds, built, data, task.dim, chosen, own.clock)
     elif speeds is not None:
         parts |= {"links": speeds, "round_seconds": 0.0}
     if system.kind == "server":
-        parts["cohort"] = _participation(setup)
+        parts["cohort"] = _participation(setup) if own.cohort is None else own.cohort
     if where is not None:
         parts["topology"] = where
     if system.kind in ("server", "asynchronous"):

@@ -1,6 +1,6 @@
 """The clock of asynchronous systems: how many clients work, how many answers make a round, how long a job takes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,17 +13,30 @@ from jaxfl.core import Algorithm, Cohort, Env, Links, Process
 from jaxfl.engine.law import alive
 from jaxfl.mapping.canonical import canonical
 from jaxfl.options.config import Setup
+from jaxfl.paper import Pace
 from jaxfl.world import clock, durations
 
 
-def clock_of(
-    setup: Setup, links: Links | None, algorithm: Algorithm, data: Any, dim: int, options: Mapping[str, Any]
-) -> Process:
-    """Jobs of log-normal length, median 1 s, and where there are `links` the job's transfers and local steps too.
+def buffered(pace: Pace) -> Process:
+    """The clock of asynchronous systems that bring none."""
+    return clock.buffered(pace.nodes, pace.concurrency, pace.goal, pace.seconds)
 
-    The world itself then has no links: a round ends with an arrival, not with the slowest of its members, so a
-    transfer counts where it delays its own job. `algorithm` says how large messages are, for `Shards` and
-    models `[dim]`; `options` are its `steps`, or `epochs` and `batch`. The setup is `config.filled`.
+
+def clock_of(
+    setup: Setup,
+    links: Links | None,
+    algorithm: Algorithm,
+    data: Any,
+    dim: int,
+    options: Mapping[str, Any],
+    made: Callable[[Pace], Process] | None = None,
+) -> Process:
+    """What `made` makes, None: `buffered`, of jobs of log-normal length, median 1 s.
+
+    Where there are `links` a job has its transfers and local steps too. The world itself then has none: a round ends
+    with an arrival, not with the slowest of its members, so a transfer counts where it delays its own job. `algorithm`
+    says how large messages are, for `Shards` and models `[dim]`; `options` are its `steps`, or `epochs` and `batch`.
+    The setup is `config.filled`.
     """
     n = setup.nodes
     seconds = durations.lognormal()
@@ -31,7 +44,7 @@ def clock_of(
         down, up = _message_bits(algorithm, data, dim, n)
         moved = durations.on_links(links, down_bits=down, up_bits=up, steps=_steps(data, options))
         seconds = durations.total(seconds, moved)
-    return clock.buffered(n, setup.concurrency or 1, setup.goal or 1, seconds)
+    return (made or buffered)(Pace(n, setup.concurrency or 1, setup.goal or 1, seconds))
 
 
 def _message_bits(algorithm: Algorithm, data: Any, dim: int, n: int) -> tuple[float, float]:

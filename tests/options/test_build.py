@@ -20,8 +20,9 @@ from jaxfl.options.config import Setup
 from jaxfl.options.network import network_of
 from jaxfl.options.systems import system_options
 from jaxfl.options.topology import first_graph, in_degree, topology_of
-from jaxfl.paper import System
-from jaxfl.world import durations, mixing
+from jaxfl.paper import Example, System
+from jaxfl.world import clock as timing
+from jaxfl.world import cohort, durations, mixing
 from jaxfl.world import graph as graphs
 
 TINY = Setup(nodes=8, data="digits", model="logistic", rounds=2, seeds=2)
@@ -251,6 +252,25 @@ def test_a_job_of_an_asynchronous_system_takes_its_transfers_and_its_steps(name,
     job = 1 + (0.02 + 650 * 32 / 1e5) + 5 * 0.003 + (0.02 + up_bits / 1e5)
     seconds = rounds(arm.scenario, 6).seconds
     np.testing.assert_allclose(seconds, [job, 0, job, 0, job, 0], rtol=1e-5)
+
+
+def test_a_system_brings_its_own_clock_or_cohort(monkeypatch):
+    """Of a clock it is told who works and how long; a cohort stands in place of the option's."""
+    paces = []
+
+    def clock(pace):
+        paces.append(pace)
+        return timing.buffered(pace.nodes, pace.concurrency, 1, pace.seconds)
+
+    brought = {"asynchronous": Example(clock=clock), "server": Example(cohort=cohort.cyclic(10, 2))}
+    sizes, fedbuff = {}, zoo.find("fedbuff").make
+    for kind, example in brought.items():
+        mine = System(fedbuff, None, lambda given, example=example: example, kind)
+        monkeypatch.setattr(zoo, "find", lambda name, mine=mine: mine)
+        arm = build(prepare(Setup(nodes=10, data="synthetic", concurrency=4, goal=2, cohort=3), ["mine"]), "mine", {})
+        sizes[kind] = len(rounds(arm.scenario, 1).cohort.ids[0])
+    assert sizes == {"asynchronous": 1, "server": 2}
+    assert paces[0][:3] == (10, 4, 2)
 
 
 def test_an_epoch_of_a_small_shard_takes_fewer_steps(monkeypatch):
