@@ -156,6 +156,9 @@ from .report import tables as tables
 from .report.tables import summary as summary
 from .report.tables import table as table
 from .world import (
+    availability as availability,
+)
+from .world import (
     churn as churn,
 )
 from .world import (

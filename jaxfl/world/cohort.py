@@ -83,6 +83,27 @@ def thinned(cohort: Cohort, share: Array) -> Cohort:
     return cohort._replace(weight=cohort.weight * share, total=total)
 
 
+def labels(name: str, n: int, groups: Any) -> np.ndarray:
+    """The group `[n]` of each node, numbers from 0: those given, or `groups` blocks of successive nodes.
+
+    Raises:
+        InputError: a number outside 1..n, or labels that are not `[n]` whole numbers 0, 1, ... with none left out.
+    """
+    given = np.asarray(groups)
+    if given.ndim == 0:
+        require(name, groups, least=1, most=n, whole=True)
+        return np.arange(n) * int(groups) // n
+    if given.shape != (n,) or given.dtype.kind not in "iu":
+        raise InputError(
+            f"{name} has shape {list(given.shape)}: a number of groups, or one of each node [{n}], is needed."
+        )
+    if not np.array_equal(np.unique(given), np.arange(given.max() + 1)):
+        raise InputError(
+            f"{name} has the groups {sorted(set(given.tolist()))}: 0, 1, ... with none left out are needed."
+        )
+    return given.astype(np.int64)
+
+
 def _members(c: int, n: int) -> int:
     require("c", c, whole=True)
     if not 1 <= c <= n:
@@ -271,6 +292,45 @@ def cyclic(n: int, c: int, weight: Any = None) -> Process:
     return process(step, base, lambda key, arrays: jnp.zeros((), jnp.int32))
 
 
+def in_turn(n: int, c: int, groups: Any, *, reshuffle: bool = False, weight: Any = None) -> Process:
+    """Groups of nodes are there in turn, one a round; `c` nodes uniformly of the group whose turn it is.
+
+    Cyclic participation: who charges at night, each time zone in its own hours. With `c` the size of a group everyone
+    takes part once a cycle. Costs as much as the largest group has nodes.
+
+    Args:
+        n: number of nodes.
+        c: members.
+        groups: how many blocks of successive nodes there are, or the group of each node `[n]`, 0, 1, ...
+        reshuffle: the groups come in another random order every cycle; else in that of their numbers.
+        weight: base weights `[n]`.
+
+    Raises:
+        InputError: `c` is not between 1 and the size of the smallest group, bad groups or bad base weights.
+    """
+    base, group = base_arrays(n, weight), labels("groups", n, groups)
+    size = np.bincount(group)
+    require("c", c, least=1, whole=True)
+    if c > size.min():
+        raise InputError(f"c = {c}: group {int(size.argmin())} has only {size.min()} nodes to draw members from.")
+    count, most = len(size), int(size.max())
+    table, order = np.full((count, most), n), np.argsort(group, kind="stable")
+    table[group[order], np.arange(n) - (np.cumsum(size) - size)[group[order]]] = order
+
+    def step(key: Array, arrays: dict, turn: Array, t: Array) -> tuple[Array, Cohort]:
+        if reshuffle:
+            again = jax.random.permutation(stream(key, "turns"), count).astype(jnp.int32)
+            turn = jnp.where(t % count == 0, again, turn)
+        row = arrays["table"][turn[t % count]]
+        place = fraction(stream(key, "cohort of a group"), (most,))
+        place = jnp.where(row < n, -place, -jnp.inf)
+        ids = row if c == most else row[jax.lax.top_k(place, c)[1]]
+        ids = jnp.sort(ids)
+        return turn, _cohort(ids, arrays["weight"][ids])
+
+    return process(step, base | {"table": constant(table, np.int32)}, lambda key, arrays: jnp.arange(count))
+
+
 def availability(n: int, stay_on: Any, stay_off: Any) -> Process:
     """Which nodes are on, `[n]` bool: independent two-state Markov chains, begun in their stationary law.
 
@@ -300,22 +360,31 @@ def availability(n: int, stay_on: Any, stay_off: Any) -> Process:
     return process(step, {"leave": constant(1 - on, np.float32), "arrive": constant(1 - off, np.float32)}, init)
 
 
-def markov(n: int, c: int, stay_on: Any, stay_off: Any, weight: Any = None) -> Process:
-    """`c` nodes uniformly among those available, whose availability is a Markov chain (see `availability`).
+def among(n: int, c: int, up: Process, weight: Any = None) -> Process:
+    """`c` nodes uniformly among those that are `up`, a process of `[n]` bool (`world.churn`, `world.availability`).
 
-    Where fewer are available, the other slots hold nodes that are off, with weight 0. The state is who is on, `[n]`
-    bool. Costs O(n).
+    Where fewer are, the other slots hold nodes that are down, with weight 0. A server that knows who is there chooses
+    so; as `scenario(churn=)` the same process makes members fail who were chosen. Costs O(n).
 
     Raises:
-        InputError: `c` is outside 1..n, bad probabilities or bad base weights.
+        InputError: `c` is outside 1..n, or bad base weights.
     """
-    base, c, chain = base_arrays(n, weight), _members(c, n), availability(n, stay_on, stay_off)
-    walk = chain.step
+    base, c, walk = base_arrays(n, weight), _members(c, n), up.step
 
-    def step(key: Array, arrays: dict, s: Array, t: Array) -> tuple[Array, Cohort]:
-        s, on = walk(key, arrays, s, t)
+    def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, Cohort]:
+        s, on = walk(key, arrays["up"], s, t)
         position = fraction(stream(key, "markov cohort"), (n,))  # of a million nodes no two are in one place
         ids = jnp.sort(jax.lax.top_k(jnp.where(on, -position, -1 - position), c)[1])
         return s, _cohort(ids, jnp.where(on[ids], arrays["weight"][ids], 0))
 
-    return process(step, {**base, **chain.arrays}, chain.init)
+    first = up.init
+    return process(step, base | {"up": up.arrays}, lambda key, arrays: first(key, arrays["up"]))
+
+
+def markov(n: int, c: int, stay_on: Any, stay_off: Any, weight: Any = None) -> Process:
+    """`c` nodes uniformly `among` those available, whose availability is a Markov chain (see `availability`).
+
+    Raises:
+        InputError: `c` is outside 1..n, bad probabilities or bad base weights.
+    """
+    return among(n, c, availability(n, stay_on, stay_off), weight)

@@ -129,7 +129,7 @@ def _npz(path: Path, nodes: int | None) -> Read:
         raise InputError(f"{path}: {error}") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text that are not empty, with their numbers from 1."""
     for at, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         try:
@@ -141,8 +141,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _csv(path: Path, nodes: int | None) -> Read:
-    lines = _lines(path)
-    _, head = next(lines, (1, ""))
+    text = lines(path)
+    _, head = next(text, (1, ""))
     columns = [name.strip().lower() for name in next(csv.reader([head]), [])]
     for name in columns:
         if name not in COLUMNS:
@@ -153,17 +153,17 @@ def _csv(path: Path, nodes: int | None) -> Read:
         )
     seen: dict[tuple[int, int, int], int] = {}  # round, source, target: its line
     weights, last = [], 0
-    for at, text in lines:
-        cells = [cell.strip() for cell in next(csv.reader([text]))]
+    for at, line in text:
+        cells = [cell.strip() for cell in next(csv.reader([line]))]
         if len(cells) != len(columns):
             raise InputError(f"{path}, line {at}: {len(cells)} cells, but there are {len(columns)} columns.")
         row = dict(zip(columns, cells, strict=True))
-        t = _whole(path, at, "round", row["round"]) if "round" in row else 0
+        t = whole(path, at, "round", row["round"]) if "round" in row else 0
         if not last <= t <= last + bool(seen):
             before = f"follows round {last}" if seen else "comes first"
             raise InputError(f"{path}, line {at}: round {t} {before}, but rounds are 0, 1, 2, ... without a gap.")
         last = t
-        source, target = (_whole(path, at, end, row[end]) for end in ("source", "target"))
+        source, target = (whole(path, at, end, row[end]) for end in ("source", "target"))
         if nodes is not None and max(source, target) >= nodes:
             raise InputError(f"{path}, line {at}: node {max(source, target)} is unknown: there are {nodes}, from 0 on.")
         weight = _weight(path, at, row["weight"]) if "weight" in row else 1.0
@@ -195,7 +195,8 @@ def _given(where: str, n: int, i: np.ndarray, j: np.ndarray, w: np.ndarray) -> G
         raise InputError(f"{where}: {error}") from error
 
 
-def _whole(path: Path, at: int, column: str, text: str) -> int:
+def whole(path: Path, at: int, column: str, text: str) -> int:
+    """The number in a cell of line `at`."""
     if not (text.isascii() and text.isdecimal()):
         raise InputError(f"{path}, line {at}: {column} is {text!r}, but must be a whole number of at least 0.")
     return int(text)

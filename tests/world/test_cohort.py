@@ -15,6 +15,7 @@ from jaxfl.core import Cohort
 from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.world import cohort as C
+from jaxfl.world.churn import trace
 from jaxfl.world.clock import buffered, over_selected
 from jaxfl.world.durations import lognormal
 from jaxfl.world.process import process
@@ -75,6 +76,7 @@ DEFAULT = {
     "poisson": lambda **kw: C.poisson(12, 0.5, **kw),
     "importance": lambda **kw: C.importance(12, 4, np.arange(1, 13), **kw),
     "cyclic": lambda **kw: C.cyclic(12, 5, **kw),
+    "in_turn": lambda **kw: C.in_turn(12, 4, 3, reshuffle=True, **kw),
     "markov": lambda **kw: C.markov(12, 4, 0.8, 0.6, **kw),
     "buffered": lambda **kw: buffered(12, 5, 3, lognormal(), **kw),
     "straggling": lambda **kw: straggling(C.uniform(12, 4, **kw), 0.5, epochs=3),
@@ -377,6 +379,9 @@ def test_a_simulation_through_cohorts_is_differentiable():
         (lambda: C.importance(3, 2, [1, 1]), r"p has shape \[2\]"),
         (lambda: C.cyclic(3, 4), "c = 4"),
         (lambda: C.markov(3, 4, 0.5, 0.5), "c = 4"),
+        (lambda: C.in_turn(6, 4, 2), "c = 4: group 0 has only 3 nodes"),
+        (lambda: C.in_turn(6, 0, 2), "c is 0"),
+        (lambda: C.in_turn(6, 1, 7), "groups is 7"),
         (lambda: C.markov(3, 2, 1.5, 0.5), "stay_on = 1.5"),
         (lambda: C.markov(3, 2, 0.5, [0.5, 0.5]), "stay_off"),
         (lambda: C.availability(3, 1.0, [0.5, 1.0, 0.5]), "stay_on = stay_off = 1"),
@@ -385,3 +390,39 @@ def test_a_simulation_through_cohorts_is_differentiable():
 def test_bad_input_is_refused(call, says):
     with pytest.raises(InputError, match=says):
         call()
+
+
+@pytest.mark.parametrize("reshuffle", [False, True])
+def test_groups_take_turns(reshuffle):
+    """Three groups of 3, 4 and 5: each once a cycle, fixed or in another order; members uniform within."""
+    group = np.array([0, 1, 2, 2, 1, 0, 2, 1, 2, 0, 1, 2])
+    ids = np.asarray(rounds(C.in_turn(12, 2, group, reshuffle=reshuffle), 3000).ids)
+    assert (np.diff(ids, axis=1) > 0).all()
+    turn = group[ids]
+    assert (turn[:, 0] == turn[:, 1]).all()
+    orders = turn[:, 0].reshape(-1, 3)
+    np.testing.assert_array_equal(np.sort(orders, 1), np.tile(np.arange(3), (1000, 1)))
+    if reshuffle:
+        seen = np.unique(orders, axis=0, return_counts=True)[1]
+        assert stats.chisquare(seen).pvalue > 1e-3
+        assert seen.size == 6
+    else:
+        assert (orders == np.arange(3)).all()
+    for g in range(3):
+        mine = np.bincount(ids[turn[:, 0] == g].reshape(-1), minlength=12)[group == g]
+        # without replacement counts vary less than a multinomial's
+        assert stats.chisquare(mine).pvalue > 1e-4
+
+
+def test_blocks_in_turn_are_cyclic():
+    """Whole blocks of successive nodes in the order of their numbers are `cyclic`."""
+    assert same(rounds(C.in_turn(12, 4, 3, weight=np.arange(1, 13)), 7), rounds(C.cyclic(12, 4, np.arange(1, 13)), 7))
+
+
+def test_among_those_who_are_up():
+    table = np.random.default_rng(0).random((5, 8)) < 0.5
+    got = rounds(C.among(8, 3, trace(table)), 5)
+    for t in range(5):
+        here = table[t][got.ids[t]]
+        np.testing.assert_array_equal(got.weight[t] > 0, here)
+        assert here.sum() == min(3, table[t].sum())

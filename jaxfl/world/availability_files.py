@@ -1,0 +1,124 @@
+"""Availability from a file, or by its name: `from_csv("seen.csv", n)`, `from_name("markov:up=0.8,corr=0.5", n)`.
+
+A CSV with the header `node,from,to` has a line for every stay: the node is up in the rounds `from <= t < to`; where
+`to` is empty it stays. A node without a line is never up. A CSV with the header `round,0,1,...`, one column a node, has
+a line for every round 0, 1, 2, ... without a gap, of 1 (up) and 0 (down); after the last it begins anew.
+"""
+
+import csv
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxfl.core import Process
+from jaxfl.errors import InputError, nearest
+from jaxfl.world.availability import diurnal, markov
+from jaxfl.world.churn import FOREVER, intervals, sessions, trace
+from jaxfl.world.graph_files import lines, whole
+
+# the numbers of each law, with their defaults; whole ones are counts
+LAWS: dict[str, tuple[Callable, dict[str, Any]]] = {
+    "markov": (markov, {"up": 0.8, "memory": 0.0, "corr": 0.0, "groups": 1}),
+    "diurnal": (diurnal, {"up": 0.5, "swing": 0.4, "period": 24, "zones": 1}),
+    "sessions": (sessions, {"up": 10.0, "down": 5.0}),
+}
+
+
+def from_name(text: str, n: int) -> Process:
+    """The availability in `LAW` or `LAW:KEY=VALUE,KEY=VALUE`, or in the CSV of that name, of `n` nodes.
+
+    Raises:
+        InputError: an unknown law or number (with the nearest), a number twice or out of range; see `from_csv`.
+    """
+    if text.endswith(".csv"):
+        return from_csv(text, n)
+    law, colon, settings = text.partition(":")
+    if law not in LAWS:
+        said = nearest(law, [*LAWS, "FILE.csv"])
+        raise InputError(f"availability is {text!r}, but the law {law!r} is unknown: {said}")
+    (make, known), found = LAWS[law], {}
+    for setting in settings.split(",") if colon else ():
+        key, _, value = (part.strip() for part in setting.partition("="))
+        if key not in known or key in found:
+            raise InputError(f"availability is {text!r}, but {law} has {', '.join(known)}, each once.")
+        try:
+            found[key] = type(known[key])(value)
+        except ValueError:
+            found[key] = math.nan
+        if not math.isfinite(found[key]):
+            kind = "whole" if isinstance(known[key], int) else "finite"
+            raise InputError(f"availability is {text!r}, but {key} must be a {kind} number.")
+    try:
+        return make(n, **known | found)
+    except InputError as error:
+        raise InputError(f"availability is {text!r}: {error}") from error
+
+
+def from_csv(path: str | Path, n: int) -> Process:
+    """Who of `n` nodes is up, as the file says.
+
+    Raises:
+        InputError: no such file; and with its line: bad encoding, an unknown column or node, a cell that is no whole
+            number, an empty or negative stay, two stays of a node in one round, a gap in the rounds, other than 0 or 1.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file.")
+    rows = [(at, [cell.strip() for cell in next(csv.reader([line]))]) for at, line in lines(path)]
+    if len(rows) < 2:
+        raise InputError(f"{path}: a header and at least one line are needed.")
+    (at, head), *rows = rows
+    head = [name.lower() for name in head]
+    for line, cells in rows:
+        if len(cells) != len(head):
+            raise InputError(f"{path}, line {line}: {len(cells)} cells, but there are {len(head)} columns.")
+    if sorted(head) == ["from", "node", "to"]:
+        return _stays(path, n, [(line, dict(zip(head, cells, strict=True))) for line, cells in rows])
+    if head == ["round", *map(str, range(n))]:
+        return _rounds(path, rows)
+    wide = len(head) - 1
+    if head == ["round", *map(str, range(wide))]:
+        raise InputError(f"{path}, line {at}: there are columns of {wide} nodes, but {n} are needed, one a node.")
+    said = ",".join(head)
+    said = said if len(said) <= 60 else f"{said[:57]}..."
+    raise InputError(f"{path}, line {at}: the columns are {said}, but must be node,from,to or round,0,...,{n - 1}.")
+
+
+def _stays(path: Path, n: int, rows: list[tuple[int, dict[str, str]]]) -> Process:
+    stays: list[list[tuple[int, int, int]]] = [[] for _ in range(n)]  # first round, round after the last, line
+    for line, row in rows:
+        node, first = (whole(path, line, name, row[name]) for name in ("node", "from"))
+        last = FOREVER if row["to"] == "" else whole(path, line, "to", row["to"])
+        if node >= n:
+            raise InputError(f"{path}, line {line}: node {node} is unknown: there are {n}, from 0 on.")
+        if not first < last <= FOREVER:
+            raise InputError(f"{path}, line {line}: a stay from {first} to {last}, but it must end after it begins.")
+        stays[node].append((first, last, line))
+    for node, mine in enumerate(stays):
+        mine.sort()
+        for (_, end, other), (begin, _, line) in pairwise(mine):
+            if begin < end:
+                raise InputError(
+                    f"{path}, line {max(line, other)}: node {node} is up by line {min(line, other)} already."
+                )
+    ends = np.zeros((n, max(map(len, stays)), 2), np.int64)
+    for node, mine in enumerate(stays):
+        ends[node, : len(mine)] = [stay[:2] for stay in mine] or np.zeros((0, 2))
+    return intervals(ends[:, :, 0], ends[:, :, 1])
+
+
+def _rounds(path: Path, rows: list[tuple[int, list[str]]]) -> Process:
+    for t, (line, cells) in enumerate(rows):
+        now = whole(path, line, "round", cells[0])
+        if now != t:
+            raise InputError(f"{path}, line {line}: round {now} comes where {t} is due: 0, 1, ... without a gap.")
+        odd = next((i for i, cell in enumerate(cells[1:]) if cell not in ("0", "1")), None)
+        if odd is not None:
+            raise InputError(
+                f"{path}, line {line}: node {odd} has {cells[1 + odd]!r}, but 1 (up) or 0 (down) is needed."
+            )
+    return trace(np.array([cells[1:] for _, cells in rows]) == "1")

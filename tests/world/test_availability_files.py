@@ -1,0 +1,91 @@
+"""Availability as files and names say it, and every way in which they can be wrong, with its line."""
+
+import numpy as np
+import pytest
+from common import quadratics, rounds, same
+
+from jaxfl.algorithms.server.fedavg import fedavg
+from jaxfl.engine.run import run
+from jaxfl.errors import InputError
+from jaxfl.world import availability, churn
+from jaxfl.world.availability_files import from_csv, from_name
+from jaxfl.world.scenario import scenario
+
+STAYS = "node,from,to\n0,0,2\n2,4,\n0,3,5\n\n2,1,3\n"
+ROUNDS = "\ufeffround,0,1,2\r\n0,1,1,0\r\n1, 0,1,1\r\n"
+
+
+def written(tmp_path, text):
+    path = tmp_path / "seen.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_stays_are_read_as_written(tmp_path):
+    up = np.asarray(rounds(from_csv(written(tmp_path, STAYS), 3), 7))
+    want = np.zeros((7, 3), bool)
+    want[[0, 1, 3, 4], 0] = want[[1, 2, 4, 5, 6], 2] = True
+    np.testing.assert_array_equal(up, want)
+
+
+def test_a_line_a_round_begins_anew(tmp_path):
+    path = written(tmp_path, ROUNDS)
+    table = np.array([[1, 1, 0], [0, 1, 1]], bool)
+    np.testing.assert_array_equal(rounds(from_name(str(path), 3), 5), table[np.arange(5) % 2])
+
+
+def test_a_world_obeys_the_file(tmp_path):
+    _, task, data = quadratics(n=3, d=2)
+    world = scenario(data, churn=from_csv(written(tmp_path, ROUNDS), 3))
+    history = run(fedavg(task, lr=0.1, steps=1, batch=1), world, np.ones(2, np.float32), 4, every=1).history
+    np.testing.assert_array_equal(history["up_bits"].iloc[1:], [128, 128, 128, 128])
+
+
+def test_names_are_the_laws():
+    a = from_name("markov:up=0.3, memory=0.5,corr=0.5,groups=2", 8)
+    assert same(a.arrays, availability.markov(8, 0.3, 0.5, 0.5, 2).arrays)
+    assert same(from_name("sessions:up=4", 8).arrays, churn.sessions(8, 4, 5).arrays)
+    assert same(from_name("diurnal", 8).arrays, availability.diurnal(8).arrays)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "a header and at least one line"),
+        ("node,from,to\n", "a header and at least one line"),
+        ("node,from\n0,0\n", "line 1: the columns are node,from, but"),
+        ("round,0,1\n0,1,1\n", "line 1: there are columns of 2 nodes, but 3"),
+        ("node,from,to\n0,0,2\n0,1\n", "line 3: 2 cells, but there are 3"),
+        ("node,from,to\n0,0,2\n3,1,2\n", "line 3: node 3 is unknown"),
+        ("node,from,to\nzero,0,2\n", "line 2: node is 'zero'"),
+        ("node,from,to\n0,-1,2\n", "line 2: from is '-1'"),
+        ("node,from,to\n0,5,2\n", "line 2: a stay from 5 to 2"),
+        ("node,from,to\n0,0,99999999999\n", "line 2: a stay from 0 to 99999999999"),
+        ("node,from,to\n0,3,9\n1,0,1\n0,1,4\n", "line 4: node 0 is up by line 2 already"),
+        ("round,0,1,2\n0,1,1,1\n2,1,1,1\n", "line 3: round 2 comes where 1 is due"),
+        ("round,0,1,2\n0,1,1,1\n1,1,0.5,1\n", "line 3: node 1 has '0.5'"),
+        (b"node,from,to\n0,0,2\n0,\xff,2\n", "line 3: not text in UTF-8"),
+    ],
+)
+def test_a_bad_file_gets_its_line(tmp_path, text, says):
+    with pytest.raises(InputError, match=says):
+        from_csv(written(tmp_path, text), 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("gone.csv", "there is no such file"),
+        ("markow", "the law 'markow' is unknown: did you mean markov"),
+        ("markov:upp=1", "markov has up, memory, corr, groups, each once"),
+        ("markov:up=0.5,up=0.5", "each once"),
+        ("markov:", "each once"),
+        ("markov:up=lots", "up must be a finite number"),
+        ("markov:groups=1.5", "groups must be a whole number"),
+        ("markov:up=2", "availability is 'markov:up=2': up = 2.0"),
+        ("sessions:down=0", "down = 0.0"),
+    ],
+)
+def test_a_bad_name_gets_a_sentence(text, says):
+    with pytest.raises(InputError, match=says):
+        from_name(text, 3)
