@@ -183,6 +183,9 @@ from .world import (
     temporal as temporal,
 )
 from .world import (
+    removal as removal,
+)
+from .world import (
     topology as topology,
 )
 from .world import (

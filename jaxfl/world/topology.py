@@ -197,6 +197,14 @@ def between(graph: Any, on: Array) -> Any:
     return _keep(graph, on[:, None] & on[graph.nbr])
 
 
+def within(graph: Any, group: Array) -> Any:
+    """The graph, or its tiers: only edges between two nodes of one `group` `[n]` carry weight."""
+    if isinstance(graph, Tiers):
+        rows = zip(graph.parts, graph.split(group), strict=True)
+        return graph._replace(parts=tuple(_keep(part, mine[:, None] == group[part.nbr]) for part, mine in rows))
+    return _keep(graph, group[:, None] == group[graph.nbr])
+
+
 def edge_drop(topology: Graph | Process, p: float) -> Process:
     """Every unordered pair of nodes is cut off independently with probability `p` a round, in both directions.
 
