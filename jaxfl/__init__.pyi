@@ -179,6 +179,7 @@ from .world import (
 from .world import (
     mixing as mixing,
 )
+from .world import pace as pace
 from .world import (
     temporal as temporal,
 )
@@ -188,6 +189,7 @@ from .world import (
 from .world import (
     topology as topology,
 )
+from .world import traces as traces
 from .world import (
     weights as weights,
 )

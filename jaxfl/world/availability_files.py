@@ -18,7 +18,7 @@ from jaxfl.core import Process
 from jaxfl.errors import InputError, nearest
 from jaxfl.world.availability import diurnal, markov
 from jaxfl.world.churn import FOREVER, intervals, sessions, trace
-from jaxfl.world.graph_files import lines, whole
+from jaxfl.world.csv_files import lines, whole
 
 # the numbers of each law, with their defaults; whole ones are counts
 LAWS: dict[str, tuple[Callable, dict[str, Any]]] = {

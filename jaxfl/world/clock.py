@@ -164,7 +164,7 @@ def over_selected(members: Process, keep: int, seconds: Seconds) -> Process:
 
 
 def _require_by_node(seconds: Seconds, n: int) -> None:
-    shapes = [a.shape for a in jax.tree.leaves(seconds.arrays) if a.shape not in ((), (n,))]
+    shapes = [a.shape for a in jax.tree.leaves(seconds.arrays) if a.shape[:1] not in ((), (n,))]
     if shapes:
         raise InputError(
             f"seconds has numbers of shape {list(shapes[0])}: one for all, or one a node [{n}], is needed."

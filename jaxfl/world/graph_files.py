@@ -7,20 +7,19 @@ networkx writes; names that are whole numbers are numbers. .npz: an array called
 (`numpy.savez`), or the mixing matrix that `scipy.sparse.save_npz` writes.
 """
 
-import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxfl.core import Graph, Process
-from jaxfl.errors import InputError, nearest
+from jaxfl.errors import InputError
 from jaxfl.world import graph, mixing, topology
+from jaxfl.world.csv_files import number, rows, whole
 from jaxfl.world.tiers import tiers_of
 
 Weigh = Callable[[Graph], Graph]
-COLUMNS = ("round", "source", "target", "weight")
 
 
 class Read(NamedTuple):
@@ -129,35 +128,10 @@ def _npz(path: Path, nodes: int | None) -> Read:
         raise InputError(f"{path}: {error}") from error
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text that are not empty, with their numbers from 1."""
-    for at, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            raise InputError(f"{path}, line {at}: not text in UTF-8.") from None
-        if text.strip():
-            yield at, text
-
-
 def _csv(path: Path, nodes: int | None) -> Read:
-    text = lines(path)
-    _, head = next(text, (1, ""))
-    columns = [name.strip().lower() for name in next(csv.reader([head]), [])]
-    for name in columns:
-        if name not in COLUMNS:
-            raise InputError(f"{path}, line 1: column {name!r} is unknown; {nearest(name, COLUMNS)}")
-    if len(set(columns)) < len(columns) or not {"source", "target"} <= set(columns):
-        raise InputError(
-            f"{path}, line 1: the columns are {head.strip() or 'none'}, but must be [round,]source,target[,weight]."
-        )
     seen: dict[tuple[int, int, int], int] = {}  # round, source, target: its line
-    weights, last = [], 0
-    for at, line in text:
-        cells = [cell.strip() for cell in next(csv.reader([line]))]
-        if len(cells) != len(columns):
-            raise InputError(f"{path}, line {at}: {len(cells)} cells, but there are {len(columns)} columns.")
-        row = dict(zip(columns, cells, strict=True))
+    weights, last, row = [], 0, {}
+    for at, row in rows(path, ("source", "target"), ("round", "weight")):
         t = whole(path, at, "round", row["round"]) if "round" in row else 0
         if not last <= t <= last + bool(seen):
             before = f"follows round {last}" if seen else "comes first"
@@ -166,7 +140,7 @@ def _csv(path: Path, nodes: int | None) -> Read:
         source, target = (whole(path, at, end, row[end]) for end in ("source", "target"))
         if nodes is not None and max(source, target) >= nodes:
             raise InputError(f"{path}, line {at}: node {max(source, target)} is unknown: there are {nodes}, from 0 on.")
-        weight = _weight(path, at, row["weight"]) if "weight" in row else 1.0
+        weight = number(path, at, "weight", row["weight"]) if "weight" in row else 1.0
         if source == target and "weight" not in row:
             raise InputError(f"{path}, line {at}: node {source} is its own source, but hears itself in any case.")
         if (t, source, target) in seen:
@@ -181,11 +155,11 @@ def _csv(path: Path, nodes: int | None) -> Read:
     graphs = []
     for t, part in enumerate(np.split(np.arange(value.size), np.flatnonzero(np.diff(round_of)) + 1)):
         i, j, w = target[part], source[part], value[part]
-        if "weight" in columns:
-            graphs.append(_given(f"{path}, round {t}" if "round" in columns else str(path), n, i, j, w))
+        if "weight" in row:
+            graphs.append(_given(f"{path}, round {t}" if "round" in row else str(path), n, i, j, w))
         else:
             graphs.append(graph.from_edges(n, i, j))
-    return Read(graphs, "weight" in columns)
+    return Read(graphs, "weight" in row)
 
 
 def _given(where: str, n: int, i: np.ndarray, j: np.ndarray, w: np.ndarray) -> Graph:
@@ -193,20 +167,3 @@ def _given(where: str, n: int, i: np.ndarray, j: np.ndarray, w: np.ndarray) -> G
         return mixing.from_weights(n, i, j, w)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def whole(path: Path, at: int, column: str, text: str) -> int:
-    """The number in a cell of line `at`."""
-    if not (text.isascii() and text.isdecimal()):
-        raise InputError(f"{path}, line {at}: {column} is {text!r}, but must be a whole number of at least 0.")
-    return int(text)
-
-
-def _weight(path: Path, at: int, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = np.nan
-    if not 0 <= value < np.inf:
-        raise InputError(f"{path}, line {at}: weight is {text!r}, but must be a finite number of at least 0.")
-    return value

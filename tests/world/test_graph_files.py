@@ -83,7 +83,7 @@ def test_graphml_and_npz(tmp_path):
         ("source;target\n", "line 1: column 'source;target' is unknown"),
         ("source,targte\n0,1\n", "column 'targte' is unknown; did you mean target"),
         ("source,weight\n0,1\n", "the columns are source,weight"),
-        ("source,target\n", "there is no edge in it"),
+        ("source,target\n", "there is no row in it"),
         ("source,target\n0,1\n1\n", "line 3: 1 cells, but there are 2 columns"),
         ("source,target\n0,1\n\n1,4\n", "line 4: node 4 is unknown: there are 3"),
         ("source,target\n0,-1\n", "line 2: target is '-1', but must be a whole number"),
