@@ -196,6 +196,7 @@ from .world import (
 from .world import (
     work as work,
 )
+from .world.deadline import deadline as deadline
 from .world.graph_files import load_topology as load_topology
 from .world.process import process as process
 from .world.scenario import scenario as scenario

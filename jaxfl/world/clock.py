@@ -60,14 +60,14 @@ def buffered(n: int, concurrency: int, goal: int, seconds: Seconds, *, weight: A
     free = n - concurrency
     if free < goal - 1:
         raise InputError(f"n = {n}: at least concurrency + goal - 1 = {concurrency + goal - 1} nodes are needed.")
-    _require_by_node(seconds, n)
+    require_by_node(seconds, n)
     draw, near = seconds.draw, min(goal, concurrency)
 
     def init(key: Array, arrays: dict) -> Jobs:
         order = jax.random.permutation(stream(key, "jobs"), n).astype(jnp.int32)
         ids, zero = order[:concurrency], jnp.zeros(concurrency, jnp.int32)
         idle = jnp.concatenate([order[concurrency:], zero[:1]])
-        return Jobs(ids, _lasting(draw, key, arrays, jnp.arange(concurrency), ids), zero, idle)
+        return Jobs(ids, lasting(draw, key, arrays, jnp.arange(concurrency), ids), zero, idle)
 
     def step(key: Array, arrays: dict, jobs: Jobs, t: Array) -> tuple[Jobs, tuple[Cohort, Array]]:
         which, order, last = jax.random.split(stream(key, "jobs"), 3)
@@ -76,7 +76,7 @@ def buffered(n: int, concurrency: int, goal: int, seconds: Seconds, *, weight: A
         spots = jnp.append(position, p)
         read = jobs.idle[spots]
         ids = jnp.concatenate([jobs.ids, read[:-1]])  # by number of job: those running, then those sent out
-        spent = _lasting(draw, key, arrays, jnp.arange(goal - 1), ids[concurrency:])
+        spent = lasting(draw, key, arrays, jnp.arange(goal - 1), ids[concurrency:])
 
         # No other running job can be among the arrivals. Without the barrier XLA sorts them all, far slower.
         best, first = jax.lax.top_k(-jobs.left, near)
@@ -103,7 +103,7 @@ def buffered(n: int, concurrency: int, goal: int, seconds: Seconds, *, weight: A
         back = jnp.append(jnp.where(filled[:-1], c.ids[-1], c.ids[:-1]), c.ids[-1])
         idle = jobs.idle.at[spots].set(back)
         ids = jnp.append(ids, chosen)
-        finish = over + _lasting(draw, key, arrays, jnp.array([goal - 1]), ids[-1:])
+        finish = over + lasting(draw, key, arrays, jnp.array([goal - 1]), ids[-1:])
         left = jnp.concatenate([jobs.left, now[:-1] + spent, finish]) - over
         age = jnp.concatenate([age + 1, jnp.zeros(1, jnp.int32)])
         running = jnp.ones(concurrency + goal, bool).at[arrived].set(False)
@@ -113,7 +113,7 @@ def buffered(n: int, concurrency: int, goal: int, seconds: Seconds, *, weight: A
     return process(step, {**base, "seconds": seconds.arrays}, init)
 
 
-def _lasting(draw: Callable, key: Array, arrays: dict, job: Array, ids: Array) -> Array:
+def lasting(draw: Callable, key: Array, arrays: dict, job: Array, ids: Array) -> Array:
     """Seconds `[c]` of the jobs of nodes `ids`, numbered by `job` within the round."""
     keys = node_keys(stream(key, "job seconds"), job)
     return jax.vmap(lambda k, i: draw(k, arrays["seconds"], i))(keys, ids)
@@ -146,12 +146,12 @@ def over_selected(members: Process, keep: int, seconds: Seconds) -> Process:
     if not isinstance(keep, int | np.integer) or not 1 <= keep <= size:
         raise InputError(f"keep = {keep}: a whole number from 1 to the size of the cohort, {size}, is needed.")
     if (base := base_of(members)) is not None:
-        _require_by_node(seconds, base.shape[0])
+        require_by_node(seconds, base.shape[0])
     draw = seconds.draw
 
     def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, tuple[Cohort, Array]]:
         s, c = pick(key, arrays["members"], s, t)
-        spent = _lasting(draw, key, arrays, c.ids, c.ids)
+        spent = lasting(draw, key, arrays, c.ids, c.ids)
         present = c.weight > 0
         rank = jnp.argsort(jnp.argsort(jnp.where(present, spent, jnp.inf)))
         counts = present & (rank < arrays["keep"])
@@ -163,7 +163,8 @@ def over_selected(members: Process, keep: int, seconds: Seconds) -> Process:
     return process(step, arrays, lambda key, arrays: first(key, arrays["members"]))
 
 
-def _require_by_node(seconds: Seconds, n: int) -> None:
+def require_by_node(seconds: Seconds, n: int) -> None:
+    """Raise `InputError` unless the numbers of a law are one for all, or one a node `[n]`."""
     shapes = [a.shape for a in jax.tree.leaves(seconds.arrays) if a.shape[:1] not in ((), (n,))]
     if shapes:
         raise InputError(

@@ -1,0 +1,90 @@
+"""Synchronous rounds that end by the clock: who is late counts nothing, or for what it did."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfl.core import ALL_STEPS, Array, Cohort, Process, constant
+from jaxfl.errors import InputError, require
+from jaxfl.world.clock import lasting, require_by_node
+from jaxfl.world.cohort import base_of, thinned
+from jaxfl.world.durations import Seconds
+from jaxfl.world.process import process
+
+
+def deadline(
+    members: Process,
+    seconds: Seconds,
+    limit: float = math.inf,
+    *,
+    keep: int | None = None,
+    least: int = 1,
+    partial: Any = None,
+) -> Process:
+    """Rounds that end when all members are done, when `keep` of them are, or after `limit` seconds.
+
+    Who is late counts nothing and works in vain (`Cohort.selected`), as in `clock.over_selected`, which is the same
+    with `keep` alone. With `partial` a late member hands in what it has when the round ends: of a job of `partial`
+    steps that takes `s` seconds, `floor(partial * end / s)` steps (`Cohort.steps`), and nothing if that is none.
+    A round in which fewer than `least` count is void: it takes all of `limit`, and nobody counts. Nobody to be waited
+    for takes no time. `limit`, `keep` and `least` are traced: other values compile nothing.
+
+    FedAvg on such rounds is Nishio and Yonetani's FedCS without its choice of clients (ICC 2019); `least` is the
+    minimal goal count of Bonawitz et al. (MLSys 2019).
+
+    Args:
+        members: who is asked: a process that yields a `Cohort`.
+        seconds: how long a job takes, its transfers among it. A node's time does not depend on who else is asked.
+        limit: the longest round in seconds, above 0; infinite: none.
+        keep: answers that end a round; None: all.
+        least: members that must count.
+        partial: local steps of a whole job, one number or by node `[n]`; members that set steps run no more than those.
+
+    Raises:
+        InputError: a number out of range, `least` above 1 without a limit, numbers that are not by node.
+    """
+    first, pick, _ = members
+    value = jax.eval_shape(lambda k, a: pick(k, a, first(k, a), jnp.int32(0))[1], jax.random.key(0), members.arrays)
+    if not isinstance(value, Cohort):
+        raise InputError("members is a clock already, but a deadline needs a process that yields a Cohort alone.")
+    size, base = value.ids.shape[0], base_of(members)
+    require("limit", limit, above=0, most=math.inf)
+    require("keep", keep, least=1, most=size, whole=True, none=True)
+    require("least", least, least=1, most=size if keep is None else keep, whole=True)
+    if least > 1 and limit == math.inf:
+        raise InputError(f"least is {least}, but limit is infinite: a round that is void must end some day.")
+    if base is not None:
+        require_by_node(seconds, base.shape[0])
+    work = None if partial is None else np.asarray(partial)
+    require("partial", work, least=1, below=ALL_STEPS, whole=True, none=True)
+    if work is not None and work.shape not in ((), *(() if base is None else (base.shape,))):
+        raise InputError(f"partial has shape {list(work.shape)}, but must be one number, or one a node.")
+    draw = seconds.draw
+
+    def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, tuple[Cohort, Array]]:
+        s, c = pick(key, arrays["members"], s, t)
+        spent = lasting(draw, key, arrays, c.ids, c.ids)
+        present = c.weight > 0
+        order = jnp.where(present, spent, jnp.inf)
+        rank = jnp.argsort(jnp.argsort(order))
+        last = jnp.max(jnp.where(present & (rank < arrays["keep"]), spent, 0.0), initial=0.0)
+        over = jnp.minimum(last, arrays["limit"])
+        counts, steps = present & (rank < arrays["keep"]) & (spent <= over), c.steps
+        if partial is not None:
+            whole = arrays["partial"] if arrays["partial"].ndim == 0 else arrays["partial"][c.ids]
+            whole = whole if steps is None else jnp.minimum(whole, steps)
+            done = jnp.floor(whole * over / jnp.maximum(spent, 1e-30)).astype(jnp.int32)
+            steps = jnp.where(spent <= over, whole, jnp.minimum(done, whole - 1))
+            counts = present & (steps > 0)
+        void = counts.sum() < arrays["least"]
+        over = jnp.where(void & present.any(), jnp.where(arrays["limit"] < jnp.inf, arrays["limit"], over), over)
+        selected = present if c.selected is None else c.selected
+        return s, (thinned(c, counts & ~void)._replace(selected=selected, steps=steps), over)
+
+    arrays = {"members": members.arrays, "seconds": seconds.arrays, "limit": constant(limit, np.float32)}
+    arrays |= {"keep": jnp.int32(size if keep is None else keep), "least": jnp.int32(least)}
+    arrays |= {} if work is None else {"partial": constant(work, np.int32)}
+    return process(step, arrays, lambda key, arrays: first(key, arrays["members"]))
