@@ -168,6 +168,9 @@ from .world import (
     cohort as cohort,
 )
 from .world import (
+    delivery as delivery,
+)
+from .world import (
     durations as durations,
 )
 from .world import (
@@ -198,6 +201,7 @@ from .world import (
 )
 from .world.deadline import deadline as deadline
 from .world.graph_files import load_topology as load_topology
+from .world.interruption import interrupted as interrupted
 from .world.process import process as process
 from .world.scenario import scenario as scenario
 

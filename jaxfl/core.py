@@ -76,7 +76,7 @@ class Strata:
 
 
 class Cohort(NamedTuple):
-    """Who acts in a round. All arrays are `[c]`, but for `total`."""
+    """Who acts in a round. All arrays are `[c]`, but for `total`, `waiting` and `updates`."""
 
     ids: Array  # int32, distinct node ids
     weight: Array  # float32, how much a member counts; 0 = absent
@@ -85,6 +85,8 @@ class Cohort(NamedTuple):
     selected: Array | None = None  # bool, who was handed the model, in time or not (None = those of weight > 0)
     strata: Strata = Strata()  # static
     total: Array | None = None  # float32 [], what the weights are divided by in a mean (None = their sum)
+    waiting: Array | None = None  # int32 [], finished jobs that the round has no place for (None = not counted)
+    updates: Array | None = None  # bool [u]: u equal runs of members are each an update, if True, in turn (None = one)
 
 
 class Links(NamedTuple):

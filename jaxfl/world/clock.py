@@ -164,7 +164,7 @@ def over_selected(members: Process, keep: int, seconds: Seconds) -> Process:
 
 
 def require_by_node(seconds: Seconds, n: int) -> None:
-    """Raise `InputError` unless the numbers of a law are one for all, or one a node `[n]`."""
+    """Raise `InputError` unless the numbers of a law are one for all, or one a node `[n, ...]`."""
     shapes = [a.shape for a in jax.tree.leaves(seconds.arrays) if a.shape[:1] not in ((), (n,))]
     if shapes:
         raise InputError(
