@@ -184,6 +184,9 @@ from .world import (
 )
 from .world import pace as pace
 from .world import (
+    regions as regions,
+)
+from .world import (
     temporal as temporal,
 )
 from .world import (

@@ -89,13 +89,31 @@ class Cohort(NamedTuple):
     updates: Array | None = None  # bool [u]: u equal runs of members are each an update, if True, in turn (None = one)
 
 
+class Between(NamedTuple):
+    """What lies between nodes, by their regions: `[r, r]` float32, from the row to the column."""
+
+    region: Array  # [n] int32; where every edge differs, `arange(n)`
+    latency: Array  # seconds, on top of the nodes' own
+    rate: Array  # bits a second of one message, at most
+    server: Array  # int32 [], the region of a server
+
+
+class Trunk(NamedTuple):
+    """Uplinks that nodes share: all that leaves a group at once goes through one of them."""
+
+    group: Array  # [n] int32
+    rate: Array  # [g] float32, bits a second
+
+
 class Links(NamedTuple):
-    """How fast the nodes are. All fields `[n]` float32."""
+    """How fast the nodes are, `[n]` float32 each, and what lies between them."""
 
     up: Array  # bits a second
     down: Array  # bits a second
     latency: Array  # seconds until a message's first bit arrives
     step: Array  # seconds of one local step
+    between: Between | None = None  # None: nothing
+    trunk: Trunk | None = None  # None: every node has an uplink of its own
 
 
 class Now(NamedTuple):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxfl.core import Array, Env, Graph, Log, Tree, n_nodes, node_keys, stream
 from jaxfl.exchange import timing
 from jaxfl.exchange.codecs import PLAIN, Codec
-from jaxfl.mapping.at import slowest
 from jaxfl.mapping.nodes import map_nodes
 
 
@@ -66,12 +65,9 @@ def cost(env: Env, teachers: Array, *messages: tuple[Array, Array]) -> Log:
     `teachers` `[n, steps, a]` are the ids of those who spoke. Each of `messages` is `(heard, bits)`: whether they were
     heard (bool, same shape), and what such a message of each node takes `[n]`. One heard by two nodes is sent twice.
     """
-    sent, received = jnp.zeros(n_nodes(env)), jnp.zeros(n_nodes(env))
-    for heard, bits in messages:
-        times = jnp.zeros(bits.shape[0], jnp.int32).at[teachers].add(heard.astype(jnp.int32))
-        sent = sent + times * bits
-        received = received + jnp.where(heard, bits[teachers], 0).sum((1, 2))
-    log = Log(up_bits=sent.sum(), down_bits=sent.sum())
+    n = n_nodes(env)
+    came = sum(jnp.where(heard, bits[teachers], 0) for heard, bits in messages).reshape(n, -1)  # type: ignore[union-attr]
+    log = Log(up_bits=came.sum(), down_bits=came.sum())
     if env.links is not None:
-        log["seconds"] = slowest(timing.both_ways(env.links, sent, received), jnp.ones(sent.shape, bool))
+        log["seconds"] = timing.over_edges(env, [(jnp.arange(n), Graph(teachers.reshape(n, -1), came), came)])
     return log

@@ -1,7 +1,8 @@
 """Simulated seconds of a round, from the bits that moved, the steps that ran and the world's links.
 
 Everybody waits for the slowest who is present. Without links (`Env.links` None) nothing takes time and no `seconds` are
-logged; what the world itself takes (`Env.seconds`) comes on top.
+logged; what the world itself takes (`Env.seconds`) comes on top. A server is as far as its region (`links.to_server`);
+who uploads over a shared uplink has its max-min fair share of it while others do.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,8 +10,10 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 
 from jaxfl.core import Array, Env, Graph, Links, Log, n_nodes
+from jaxfl.exchange import fair_share
 from jaxfl.mapping.at import slowest
 from jaxfl.mapping.nodes import rows_of
+from jaxfl.world.links import to_server
 
 
 def transfer(rate: Array, latency: Array, bits: Array) -> Array:
@@ -36,10 +39,20 @@ def through_server(env: Env, steps: Array, handed: float | Array, up: Array) -> 
     down = selected.sum() * handed if handed.ndim == 0 else jnp.where(selected, handed, 0).sum()
     log = Log(up_bits=jnp.where(present, up, 0).sum(), down_bits=down)
     if env.links is not None:
-        mine = rows_of(env.cohort, env.links)
-        wait = transfer(mine.down, mine.latency, handed)
-        log["seconds"] = slowest(wait + steps * mine.step + transfer(mine.up, mine.latency, up), present)
+        mine = rows_of(env.cohort, to_server(env.links))
+        ready = transfer(mine.down, mine.latency, handed) + steps * mine.step
+        log["seconds"] = slowest(_uploaded(env, mine, ready, up, present), present)
     return log
+
+
+def _uploaded(env: Env, mine: Links, ready: Array, bits: Array, present: Array) -> Array:
+    """When each member `[c]` has its `bits` through to the server, of those who are `ready` then."""
+    trunk = env.links.trunk  # type: ignore[union-attr]
+    if trunk is None:
+        return ready + transfer(mine.up, mine.latency, bits)
+    sent, group = jnp.where(present, bits, 0.0), rows_of(env.cohort, trunk.group)
+    there = fair_share.finish(ready + mine.latency, sent, mine.up, group[:, None], trunk.rate)
+    return jnp.where(sent > 0, there, ready)
 
 
 def all_reduce(flying: Array | None = None) -> Callable:
@@ -56,13 +69,29 @@ def all_reduce(flying: Array | None = None) -> Callable:
         moved = jnp.where(present, up, 0).sum()
         log = Log(up_bits=moved, down_bits=moved)
         if env.links is not None:
-            mine = rows_of(env.cohort, env.links)
+            mine = rows_of(env.cohort, _among(env))
             bits = up if flying is None else flying
             work, way = slowest(steps * mine.step, present), slowest(both_ways(mine, bits, bits), present)
             log["seconds"] = work + way if flying is None else jnp.maximum(work, way)
         return log
 
     return cost
+
+
+def _among(env: Env) -> Links:
+    """How the members of an all-reduce reach each other, by node: over the worst way from or to another of them."""
+    links = env.links
+    assert links is not None
+    if links.between is None:
+        return links._replace(trunk=None)
+    far, r = links.between, links.between.latency.shape[0]
+    there = jnp.zeros(r, jnp.int32).at[rows_of(env.cohort, far.region)].add(env.cohort.weight > 0)
+    others = (there - jnp.eye(r, dtype=jnp.int32) > 0)[far.region]  # [n, r], somebody else is in that region
+    both = lambda m, worst: worst(m[far.region], m[:, far.region].T)
+    latency = jnp.where(others, both(far.latency, jnp.maximum), 0.0).max(1)
+    rate = jnp.where(others, both(far.rate, jnp.minimum), jnp.inf).min(1)
+    up, down = jnp.minimum(links.up, rate), jnp.minimum(links.down, rate)
+    return Links(up, down, links.latency + latency, links.step)
 
 
 def over_edges(env: Env, tables: Sequence[tuple[Array, Graph, Array]]) -> Array:
@@ -73,8 +102,47 @@ def over_edges(env: Env, tables: Sequence[tuple[Array, Graph, Array]]) -> Array:
         tables: rows of a neighbour table: the nodes `[r]` they belong to, their part of the graph, and the bits
             `[r, k]` that came in each slot.
     """
-    nobody = jnp.zeros(n_nodes(env))
-    sent, received = nobody, nobody
+    links = env.links
+    assert links is not None
+    if links.between is None and links.trunk is None:
+        sent, received = _moved(n_nodes(env), tables)
+        return slowest(both_ways(links, sent, received), jnp.ones(sent.shape, bool))
+    return jnp.stack([jnp.max(way, initial=0.0) for way in by_edge(links, tables)]).max()
+
+
+def by_edge(links: Links, tables: Sequence[tuple[Array, Graph, Array]]) -> list[Array]:
+    """Seconds `[r, k]` each message is under way where all are sent at once; arguments as `over_edges`.
+
+    `b` bits from `j` to `i` take what lies between their regions (`world.regions`) and the longest of what the sender
+    needs for all it sends, the receiver for all it hears, the way between them for `b`, and, if it leaves a group whose
+    nodes share an uplink, that for all that leaves the group. In slots without bits 0.
+    """
+    n = links.up.shape[0]
+    sent, received = _moved(n, tables)
+    out, into = links.latency + sent / links.up, links.latency + received / links.down
+    far, trunk, left = links.between, links.trunk, jnp.zeros(n)
+    if trunk is not None:
+        away = jnp.zeros(trunk.rate.shape)
+        for ids, graph, bits in tables:
+            group = trunk.group[graph.nbr]
+            away = away.at[group].add(jnp.where(group != trunk.group[ids][:, None], bits, 0))
+        left = (away / trunk.rate)[trunk.group]
+    ways = []
+    for ids, graph, bits in tables:
+        way = jnp.maximum(out[graph.nbr], into[ids][:, None])
+        if trunk is not None:
+            leaves = trunk.group[graph.nbr] != trunk.group[ids][:, None]
+            way = jnp.where(leaves, jnp.maximum(way, (links.latency + left)[graph.nbr]), way)
+        if far is not None:
+            pair = far.region[graph.nbr], far.region[ids][:, None]
+            way = far.latency[pair] + jnp.maximum(way, bits / far.rate[pair])
+        ways.append(jnp.where(bits > 0, way, 0.0))
+    return ways
+
+
+def _moved(n: int, tables: Sequence[tuple[Array, Graph, Array]]) -> tuple[Array, Array]:
+    """Bits that each node sends and receives, `[n]`."""
+    sent, received = jnp.zeros(n), jnp.zeros(n)
     for ids, graph, bits in tables:
         sent, received = sent.at[graph.nbr].add(bits), received.at[ids].add(bits.sum(1))
-    return slowest(both_ways(env.links, sent, received), jnp.ones(nobody.shape, bool))  # type: ignore[arg-type]
+    return sent, received

@@ -23,6 +23,7 @@ from jaxfl.mapping.canonical import canonical
 from jaxfl.world.exponential import exponential as unit_exponential
 from jaxfl.world.exponential import tail
 from jaxfl.world.exponential import uniform as fraction
+from jaxfl.world.links import to_server
 
 
 class Seconds(NamedTuple):
@@ -135,7 +136,14 @@ def pareto(least: Any = 1.0, shape: Any = 2.0) -> Seconds:
 
 
 def on_links(links: Links, *, down_bits: float = 0.0, up_bits: float = 0.0, steps: float = 0.0) -> Seconds:
-    """What a job takes over `world.links`: download, local steps, upload, each transfer with its latency."""
+    """What a job takes over `world.links`: download, local steps, upload, each transfer with its latency.
+
+    Raises:
+        InputError: links whose uplinks are shared.
+    """
+    if links.trunk is not None:
+        raise InputError("links share uplinks, but a clock draws each job alone: give each node an uplink of its own.")
+    links = to_server(links)
     down, up = (
         jnp.where(v > 0, links.latency + v / rate, 0)
         for v, rate in ((_number("down_bits", down_bits), links.down), (_number("up_bits", up_bits), links.up))

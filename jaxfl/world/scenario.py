@@ -12,6 +12,7 @@ from jaxfl.core import ALL_STEPS, Array, Cohort, Graph, Links, Now, Process, Sce
 from jaxfl.errors import InputError, require
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import base_of, everyone, weighted
+from jaxfl.world.links import by_node
 from jaxfl.world.process import process
 from jaxfl.world.promises import require_weights
 from jaxfl.world.tiers import Tiers, tiers_of
@@ -98,8 +99,8 @@ def scenario(
     alive = _value(up)
     if churn is not None and (getattr(alive, "shape", None) != (n,) or alive.dtype != bool):
         raise InputError(f"churn does not yield who of {n} nodes is up: a process of [{n}] bool is needed.")
-    if links is not None and any(np.shape(v) != (n,) for v in links):
-        raise InputError(f"links have shapes {[np.shape(v) for v in links]}: [{n}], one number a node, is needed.")
+    if links is not None and any(np.shape(v) != (n,) for v in by_node(links)):
+        raise InputError(f"links have shapes {[np.shape(v) for v in by_node(links)]}: [{n}], one a node, is needed.")
 
     if weights is not None:
         if any(a.ndim == 1 and len(a) != n for a in jax.tree.leaves(weights.arrays)):

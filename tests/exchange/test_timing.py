@@ -10,7 +10,7 @@ import pytest
 from jaxfl.core import Cohort, Env, Links, Log
 from jaxfl.errors import InputError
 from jaxfl.exchange import timing
-from jaxfl.world import graph, mixing
+from jaxfl.world import graph, mixing, regions
 from jaxfl.world.links import links
 
 SPEED = links(
@@ -118,3 +118,69 @@ def test_logs_add_costs_and_refuse_what_stands_twice():
     with pytest.raises(InputError, match="loss twice"):
         a | {"loss": 1.0}
     assert jax.tree.map(lambda v: v + 1, b) == Log(seconds=3.0, up_bits=4.0)
+
+
+RATE = np.array([[80.0, 20], [30, 90]])
+LATENCY = np.array([[1.0, 4], [6, 2]])
+REGION = np.array([0, 0, 1, 1])
+FAR = regions.regions(
+    4, LATENCY, RATE, assignment=REGION, server=1, access=SPEED.latency, step=SPEED.step, up=SPEED.up, down=SPEED.down
+)
+
+
+def by_hand(nbr, bits, speed, latency, rate, region):
+    """What the docstring of `world.regions` says, in float64."""
+    up, down, own = (np.asarray(v, np.float64) for v in speed[:3])
+    sent, received, way = np.zeros(4), bits.sum(1), np.zeros(nbr.shape)
+    for i, s in np.ndindex(*nbr.shape):
+        sent[nbr[i, s]] += bits[i, s]
+    for i, s in np.ndindex(*nbr.shape):
+        j = nbr[i, s]
+        if bits[i, s]:
+            least = max(
+                own[j] + sent[j] / up[j], own[i] + received[i] / down[i], bits[i, s] / rate[region[j], region[i]]
+            )
+            way[i, s] = latency[region[j], region[i]] + least
+    return way
+
+
+def test_over_regions_each_message_has_its_way():
+    nbr, bits = np.array([[1, 2], [2, 1], [3, 0], [0, 1]]), np.array([[100.0, 10], [0, 0], [50, 70], [0, 30]])
+    g = graph.Graph(jnp.asarray(nbr), jnp.asarray(bits, jnp.float32))
+    tables, want = [(jnp.arange(4), g, g.weight)], by_hand(nbr, bits, SPEED, LATENCY, RATE, REGION)
+    np.testing.assert_allclose(timing.by_edge(FAR, tables)[0], want, rtol=1e-6)
+    assert float(timing.over_edges(env_of(speed=FAR), tables)) == pytest.approx(want.max())
+    near = regions.regions(4, np.zeros((2, 2)), assignment=REGION, access=SPEED.latency, up=SPEED.up, down=SPEED.down)
+    plain = timing.over_edges(env_of(speed=SPEED), tables)
+    assert float(timing.over_edges(env_of(speed=near), tables)) == float(plain)  # nothing in between is no region
+
+
+def test_a_server_is_in_its_region():
+    # member 0: down at 30, 6 + 4 over the regions and back, half each way
+    out = timing.through_server(env_of(ids=(0,), speed=FAR), jnp.asarray([2]), 60.0, jnp.full(1, 40.0))
+    assert float(out["seconds"]) == 5 + 60 / 30 + 2 * 1 + 5 + 40 / 20
+
+
+def test_an_all_reduce_crosses_the_worst_way_of_each():
+    each = jnp.full(2, 100.0)
+    for ids, want in ((0, 1), max(1 + 1 + 100 / 50, 0 + 1 + 100 / 80)), ((0, 2), 6 + 100 / 10), ((2, 3), 0):
+        out = timing.all_reduce()(env_of(ids=ids, speed=FAR), jnp.zeros(2), 0.0, each)
+        want = want or max(2 + 100 / 10, 2.5 + 100 / 90)
+        assert float(out["seconds"]) == pytest.approx(want)
+
+
+def test_uploads_share_an_uplink():
+    # nodes 0 and 1 share 60: ready at 2 and 4 with 120 bits each; up alone they would be at 100 and 50
+    shared = links(4, up=[100.0, 50, 10, 200], step=[1, 2, 3, 4], group=[0, 0, 1, 1], trunk=[60.0, 1e9])
+    up = jnp.asarray([120.0, 120.0])
+    out = timing.through_server(env_of(ids=(0, 1), speed=shared), jnp.asarray([2, 2]), 0.0, up)
+    assert float(out["seconds"]) == pytest.approx(6.4)  # the first alone at 60 is through at 4; the second then has 50
+    out = timing.through_server(env_of(ids=(0, 1), speed=shared), jnp.asarray([2, 1]), 0.0, up)
+    assert float(out["seconds"]) == 6  # both at 30
+    absent = env_of(ids=(0, 1), weight=[1, 0], speed=shared)
+    assert float(timing.through_server(absent, jnp.asarray([2, 1]), 0.0, up)["seconds"]) == 4
+    g = mixing.metropolis(graph.ring(4))
+    tables = [(jnp.arange(4), g, jnp.full((4, 2), 90.0))]
+    # 0 -> 3 and 1 -> 2 leave the first group, 180 bits over 60; 2 moves 180 up at 10
+    np.testing.assert_allclose(timing.by_edge(shared, tables)[0][3, 0], 180 / 60)
+    assert float(timing.over_edges(env_of(speed=shared), tables)) == 18

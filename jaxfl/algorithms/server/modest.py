@@ -45,6 +45,7 @@ from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task
 from jaxfl.mapping.at import at, reported
 from jaxfl.paper import Paper, System
+from jaxfl.world.links import by_node
 
 PAPER = Paper(
     "MoDeST: Bridging the Gap between Federated and Decentralized Learning with Decentralized Sampling",
@@ -181,7 +182,7 @@ def modest(
         """Seconds `[c]` in which the nodes `ids` run `steps` and send to as many others as there are aggregators."""
         if env.links is None:
             return jnp.zeros(ids.shape)
-        rate, _, latency, step = (v[ids] for v in env.links)
+        rate, _, latency, step = (v[ids] for v in by_node(env.links, "MoDeST"))
         bits = jnp.float32(aggregators * (32.0 * task.dim + VIEW_BITS * n_nodes(env)))
         return steps * step + transfer(rate, latency, bits)
 
