@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxfl.errors import InputError
+from jaxfl.world import durations
 from jaxfl.world import regions as r
 from jaxfl.world.links import by_node, links, to_server
 
@@ -83,6 +84,7 @@ def test_draws_are_lognormal_and_alike_both_ways():
         (lambda: r.lognormal(2, 0.0, 1.0), "median is 0.0"),
         (lambda: links(3, group=[0, 1, 1], trunk=[1.0]), r"trunk = \[1.0\]"),
         (lambda: links(3, group=[0, 0.5, 1]), "group is"),
+        (lambda: durations.on_links(links(3, group=0, trunk=1.0)), "links share uplinks, but a clock"),
         (lambda: by_node(r.by_edge(3), "MoDeST"), "MoDeST knows links by node alone"),
     ],
 )
@@ -104,7 +106,9 @@ def test_a_file_of_regions(tmp_path):
 
 def test_a_way_back_is_the_same_and_a_server_may_have_lines(tmp_path):
     path = tmp_path / "regions.csv"
-    path.write_text(HEAD + "a,a,1,10\nb,b,1,1000\na,b,50,20\na,server,7,30\nserver,a,9,30\nb,server,8,40\n", "utf-8-sig")
+    path.write_text(
+        HEAD + "a,a,1,10\nb,b,1,1000\na,b,50,20\na,server,7,30\nserver,a,9,30\nb,server,8,40\n", "utf-8-sig"
+    )
     got = r.links_from_csv(path, 4)
     assert far(got).region.tolist() == [0, 0, 1, 1]
     np.testing.assert_allclose(far(got).latency[:2, :2], [[1e-3, 50e-3], [50e-3, 1e-3]])
