@@ -174,6 +174,9 @@ from .world import (
     durations as durations,
 )
 from .world import (
+    events as events,
+)
+from .world import (
     graph as graph,
 )
 from .world import (

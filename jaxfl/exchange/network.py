@@ -42,6 +42,7 @@ from jaxfl.exchange.slots import check
 from jaxfl.learn.layers import Part
 from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import map_memory, map_nodes, put_rows, rows_of
+from jaxfl.world.events import Events
 from jaxfl.world.tiers import tiers_of
 
 
@@ -311,7 +312,8 @@ class Network(NamedTuple):
         (n, m), byz = messages.shape, env.byz
         up = jnp.ones(n) if env.alive is None else env.alive.astype(jnp.float32)
         who = Cohort(jnp.arange(n), up, jnp.zeros(n, jnp.int32), strata=Strata(n))
-        sent, mail, bits = self._send(key, mail, who, messages, env.alive)
+        speak = (g.weight != 0).any(1) if isinstance(g, Events) else env.alive  # without a partner nothing is coded
+        sent, mail, bits = self._send(key, mail, who, messages, speak)
         tiers, came = tiers_of(g), lambda g: jnp.where(g.weight != 0, bits[g.nbr], 0)
         # one product where every message is alike: no gather, and exact
         live, plain = lambda g: (g.weight != 0).sum(), self.codec is PLAIN

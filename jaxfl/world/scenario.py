@@ -12,6 +12,7 @@ from jaxfl.core import ALL_STEPS, Array, Cohort, Graph, Links, Now, Process, Sce
 from jaxfl.errors import InputError, require
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import base_of, everyone, weighted
+from jaxfl.world.events import Events, paced
 from jaxfl.world.links import by_node
 from jaxfl.world.process import process
 from jaxfl.world.promises import require_weights
@@ -53,6 +54,7 @@ def scenario(
         nodes: number of nodes; by default one a shard, and needed where `data` is not `Shards`.
         topology: a weighted graph, a networkx graph (`mixing.from_networkx`) or a mixing matrix (`mixing.from_matrix`),
             the same in every round; a list of them, in turn (`topology.by_round`); a process that yields a graph; None.
+            Clocks (`world.events`) say which pairs meet, who works, and how long a round takes.
         cohort: a process that yields a `Cohort`, or `(Cohort, seconds)` where a clock decides how long a round takes
             (`world.clock`); by default everyone. Members weigh as much as they have samples (where `data` is not
             `Shards`: all alike), unless the process was made with a `weight` of its own, such as `jnp.ones(n)`.
@@ -91,6 +93,8 @@ def scenario(
         raise InputError(f"topology has {tiers_of(graph).n} nodes: as many as the world, {n}, are needed.")
     if isinstance(topology, Graph | Tiers):
         require_weights(topology)
+    if isinstance(graph, Events) and (timed or cohort is not None):
+        raise InputError("cohort is set, but the clocks of this topology (world.events) say who acts: leave it out.")
     base = base_of(who)
     if not isinstance(members, Cohort) or members.ids.shape[0] > n or (base is not None and base.shape != (n,)):
         raise InputError(f"cohort is not drawn from {n} nodes: a process that yields a Cohort of them is needed.")
@@ -119,6 +123,8 @@ def scenario(
         at_who, c = next_who(stream(key, "cohort"), arrays["cohort"], s[1], t)
         at_up, alive = next_up(stream(key, "churn"), arrays["churn"], s[2], t)
         c, seconds = c if timed else (c, arrays["seconds"])
+        if isinstance(graph, Events):
+            c, seconds = paced(c, graph), graph.seconds
         if alive is not None:
             here, steps = alive[c.ids], ALL_STEPS if c.steps is None else c.steps
             left = jnp.maximum((arrays["share"] * alive).sum(), 1e-12)  # of a total, which is of all who are up
