@@ -24,10 +24,12 @@ def replace(
 ) -> list[dict[str, Any]]:
     """`rows` in the place of those of the suite's workload `name`; returns what the file then holds.
 
-    With `parts` rows of `name` stay where none of `rows` has their `workload`; `alone`: those of other libraries stay.
+    With `parts` rows of `name` stay where none of `rows` has their `workload`, or in `round` their system; `alone`:
+    those of other libraries stay.
     """
-    new = {row.get("workload") for row in rows}
-    left_out = lambda row: (parts and row.get("workload") not in new) or (alone and "peer" in row)
+    part = lambda row: (row.get("workload"), row.get("round"))
+    new = {part(row) for row in rows}
+    left_out = lambda row: (parts and part(row) not in new) or (alone and "peer" in row)
     stays = lambda row: row["suite"] != name or left_out(row)
     kept = [row for row in read(path) if stays(row)] + list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)

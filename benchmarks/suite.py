@@ -3,6 +3,7 @@
     python benchmarks/suite.py                  all workloads and, where they are installed, all peers
     python benchmarks/suite.py w1 w3            some of them
     python benchmarks/suite.py shapes --only w3   a part of `shapes`: of w1, w3, w5, robust, scaffold, diloco
+    python benchmarks/suite.py round --only admm  a part of `round`: some of its systems
     python benchmarks/suite.py gpu              all that is asked of an accelerator, in at most 8 minutes
     python benchmarks/suite.py --tiny --out X   all of them so small that nothing is measured, into the folder X
     python benchmarks/suite.py --pages          only write the page and the pictures again
@@ -88,6 +89,15 @@ def peer_rows(name: str) -> Iterator[dict]:
                     yield row | ({"workload": f"W4 {row['rule']}"} if "rule" in row else {})
 
 
+def parts_of(name: str) -> Sequence[str]:
+    """What `--only` can name of a workload."""
+    if name == "round":
+        from workloads.rounds import names
+
+        return names()
+    return PARTS.get(name, ())
+
+
 def write_pages(rows: list[dict], folder: Path) -> None:
     """`README.md` and the pictures."""
     import picture
@@ -105,7 +115,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
     parser.add_argument("--no-peers", action="store_true", help="leave other libraries out: their rows stay")
     parser.add_argument("--seconds", type=float, default=450, help="of gpu: nothing is begun after so many")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="of shapes: some of its systems")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PART", help="of shapes and round: some of their systems"
+    )
     parser.add_argument("--pages", action="store_true", help="measure nothing, write page and pictures")
     parser.add_argument("--out", type=Path, help="folder of results.jsonl and README.md (default: this one)")
     args = parser.parse_args(argv)
@@ -113,9 +125,10 @@ def main(argv: list[str]) -> int:
     if unknown:
         parser.error(f"workload {unknown[0]} is unknown; known are {', '.join(ORDER)}.")
     for part in args.only:
-        known = PARTS.get(args.names[0] if len(args.names) == 1 else "", ())
+        known = parts_of(args.names[0]) if len(args.names) == 1 else ()
         if part not in known:
-            parser.error(f"--only {part}: " + (f"known are {', '.join(known)}." if known else "for shapes alone."))
+            words = f"known are {', '.join(known)}." if known else "for shapes or round alone."
+            parser.error(f"--only {part}: {words}")
     if args.tiny and args.out is None:
         parser.error("--tiny measures nothing and needs --out, a folder beside the results.")
     folder = args.out or HERE
@@ -139,7 +152,7 @@ def main(argv: list[str]) -> int:
             print(json.dumps(rows[-1]), flush=True)
             failed |= "error" in row
             if name in ("gpu", "round"):  # such a run may be cut off
-                results.replace(path, name, rows)
+                results.replace(path, name, rows, parts=bool(args.only))
         results.replace(path, name, rows, parts=bool(args.only), alone=args.no_peers)
     write_pages(results.read(path), folder)
     return int(failed)

@@ -36,11 +36,11 @@ model and data. "Least" is the ratio that whole members leave: a device cannot t
 cores show only that none is lost; on one and eight devices, and for W3 above 1,009, sizes are left out for time, as are
 systems that the table does not have.
 """
-ROUNDS = """CPU milliseconds of a round of every system with a server beside FedAvg's, in turns, the least of all turns;
-{clients:,} clients, {members} a round, model and data of W1, 3 steps of 20, options as they are by default. Gradients,
-bits (up and down) and arithmetic (FLOPs of the whole round) are over those of FedAvg. What is above {most} times
-FedAvg's round and is not arithmetic is in bold.
-Blocks are of ten rounds: what a run costs at its ends, where a state of gigabytes is copied, is in them.
+ROUNDS = """CPU milliseconds of a round of every system with a server beside FedAvg's, in turns, the least of all: a
+run of {long} rounds less one of {short}, over the rounds between. What a run costs at its ends, where the nodes' memory
+is made and handed back, stands apart. {clients:,} clients, {members} a round, model and data of W1, 3 steps of 20,
+options as they are by default. Gradients, bits (up and down) and arithmetic (FLOPs of the whole round) are over those
+of FedAvg. What is above {most} times FedAvg's round and is not arithmetic is in bold.
 """
 FORMULATIONS = """Ways of writing the same, in turns; "apart" is the largest difference from the first over its largest
 value.
@@ -122,6 +122,7 @@ ROUND = [
     ("gradients", lambda r: _number(r.get("gradients"), ".2f")),
     ("bits", lambda r: _number(r.get("bits"), ".2f")),
     ("arithmetic", lambda r: _number(r.get("arithmetic"), ".2f")),
+    ("ends, ms", lambda r: _ms(r.get("ends_cpu_seconds"))),
     ("state, MB", lambda r: _number(r.get("state_mb"), ",.1f")),
     ("above 1.5", lambda r: _extra(r)),
 ]
@@ -192,7 +193,7 @@ def _rounds(rows: list[dict]) -> Iterable[str]:
     """Systems by their ratio, and what was left out."""
     done = sorted((r for r in rows if "ratio" in r), key=lambda r: -r["ratio"])
     if done:
-        yield ROUNDS.format(clients=done[0]["clients"], members=done[0]["members"], most=MOST)
+        yield ROUNDS.format(most=MOST, **{k: done[0][k] for k in ("clients", "members", "short", "long")})
     yield _table(ROUND, [*done, *(r for r in rows if "error" in r)])
     left = [f"`{r['round']}` ({r['left_out']})" for r in rows if "left_out" in r]
     if left:

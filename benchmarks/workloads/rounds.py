@@ -4,7 +4,7 @@ A round is the difference of a long and a short run, over the rounds that the lo
 ends, where a memory of gigabytes is made and handed back, is in neither.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import timing
 from child import run_child
@@ -28,9 +28,9 @@ def names() -> list[str]:
     return [name for name, entry in zoo.entries().items() if entry.kind == "server" and name != "fedavg"]
 
 
-def rows(turns: int, tiny: bool) -> Iterator[dict]:
-    """Every system, each in a process of its own; one that fails is a row with an `error`."""
-    for name in ("scaffold", "heterofl") if tiny else names():
+def rows(turns: int, tiny: bool, only: Sequence[str] = ()) -> Iterator[dict]:
+    """Every system, or `only` some, each in a process of its own; one that fails is a row with an `error`."""
+    for name in only or (("scaffold", "heterofl") if tiny else names()):
         try:
             yield from run_child("round", name, "--turns", str(turns), *(["--tiny"] if tiny else []))
         except RuntimeError as error:
@@ -57,7 +57,8 @@ def system(name: str, turns: int, tiny: bool) -> dict:
     cpu = timing.in_turns(sides, turns)[..., 1].T.reshape(2, 2, turns)  # of both systems, the short and the long run
     over = lambda runs: (runs[:, 1] - runs[:, 0]) / (rounds[1] - rounds[0])
     mine, beside = map(float, over(cpu.min(-1)))
-    row = {"round": name, "clients": clients, "members": members, "cpu_seconds": mine, "fedavg_cpu_seconds": beside}
+    row = {"round": name, "clients": clients, "members": members, "short": rounds[0], "long": rounds[1]}
+    row |= {"cpu_seconds": mine, "fedavg_cpu_seconds": beside}
     row |= timing.ratios(*over(cpu)) | {"ratio": mine / beside}
     row["ends_cpu_seconds"] = float(cpu[0, 0].min()) - rounds[0] * mine
     del sides

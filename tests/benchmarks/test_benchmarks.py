@@ -144,6 +144,12 @@ def test_a_part_replaces_its_own_rows(tmp_path):
     new = [{"suite": "shapes", "workload": "W3", "nodes": 2}]
     assert results.replace(path, "shapes", new, parts=True) == [old[0], *new]
     assert results.replace(path, "shapes", new) == new
+    for some in (
+        [{"suite": "round", "round": r} for r in ("admm", "fedprox")],
+        [{"suite": "round", "round": "admm", "x": 1}],
+    ):
+        found = results.replace(path, "round", some, parts=True)
+    assert [row.get("x") for row in found if row["suite"] == "round"] == [None, 1]
     other = [{"suite": "w1", "workload": "W1", "peer": "FedJAX"}, {"suite": "w1", "workload": "W1", "seconds": 1}]
     results.replace(path, "w1", other)
     assert results.replace(path, "w1", other[1:], alone=True)[:2] == other
@@ -220,6 +226,7 @@ def test_a_round_of_a_system_beside_that_of_fedavg(few_images):
 def test_the_page_names_what_a_round_does_more():
     """Above 1.5 times FedAvg's round what is more is named; in bold, and no target met, where it is not arithmetic."""
     made = {"clients": 10_000, "members": 100, "cpu_seconds": 0.1, "fedavg_cpu_seconds": 0.05, "state_mb": 1.0}
+    made |= {"short": 10, "long": 60, "ends_cpu_seconds": 0.2}
     made |= {"suite": "round", "date": "2020-02-02", "machine": {"device": "x"}, "bits": 1.0}
     of = lambda ratio: {"ratio": ratio, "ratio_low": ratio, "ratio_high": ratio}
     rows = [
@@ -229,8 +236,8 @@ def test_the_page_names_what_a_round_does_more():
         {"suite": "round", "round": "broken", "error": "no", "date": "x", "machine": {"device": "x"}},
     ]
     page = table.render(rows, [])
-    assert "| 2.10 (2.10, 2.10) | 2.00 | 1.00 | 2.00 | 1.0 | 2.0 times the gradients, 2.0 times the" in page
-    assert "| **1.60 (1.60, 1.60)** | 1.00 | 1.00 | 1.00 | 1.0 | no more than FedAvg |" in page
+    assert "| 2.10 (2.10, 2.10) | 2.00 | 1.00 | 2.00 | 200 | 1.0 | 2.0 times the gradients, 2.0 times the" in page
+    assert "| **1.60 (1.60, 1.60)** | 1.00 | 1.00 | 1.00 | 200 | 1.0 | no more than FedAvg |" in page
     assert "Left out: `own` (it brings a world of its own)." in page
     assert "| `broken` |  |  | failed: no |" in page
     (target,) = (c for c in checks.checks(rows) if c.target.startswith("round:"))
@@ -320,7 +327,8 @@ def test_bad_arguments_say_what_is_allowed(tmp_path):
         (["w1", "--tiny"], "--out"),
         (["gpu", "--out", str(tmp_path)], "accelerator"),
         (["shapes", "--only", "w2"], "w1, w3"),
-        (["w1", "--only", "w1"], "for shapes alone"),
+        (["round", "--only", "w2"], "fedprox"),
+        (["w1", "--only", "w1"], "for shapes or round alone"),
     ):
         done = subprocess.run([sys.executable, str(HERE / "suite.py"), *args], stderr=subprocess.PIPE, text=True)
         assert done.returncode == 2
