@@ -13,7 +13,7 @@ from jaxfl.core import Array, Env, Graph, Links, Log, n_nodes
 from jaxfl.exchange import fair_share
 from jaxfl.mapping.at import slowest
 from jaxfl.mapping.nodes import rows_of
-from jaxfl.world.links import to_server
+from jaxfl.world.links import moved, to_server, ways
 
 
 def transfer(rate: Array, latency: Array, bits: Array) -> Array:
@@ -105,44 +105,6 @@ def over_edges(env: Env, tables: Sequence[tuple[Array, Graph, Array]]) -> Array:
     links = env.links
     assert links is not None
     if links.between is None and links.trunk is None:
-        sent, received = _moved(n_nodes(env), tables)
+        sent, received = moved(n_nodes(env), tables)
         return slowest(both_ways(links, sent, received), jnp.ones(sent.shape, bool))
-    return jnp.stack([jnp.max(way, initial=0.0) for way in by_edge(links, tables)]).max()
-
-
-def by_edge(links: Links, tables: Sequence[tuple[Array, Graph, Array]]) -> list[Array]:
-    """Seconds `[r, k]` each message is under way where all are sent at once; arguments as `over_edges`.
-
-    `b` bits from `j` to `i` take what lies between their regions (`world.regions`) and the longest of what the sender
-    needs for all it sends, the receiver for all it hears, the way between them for `b`, and, if it leaves a group whose
-    nodes share an uplink, that for all that leaves the group. In slots without bits 0.
-    """
-    n = links.up.shape[0]
-    sent, received = _moved(n, tables)
-    out, into = links.latency + sent / links.up, links.latency + received / links.down
-    far, trunk, left = links.between, links.trunk, jnp.zeros(n)
-    if trunk is not None:
-        away = jnp.zeros(trunk.rate.shape)
-        for ids, graph, bits in tables:
-            group = trunk.group[graph.nbr]
-            away = away.at[group].add(jnp.where(group != trunk.group[ids][:, None], bits, 0))
-        left = (away / trunk.rate)[trunk.group]
-    ways = []
-    for ids, graph, bits in tables:
-        way = jnp.maximum(out[graph.nbr], into[ids][:, None])
-        if trunk is not None:
-            leaves = trunk.group[graph.nbr] != trunk.group[ids][:, None]
-            way = jnp.where(leaves, jnp.maximum(way, (links.latency + left)[graph.nbr]), way)
-        if far is not None:
-            pair = far.region[graph.nbr], far.region[ids][:, None]
-            way = far.latency[pair] + jnp.maximum(way, bits / far.rate[pair])
-        ways.append(jnp.where(bits > 0, way, 0.0))
-    return ways
-
-
-def _moved(n: int, tables: Sequence[tuple[Array, Graph, Array]]) -> tuple[Array, Array]:
-    """Bits that each node sends and receives, `[n]`."""
-    sent, received = jnp.zeros(n), jnp.zeros(n)
-    for ids, graph, bits in tables:
-        sent, received = sent.at[graph.nbr].add(bits), received.at[ids].add(bits.sum(1))
-    return sent, received
+    return jnp.stack([jnp.max(way, initial=0.0) for way in ways(links, tables)]).max()

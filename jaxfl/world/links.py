@@ -5,12 +5,13 @@ By node: `links`. What lies between nodes, by region or by edge, is `world.regio
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Links, Trunk, constant
+from jaxfl.core import Array, Graph, Links, Trunk, constant
 from jaxfl.errors import InputError, require
 
 
@@ -103,3 +104,41 @@ def to_server(links: Links) -> Links:
             latency=links.latency + (far.latency[there] + far.latency[back]) / 2,
         )
     return links._replace(between=None, trunk=None)
+
+
+def ways(links: Links, tables: Sequence[tuple[Array, Graph, Array]]) -> list[Array]:
+    """Seconds `[r, k]` each message is under way where all are sent at once; tables as in `timing.over_edges`.
+
+    `b` bits from `j` to `i` take what lies between their regions (`world.regions`) and the longest of what the sender
+    needs for all it sends, the receiver for all it hears, the way between them for `b`, and, if it leaves a group whose
+    nodes share an uplink, that for all that leaves the group. In slots without bits 0.
+    """
+    n = links.up.shape[0]
+    sent, received = moved(n, tables)
+    out, into = links.latency + sent / links.up, links.latency + received / links.down
+    far, trunk, left = links.between, links.trunk, jnp.zeros(n)
+    if trunk is not None:
+        away = jnp.zeros(trunk.rate.shape)
+        for ids, graph, bits in tables:
+            group = trunk.group[graph.nbr]
+            away = away.at[group].add(jnp.where(group != trunk.group[ids][:, None], bits, 0))
+        left = (away / trunk.rate)[trunk.group]
+    found = []
+    for ids, graph, bits in tables:
+        way = jnp.maximum(out[graph.nbr], into[ids][:, None])
+        if trunk is not None:
+            leaves = trunk.group[graph.nbr] != trunk.group[ids][:, None]
+            way = jnp.where(leaves, jnp.maximum(way, (links.latency + left)[graph.nbr]), way)
+        if far is not None:
+            pair = far.region[graph.nbr], far.region[ids][:, None]
+            way = far.latency[pair] + jnp.maximum(way, bits / far.rate[pair])
+        found.append(jnp.where(bits > 0, way, 0.0))
+    return found
+
+
+def moved(n: int, tables: Sequence[tuple[Array, Graph, Array]]) -> tuple[Array, Array]:
+    """Bits that each node sends and receives, `[n]`."""
+    sent, received = jnp.zeros(n), jnp.zeros(n)
+    for ids, graph, bits in tables:
+        sent, received = sent.at[graph.nbr].add(bits), received.at[ids].add(bits.sum(1))
+    return sent, received

@@ -14,6 +14,7 @@ from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import base_of, everyone, weighted
 from jaxfl.world.events import Events, paced
 from jaxfl.world.links import by_node
+from jaxfl.world.max_plus import Clocks
 from jaxfl.world.process import process
 from jaxfl.world.promises import require_weights
 from jaxfl.world.tiers import Tiers, tiers_of
@@ -46,6 +47,7 @@ def scenario(
     byz: Any = None,
     round_seconds: float | None = None,
     weights: Weights | None = None,
+    clocks: Clocks | None = None,
 ) -> Scenario:
     """A world whose parts ignore each other, but for churn: who is down sends nothing, hears nothing, runs no step.
 
@@ -64,11 +66,12 @@ def scenario(
         round_seconds: simulated seconds of a round beside its steps and transfers, where no clock says otherwise. None:
             0 where there are `links`, which time those, else 1.
         weights: how much the members who are up count in a round (`world.weights`); None: by their base weights.
+        clocks: nodes wait for those they hear alone (`world.max_plus`), and time is counted so; None: all wait for all.
 
     Raises:
         InputError: a node has no sample, the sizes of the parts disagree, or a bad number.
     """
-    _require_parts(data, cohort=cohort, churn=churn, links=links, weights=weights)
+    _require_parts(data, cohort=cohort, churn=churn, links=links, weights=weights, clocks=clocks)
     sizes = np.asarray(data.size) if isinstance(data, Shards) else None
     if sizes is not None and sizes.size and sizes.min() == 0:
         raise InputError(f"data: node {int(np.argmin(sizes))} has no sample, and every shard needs at least one.")
@@ -80,7 +83,7 @@ def scenario(
         raise InputError(f"nodes = {n}: at least one node is needed.")
     if sizes is not None and n != len(sizes):
         raise InputError(f"nodes = {nodes}: data has {len(sizes)} shards, and one a node is needed.")
-    round_seconds = (1.0 if links is None else 0.0) if round_seconds is None else round_seconds
+    round_seconds = (1.0 if links is None and clocks is None else 0.0) if round_seconds is None else round_seconds
     require("round_seconds", round_seconds, most=math.inf)
     if not (math.isfinite(round_seconds) and round_seconds >= 0):
         raise InputError(f"round_seconds = {round_seconds}: a finite time of at least 0 is needed.")
@@ -95,6 +98,8 @@ def scenario(
         require_weights(topology)
     if isinstance(graph, Events) and (timed or cohort is not None):
         raise InputError("cohort is set, but the clocks of this topology (world.events) say who acts: leave it out.")
+    if clocks is not None:
+        _require_one_time(clocks, links, timed, graph, n)
     base = base_of(who)
     if not isinstance(members, Cohort) or members.ids.shape[0] > n or (base is not None and base.shape != (n,)):
         raise InputError(f"cohort is not drawn from {n} nodes: a process that yields a Cohort of them is needed.")
@@ -113,10 +118,13 @@ def scenario(
     (first_where, next_where, _), (first_who, next_who, _), (first_up, next_up, _) = where, who, up
     rule, weighing = (None, ()) if weights is None else weights
 
-    def init(key: Array, arrays: dict) -> tuple[Any, Any, Any]:
+    begin, tick = (None, None) if clocks is None else clocks[:2]
+
+    def init(key: Array, arrays: dict) -> tuple:
         at_where = first_where(stream(key, "topology"), arrays["topology"])
         at_up = first_up(stream(key, "churn"), arrays["churn"])
-        return at_where, first_who(stream(key, "cohort"), arrays["cohort"]), at_up
+        timers = () if begin is None else (begin(n, graph),)
+        return at_where, first_who(stream(key, "cohort"), arrays["cohort"]), at_up, *timers
 
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Now]:
         at_where, graph = next_where(stream(key, "topology"), arrays["topology"], s[0], t)
@@ -133,7 +141,11 @@ def scenario(
             graph = None if graph is None else between(graph, alive)
         if rule is not None:
             c = reweighed(c, rule, arrays["weights"])
-        return (at_where, at_who, at_up), Now(graph, c, seconds, alive, arrays["share"])
+        timers = ()
+        if tick is not None:
+            at_clocks, more = tick(stream(key, "clocks"), arrays["clocks"], s[3], t, graph, alive)
+            timers, seconds = (at_clocks,), seconds + more
+        return (at_where, at_who, at_up, *timers), Now(graph, c, seconds, alive, arrays["share"])
 
     arrays = {
         "topology": where.arrays,
@@ -142,6 +154,7 @@ def scenario(
         "seconds": constant(round_seconds, np.float32),
     }
     arrays |= {} if weights is None else {"weights": weighing}
+    arrays |= {} if clocks is None else {"clocks": clocks.arrays}
     arrays["share"] = _shares(base_of(who), n)
     return Scenario(canonical(init), canonical(step), arrays, data, byzantine(n, byz), links)
 
@@ -156,11 +169,25 @@ def _require_parts(data: Tree, **parts: Any) -> None:
         )
     kinds = dict.fromkeys(("cohort", "churn"), (Process, "a Process"))
     kinds |= {"links": (Links, "world.links.links(n)"), "weights": (Weights, "Weights, such as weights.uniform()")}
+    kinds |= {"clocks": (Clocks, "Clocks, such as max_plus.neighbours(work)")}
     for name, value in parts.items():
         kind, words = kinds[name]
         if value is not None and not isinstance(value, kind):
             what = f"{type(value).__module__}.{type(value).__qualname__}"
             raise InputError(f"{name} is a {what}, but must be {words}.")
+
+
+def _require_one_time(clocks: Clocks, links: Links | None, timed: bool, graph: Any, n: int) -> None:
+    """Refuse what counts time beside the clocks of the nodes."""
+    if links is not None:
+        raise InputError(
+            "links and clocks would both count transfers: give links to the clocks, neighbours(way=links)."
+        )
+    if timed:
+        raise InputError("cohort has a clock of its own beside clocks: one of them must count the time.")
+    if clocks.graph and graph is None:
+        raise InputError("topology is None, but clocks of nodes that wait for their neighbours need a graph.")
+    clocks.init(n, graph)
 
 
 def _shares(base: Array | None, n: int) -> Array:

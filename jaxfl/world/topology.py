@@ -235,6 +235,40 @@ def edge_drop(topology: Graph | Process, p: float) -> Process:
     return process(step, arrays, lambda key, arrays: start(key, arrays["inner"]))
 
 
+def lossy(topology: Graph | Process, loss: Any) -> Process:
+    """Every message is lost with probability `loss`, independently of all others: who should hear it keeps its weight.
+
+    Nothing is sent again, and what is lost counts no bits. One direction fails without the other, so of symmetric
+    weights the mean is kept in expectation only; where `own` is given (push-sum) the sender keeps what is lost.
+
+    Args:
+        topology: the graph, or the process of graphs.
+        loss: a probability for all, by sender `[n]`, or from sender to listener `[n, n]`.
+
+    Raises:
+        InputError: a number outside 0..1, or another shape.
+    """
+    start, walk, below = as_process(topology)
+    p = np.asarray(loss, np.float64)
+    like = jax.eval_shape(lambda key: walk(key, below, start(key, below), jnp.int32(0))[1], jax.random.key(0))
+    n = like.nbr.shape[0]
+    if p.shape not in ((), (n,), (n, n)) or not ((p >= 0) & (p <= 1)).all():
+        raise InputError(
+            f"loss = {loss}: a probability from 0 to 1, one a sender [{n}] or an edge [{n}, {n}], is needed."
+        )
+
+    def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, Graph]:
+        s, graph = walk(stream(key, "below loss"), arrays["inner"], s, t)
+        mine, p = jnp.arange(n, dtype=jnp.int32)[:, None], arrays["loss"]
+        base = stream(key, "loss")
+        draw = lambda i, j: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(base, i), j))
+        u = jax.vmap(jax.vmap(draw))(jnp.broadcast_to(mine, graph.nbr.shape), graph.nbr)
+        return s, _keep(graph, u >= (p[graph.nbr, mine] if p.ndim == 2 else p[graph.nbr] if p.ndim else p))
+
+    arrays = {"inner": below, "loss": constant(p, np.float32)}
+    return process(step, arrays, lambda key, arrays: start(key, arrays["inner"]))
+
+
 def asleep(topology: Graph | Process, awake: Process) -> Process:
     """Only edges between two nodes that are awake carry weight; `awake` yields `[n]` bool (`cohort.availability`)."""
     start, walk, inner = as_process(topology)

@@ -11,7 +11,7 @@ from jaxfl.core import Cohort, Env, Links, Log
 from jaxfl.errors import InputError
 from jaxfl.exchange import timing
 from jaxfl.world import graph, mixing, regions
-from jaxfl.world.links import links
+from jaxfl.world.links import links, ways
 
 SPEED = links(
     4, up=[100.0, 50.0, 10.0, 200.0], down=[200.0, 200.0, 20.0, 100.0], latency=[0, 1, 0, 0.5], step=[1, 2, 3, 4]
@@ -148,7 +148,7 @@ def test_over_regions_each_message_has_its_way():
     nbr, bits = np.array([[1, 2], [2, 1], [3, 0], [0, 1]]), np.array([[100.0, 10], [0, 0], [50, 70], [0, 30]])
     g = graph.Graph(jnp.asarray(nbr), jnp.asarray(bits, jnp.float32))
     tables, want = [(jnp.arange(4), g, g.weight)], by_hand(nbr, bits, SPEED, LATENCY, RATE, REGION)
-    np.testing.assert_allclose(timing.by_edge(FAR, tables)[0], want, rtol=1e-6)
+    np.testing.assert_allclose(ways(FAR, tables)[0], want, rtol=1e-6)
     assert float(timing.over_edges(env_of(speed=FAR), tables)) == pytest.approx(want.max())
     near = regions.regions(4, np.zeros((2, 2)), assignment=REGION, access=SPEED.latency, up=SPEED.up, down=SPEED.down)
     plain = timing.over_edges(env_of(speed=SPEED), tables)
@@ -182,5 +182,5 @@ def test_uploads_share_an_uplink():
     g = mixing.metropolis(graph.ring(4))
     tables = [(jnp.arange(4), g, jnp.full((4, 2), 90.0))]
     # 0 -> 3 and 1 -> 2 leave the first group, 180 bits over 60; 2 moves 180 up at 10
-    np.testing.assert_allclose(timing.by_edge(shared, tables)[0][3, 0], 180 / 60)
+    np.testing.assert_allclose(ways(shared, tables)[0][3, 0], 180 / 60)
     assert float(timing.over_edges(env_of(speed=shared), tables)) == 18
