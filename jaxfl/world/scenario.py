@@ -99,7 +99,7 @@ def scenario(
     if isinstance(graph, Events) and (timed or cohort is not None):
         raise InputError("cohort is set, but the clocks of this topology (world.events) say who acts: leave it out.")
     if clocks is not None:
-        _require_one_time(clocks, links, timed, graph, n)
+        _require_one_time(clocks, links, timed or isinstance(graph, Events), graph, n)
     base = base_of(who)
     if not isinstance(members, Cohort) or members.ids.shape[0] > n or (base is not None and base.shape != (n,)):
         raise InputError(f"cohort is not drawn from {n} nodes: a process that yields a Cohort of them is needed.")
@@ -184,7 +184,7 @@ def _require_one_time(clocks: Clocks, links: Links | None, timed: bool, graph: A
             "links and clocks would both count transfers: give links to the clocks, neighbours(way=links)."
         )
     if timed:
-        raise InputError("cohort has a clock of its own beside clocks: one of them must count the time.")
+        raise InputError("cohort or topology has a clock of its own beside clocks: one of them must count the time.")
     if clocks.graph and graph is None:
         raise InputError("topology is None, but clocks of nodes that wait for their neighbours need a graph.")
     clocks.init(n, graph)

@@ -228,7 +228,7 @@ def test_lost_messages_keep_rows_whole():
         (lambda: there(clocks=max_plus.grouped(DYADIC, [0, 1])), "groups of 2 nodes, but the world has 4"),
         (lambda: there(topology=None), "topology is None, but clocks"),
         (lambda: there(links=links(4)), "links and clocks"),
-        (lambda: there(cohort=buffered(4, 2, 1, fixed())), "cohort has a clock of its own"),
+        (lambda: there(cohort=buffered(4, 2, 1, fixed())), "cohort or topology has a clock of its own"),
         (lambda: there(clocks=3), "clocks is a builtins.int, but must be Clocks"),
         (lambda: topology.lossy(mixing.metropolis(graph.ring(4)), 1.5), "loss = 1.5"),
         (lambda: topology.lossy(mixing.metropolis(graph.ring(4)), [0.1]), "loss ="),
