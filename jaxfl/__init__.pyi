@@ -168,6 +168,9 @@ from .world import (
     cohort as cohort,
 )
 from .world import (
+    compass as compass,
+)
+from .world import (
     delivery as delivery,
 )
 from .world import (
@@ -181,9 +184,6 @@ from .world import (
 )
 from .world import (
     links as links,
-)
-from .world import (
-    max_plus as max_plus,
 )
 from .world import (
     mixing as mixing,
