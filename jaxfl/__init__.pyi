@@ -186,6 +186,9 @@ from .world import (
     links as links,
 )
 from .world import (
+    max_plus as max_plus,
+)
+from .world import (
     mixing as mixing,
 )
 from .world import pace as pace
