@@ -196,10 +196,10 @@ from .world import (
     regions as regions,
 )
 from .world import (
-    temporal as temporal,
+    removal as removal,
 )
 from .world import (
-    removal as removal,
+    temporal as temporal,
 )
 from .world import (
     topology as topology,

@@ -72,7 +72,7 @@ class Example(NamedTuple):
     model: Any = None  # what `run` starts from
     metric: Metric | None = None
     weights: str | None = None  # the rule of `--weights` by which members count; its numbers are the option's
-    cohort: Process | None = None  # who takes part in a round of a system with a server
+    cohort: Callable[[int], Process] | None = None  # who takes part in a round with a server, of so many members
     clock: Callable[[Pace], Process] | None = None  # whose work arrives when; None: `world.clock.buffered`
 
 

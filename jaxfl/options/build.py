@@ -130,7 +130,7 @@ def build(
     elif speeds is not None:
         parts |= {"links": speeds, "round_seconds": 0.0}
     if system.kind == "server":
-        parts["cohort"] = _participation(setup) if own.cohort is None else own.cohort
+        parts["cohort"] = _participation(setup, name, own.cohort)
     if where is not None:
         parts["topology"] = where
     if system.kind in ("server", "asynchronous"):
@@ -173,8 +173,12 @@ def _heard(setup: Setup, kind: str, where: Graph | Process | None, chosen: Mappi
     return {"server": of_cohort, "asynchronous": setup.goal}.get(kind, setup.nodes)
 
 
-def _participation(setup: Setup) -> Process:
+def _participation(setup: Setup, name: str, own: Callable[[int], Process] | None) -> Process:
     """Who takes part in a round; the scenario counts them by their samples."""
+    if own is not None:
+        if setup.strata != 1:
+            raise InputError(f"strata is {setup.strata}, but {name} brings its own cohort.")
+        return own(setup.cohort or 1)
     if setup.strata == 1:
         return uniform(setup.nodes, setup.cohort or 1)
     return stratified(setup.nodes, setup.cohort or 1, setup.strata)
