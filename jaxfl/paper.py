@@ -61,6 +61,7 @@ class Pace(NamedTuple):
     concurrency: int  # clients at work at any time
     goal: int  # arrivals that make a round
     seconds: Any  # world.durations.Seconds of a job, with its transfers and steps
+    steps: Any = 1  # local steps of a job, one number or [n]
 
 
 class Example(NamedTuple):

@@ -15,6 +15,7 @@ from jaxfl.errors import InputError
 from jaxfl.options.build import Arm, World, build, changed, example_of
 from jaxfl.options.config import KINDS, SLOTS, Setup, spoken, usual
 from jaxfl.options.systems import accepted, settings_of, system_options, takes_of
+from jaxfl.paper import Example
 
 GRAPH = ("topology", "degree", "mixing")  # judged at once: a topology may exist in one degree alone
 UNREAD = {"plan": ("checkpoints", "out")}  # options by commands that do not read them
@@ -75,7 +76,7 @@ def fit(world: World, label: str, options: Mapping[str, Any], swept: Mapping[str
             unheard |= {n: _refusal(n, v, name, str(error)) for n, v in tried.items()}
             continue
         if said == word:
-            unheard |= {n: _silence(n, v, label, takes, options, swept) for n, v in tried.items()}
+            unheard |= {n: _silence(n, v, label, takes, options, swept, own) for n, v in tried.items()}
         else:
             heard, arm, word, own = heard | tried, new, said, mine
     return Fit(arm, unheard)
@@ -88,7 +89,9 @@ def _refusal(option: str, value: Any, name: str, says: str) -> str:
     return says if option in says else f"{option} is {value}, but {name} takes none: {says}"
 
 
-def _silence(option: str, value: Any, label: str, takes: Mapping, options: Mapping, swept: Mapping) -> str:
+def _silence(
+    option: str, value: Any, label: str, takes: Mapping, options: Mapping, swept: Mapping, own: Example
+) -> str:
     """The sentence for an option without effect."""
     (name, _), why = plugins.split(label), ""
     if option in settings_of(label):
@@ -99,6 +102,8 @@ def _silence(option: str, value: Any, label: str, takes: Mapping, options: Mappi
         why = f", as {label if 'epochs' in settings_of(label) else '--set'} gives epochs"
     elif option in ("lr", "steps", "batch") and option not in takes:
         why = ", which has no such option"
+    elif option in ("concurrency", "goal") and own.clock is not None:
+        why = ", whose clock decides it"
     return f"{option} is {value}, but changes nothing in {name}{why}."
 
 

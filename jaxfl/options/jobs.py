@@ -38,13 +38,13 @@ def clock_of(
     says how large messages are, for `Shards` and models `[dim]`; `options` are its `steps`, or `epochs` and `batch`.
     The setup is `config.filled`.
     """
-    n = setup.nodes
+    n, steps = setup.nodes, _steps(data, options)
     seconds = durations.lognormal()
     if links is not None:
         down, up = _message_bits(algorithm, data, dim, n)
-        moved = durations.on_links(links, down_bits=down, up_bits=up, steps=_steps(data, options))
+        moved = durations.on_links(links, down_bits=down, up_bits=up, steps=steps)
         seconds = durations.total(seconds, moved)
-    return (made or buffered)(Pace(n, setup.concurrency or 1, setup.goal or 1, seconds))
+    return (made or buffered)(Pace(n, setup.concurrency or 1, setup.goal or 1, seconds, steps))
 
 
 def _message_bits(algorithm: Algorithm, data: Any, dim: int, n: int) -> tuple[float, float]:
