@@ -4,7 +4,19 @@ Claim. On clients of unlike data and unlike speed FedCompass converges faster an
 methods, and in far less time than synchronous ones; its groups answer almost together, so that staleness is small. The
 paper has MNIST, CIFAR-10 and medical images on 5 to 20 clients whose seconds a step are alike, normal or exponential.
 
-Setting.
+Setting. Ten clients, whose seconds a step are exponential beyond a least, 5% jitter; the slowest runs all steps, 100 or
+40, in one second; six seconds. Quadratics of one curvature in R^10, `c_i ~ 2 N(0, I)`, noise 0.5 in the gradients, from
+a point far off, with the plan's rates, until `|x - x*|^2 < 10`; digits, Dirichlet 0.1, softmax regression, batch 8,
+until the training loss is 0.5. Everywhere `least = most / 5`, `patience = 1.2`, `p_i = 1/n`; FedBuff has 8 of the ten
+at work, and 3 answers make a version. The late error is the mean over the last quarter of the time. The ablation gives
+all clients all steps, so that groups form only by chance. Set after a first look: six seconds (which all runs last)
+in place of 8, and the ends of the grids.
+
+Why. Where it waits for a buffer of three, FedBuff has no staleness to speak of either. On quadratics of one
+curvature, tuned, the two end equally far from the optimum, which for both lies where the fast clients pull it: they
+answer more often. FedAvg alone goes on to the optimum there, after one round, so that "sooner" is true of coarse
+targets. On digits at one and the same rate FedBuff's version moves the model by a mean over three, that of FedCompass
+by the share of its group among all; at the best rates FedCompass is ahead. All else holds.
 """
 
 from functools import partial
@@ -97,8 +109,8 @@ def arms(task: Task, most: int, batch: int) -> dict[str, Arm]:
     grid = lambda paper, *values: {"grid": {"alpha": values}, "paper": {"alpha": paper}}
     ours = partial(fedcompass, task, longest=63, **kw)
     return {
-        OURS: Arm(ours, **grid(0.9, 0.3, 0.9, 2.7, 8.0)),
-        ALIKE: Arm(ours, world=partial(alike, most), rounds=2.4, **grid(0.9, 0.3, 0.9, 2.7, 8.0)),
+        OURS: Arm(ours, **grid(0.9, 0.3, 0.9, 2.7, 8.0, 24.0)),
+        ALIKE: Arm(ours, world=partial(alike, most), rounds=2.4, **grid(0.9, 0.3, 0.9, 2.7, 8.0, 24.0)),
         SYNC: Arm(fedavg, world=partial(rounds, most), rounds=0.04, **grid(1.0, 0.5, 1.0, 2.0, 4.0, 8.0)),
         ASYNC: Arm(
             partial(fedasync, task, longest=63, **kw),
@@ -161,6 +173,6 @@ def study(name: str, settings: Any, task: Task, most: int, batch: int, grid: dic
 def studies() -> list[Study]:
     """Quadratics with the plan's rates, and digits."""
     return [
-        study(QUADRATICS, quadratics, MEAN, 100, 1, {"lr": (0.003, 0.01, 0.03, 0.1)}, {"lr": 0.01}, 10.0),
-        study(DIGITS, digits, SOFTMAX, 40, 8, {"lr": (0.1, 0.3, 1.0, 3.0)}, {"lr": 0.1}, 0.5),
+        study(QUADRATICS, quadratics, MEAN, 100, 1, {"lr": (0.01, 0.03, 0.1, 0.3)}, {"lr": 0.01}, 10.0),
+        study(DIGITS, digits, SOFTMAX, 40, 8, {"lr": (0.1, 1.0, 3.0, 10.0)}, {"lr": 0.1}, 0.5),
     ]
