@@ -89,6 +89,9 @@ class Cohort(NamedTuple):
     updates: Array | None = None  # bool [u]: u equal runs of members are each an update, if True, in turn (None = one)
 
 
+PER_MEMBER = ("ids", "weight", "age", "steps", "selected")  # the fields of a cohort that are `[c]`
+
+
 class Between(NamedTuple):
     """What lies between nodes, by their regions: `[r, r]` float32, from the row to the column."""
 

@@ -162,7 +162,7 @@ class Network(NamedTuple):
 
     def _combine(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None, covers=None):
         c = env.cohort
-        self._hear_once()
+        self._hear_once(c)
         require_rows("messages", messages, c.ids.shape[0])
         weight = _normalised(c)
         present, bad = weight > 0, env.byz[c.ids]
@@ -193,7 +193,9 @@ class Network(NamedTuple):
             out = out * (c.weight.sum() / c.total)
         return out, mail, jnp.where(present, bits, 0.0)
 
-    def _hear_once(self) -> None:
+    def _hear_once(self, c: Cohort) -> None:
+        if c.updates is not None:
+            raise InputError("cohort has updates in turn (waves), but this system combines all its members at once.")
         if self.repeats != 1:
             raise InputError(f"net.repeats is {self.repeats}, but a server hears its cohort once: it is for gossip.")
 
@@ -242,7 +244,7 @@ class Network(NamedTuple):
             own: further named arguments, leaves `[c, ...]`; arrays of floats among them are handed down too.
         """
         c, part, cut, d = env.cohort, self.personal, self.submodel, x.shape[-1]
-        self._hear_once()
+        self._hear_once(c)
         plain = self.codec is PLAIN and self.attack is None and self.collective is None and self.rule is rules.mean
         plain &= self.noise is None or noise.silent(self.noise.up)
         if part is not None:

@@ -18,10 +18,12 @@ an update is taken and what it then counts; without one an update from an old ve
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import optax
 
 from jaxfl.core import Algorithm, Array, State, n_nodes
 from jaxfl.errors import require
+from jaxfl.exchange.in_turn import in_turn, place
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.staleness import FRESH, Staleness, counted
 from jaxfl.exchange.versions import push, recall, versions
@@ -62,7 +64,8 @@ def fedopt(
     `dropped`.
     """
     learn = local_sgd(task, local, steps=None if epochs else steps, epochs=epochs, batch=batch, keep_state=keep_state)
-    learn = _from_current(learn) if stale.mixing else displacement(learn)
+    alone = learn if stale.mixing else displacement(learn)  # what a member does that knows no current model
+    learn = _from_current(learn) if stale.mixing else alone
     tx = optax.sgd(1.0) if server is None else server
     tx = tx if stale.mixing else servers.for_parameters(tx, task)  # who mixes models mixes all of them
 
@@ -74,7 +77,27 @@ def fedopt(
         nodes = optimizer_state(task, local, x, n_nodes(env), key) if keep_state else ()
         return State({"x": x, "server": servers.first(tx, x, key), "past": past}, nodes, net.init(env, x))
 
+    def in_waves(key, env, s):
+        c = env.cohort
+        heard, _, aged = counted(stale, c)
+        read = recall(s.shared["past"], c.age - place(c)) if stale.longest else s.shared["x"]
+
+        def update(server, members, rows, combine):
+            x = server["x"]
+            members, scale, _ = counted(stale, members)
+            mean, sent = combine(members, rows - x if stale.mixing else rows)
+            delta = mean if scale is None else scale * mean
+            x, opt = servers.step(tx, -delta, server["server"], x, (members.weight > 0).any())
+            return {"x": x, "server": opt, "past": push(server["past"], x) if stale.longest else ()}, sent
+
+        memory = {"state": s.nodes} if keep_state else None
+        env = env._replace(cohort=c._replace(weight=jnp.where(heard.weight > 0, c.weight, 0), selected=heard.selected))
+        got = in_turn(net, key, env, s.mail, alone, read, update, s.shared, memory=memory)
+        return State(got.server, got.memory.get("state", ()), got.mail), got.log | aged
+
     def round(key, env, s):
+        if env.cohort.updates is not None:
+            return in_waves(key, env, s)
         x, past = s.shared["x"], s.shared["past"]
         c, scale, aged = counted(stale, env.cohort)
         env = env._replace(cohort=c)
