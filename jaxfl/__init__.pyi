@@ -88,6 +88,8 @@ from .engine.run import run as run
 from .engine.runs import grid as grid
 from .engine.saved import load_model as load_model
 from .engine.saved import save_model as save_model
+from .engine.schedule import Schedule as Schedule
+from .engine.schedule import schedule as schedule
 from .engine.sharding import node_mesh as node_mesh
 from .engine.sharding import use_cores as use_cores
 from .errors import InputError as InputError

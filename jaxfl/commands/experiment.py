@@ -16,7 +16,7 @@ from jaxfl.engine import checkpoint, plan
 from jaxfl.engine import run as engine
 from jaxfl.engine.run import Result
 from jaxfl.errors import InputError
-from jaxfl.options import config, fit, memory
+from jaxfl.options import fit, kept, memory
 from jaxfl.options.build import Arm, World, prepare
 from jaxfl.options.commands import Compare, Run, Sweep, name_of
 from jaxfl.options.config import Setup
@@ -38,11 +38,11 @@ def main(command: Run | Compare) -> int:
     for i, name in enumerate(names):
         if any(_alike(name, other) for other in names[:i]):
             raise InputError(f"systems {', '.join(names)} name one twice: give it other options, NAME:KEY=VALUE.")
-    earlier = config.load(command.config) if command.config else None
+    earlier = kept.load(command.config) if command.config else None
     if command.resume is not None:
         earlier = same(command)
     setup = own_options(setup, names, earlier)
-    origins = {name: {"system": name, **config.deciding(word, systems, setup)} for name in names}
+    origins = {name: {"system": name, **kept.deciding(word, systems, setup)} for name in names}
     if command.resume is not None:  # before a world is built of what may have been changed
         for name, origin in origins.items():
             checkpoint.check_origin(Path(command.resume) / results.file_name(name), origin)
@@ -56,7 +56,7 @@ def main(command: Run | Compare) -> int:
     with results.new_folder(setup.out, label) if is_new else results.old_folder(str(command.resume)) as folder:
         results.describe(world, arms, folder)
         if is_new:
-            results.write(folder / results.CONFIG, config.saved(word, systems, setup, world.setup))
+            results.write(folder / results.CONFIG, kept.saved(word, systems, setup, world.setup))
         return _run_all(command, world, arms, folder, mesh, setup, origins)
 
 
@@ -153,7 +153,7 @@ def same(command: Run | Compare | Sweep) -> tuple[list[str], Setup]:
     """
     where, word = str(command.resume), type(command).__name__.lower()
     path = Path(where) / results.CONFIG
-    (systems, setup), own = config.load(path), config.own(path)
+    (systems, setup), own = kept.load(path), kept.own(path)
     if (began := own.get("command", word)) != word:
         raise InputError(f"resume: {where} is of `jaxfl {began}`, so type `jaxfl {began} --resume {where}`.")
     asked = list(command.names) if isinstance(command, Compare) else [command.name]

@@ -8,7 +8,7 @@ from jaxfl import plugins, zoo
 from jaxfl.commands.start import mesh_of
 from jaxfl.engine import plan
 from jaxfl.errors import InputError, require
-from jaxfl.options import config, fit
+from jaxfl.options import fit, kept
 from jaxfl.options.build import prepare
 from jaxfl.options.commands import Plan, name_of
 from jaxfl.options.config import Setup
@@ -28,7 +28,7 @@ def main(command: Plan) -> int:
     """
     require("memory_gb", command.memory_gb, above=0, none=True)
     name = label_of(name_of(command))
-    earlier = config.load(command.config) if command.config else None
+    earlier = kept.load(command.config) if command.config else None
     before = None if earlier is None else earlier[1]
     setup = own_options(command.setup, [name], earlier)
     fit.check_command("plan", setup, before)

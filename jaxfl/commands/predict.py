@@ -18,7 +18,7 @@ from jaxfl.engine.saved import Model, load_model
 from jaxfl.errors import InputError, nearest
 from jaxfl.learn.layers import layers
 from jaxfl.learn.task import Task
-from jaxfl.options import config
+from jaxfl.options import kept
 from jaxfl.options.build import prepare
 from jaxfl.options.commands import Predict
 from jaxfl.options.systems import label_of
@@ -34,7 +34,7 @@ def main(command: Predict) -> int:
         InputError: no run, no model of it, samples that are not those of its data.
     """
     folder = Path(command.run)
-    systems, setup = config.load(folder / "config.toml")
+    systems, setup = kept.load(folder / "config.toml")
     label = _chosen(command, [label_of(name) for name in systems], folder)
     seed = setup.seed if command.seed is None else command.seed
     model = _model(folder / results.file_name(label) / "models", seed, command.node)

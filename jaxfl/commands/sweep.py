@@ -16,7 +16,7 @@ from jaxfl.engine import run as engine
 from jaxfl.engine.arguments import check_scores
 from jaxfl.engine.runs import grid
 from jaxfl.errors import InputError
-from jaxfl.options import config, fit
+from jaxfl.options import fit, kept
 from jaxfl.options.build import Arm, prepare
 from jaxfl.options.commands import Sweep, name_of
 from jaxfl.options.systems import grid_values, label_of, own_options
@@ -33,13 +33,13 @@ def main(command: Sweep) -> int:
     label = label_of(typed)
     name, settings = plugins.split(label)
     is_new, path = command.resume is None, command.config
-    earlier, kept = (config.load(path), config.own(path)) if path else (None, {})
+    earlier, before = (kept.load(path), kept.own(path)) if path else (None, {})
     if not is_new:
-        earlier, kept = same(command), config.own(Path(str(command.resume)) / results.CONFIG)
+        earlier, before = same(command), kept.own(Path(str(command.resume)) / results.CONFIG)
     setup = own_options(command.setup, [label], earlier)
-    values = grid_values(name, command.grid or kept.get("grid", ()))
+    values = grid_values(name, command.grid or before.get("grid", ()))
     asked = [f"{key}={','.join(map(repr, v))}" for key, v in values.items()]
-    origin = {"system": label, **config.deciding("sweep", [typed], setup, grid=asked)}
+    origin = {"system": label, **kept.deciding("sweep", [typed], setup, grid=asked)}
     if not is_new:  # before a world is built of what may have been changed
         checkpoint.check_origin(Path(str(command.resume)) / name, origin)
     world = prepare(setup, [name])
@@ -50,7 +50,7 @@ def main(command: Sweep) -> int:
         raise InputError(f"{where} is {twice[0]!r}, but --grid tries values of that option: give one of them.")
     points = grid(**values)
     arm = fit.arms(world, [label], setup, None if earlier is None else earlier[1], values)[label]
-    judge = command.score or kept.get("score")
+    judge = command.score or before.get("score")
     score = _score(judge, arm, {key: v[0] for key, v in points.items()})
     check_state(label, arm, setup.seeds, points)
     mesh = mesh_of(setup.devices, world.setup.nodes)
@@ -59,7 +59,7 @@ def main(command: Sweep) -> int:
     ):
         results.describe(world, {name: arm}, folder)
         if is_new:
-            text = config.saved("sweep", [typed], setup, world.setup, grid=asked, score=judge)
+            text = kept.saved("sweep", [typed], setup, world.setup, grid=asked, score=judge)
             results.write(folder / results.CONFIG, text)
         process.gently()
         how = {"checkpoints": setup.checkpoints, "resume": not is_new, "origin": origin}
@@ -78,7 +78,7 @@ def main(command: Sweep) -> int:
             says = f"best {score}: {value:.4g} at {best}; again: jaxfl run --config {folder / 'best.toml'}"
             at = {key: v[list(each).index(best)] for key, v in points.items()}
             chosen = dataclasses.replace(setup, options=(*setup.options, *(f"{key}={v!r}" for key, v in at.items())))
-            results.write(folder / "best.toml", config.saved("run", [typed], chosen, world.setup))
+            results.write(folder / "best.toml", kept.saved("run", [typed], chosen, world.setup))
         columns = points | {"best": [label == best for label in each]}
         seconds = dict.fromkeys(each, result.seconds / len(each))
         results.conclude(world, each, seconds, folder, columns=columns, says=says, as_json=command.json)

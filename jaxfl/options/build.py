@@ -24,7 +24,7 @@ from jaxfl.measure.metrics import distance_to, together
 from jaxfl.options import memory
 from jaxfl.options.config import TIMES, Setup, check, filled
 from jaxfl.options.data import dataset_of, shards_of, suited
-from jaxfl.options.jobs import clock_of
+from jaxfl.options.jobs import Law, barrier, clock_of, law_of, steps_of, timed
 from jaxfl.options.learning import local_metric_of, metric_of, task_of
 from jaxfl.options.network import network_of
 from jaxfl.options.systems import accepted
@@ -32,9 +32,12 @@ from jaxfl.options.topology import in_degree, topology_of
 from jaxfl.options.weights import spelt
 from jaxfl.paper import Example, Given
 from jaxfl.world import churn, weights
-from jaxfl.world.cohort import stratified, uniform
+from jaxfl.world.availability_files import from_name
+from jaxfl.world.cohort import everyone, stratified, uniform
 from jaxfl.world.links import links
+from jaxfl.world.regions import links_from_csv
 from jaxfl.world.scenario import scenario
+from jaxfl.world.traces import Trace, load_trace
 from jaxfl.world.weights import Weights
 
 VALUES = 8  # numbers a node averages in a protocol
@@ -49,8 +52,9 @@ class World(NamedTuple):
     task: Task | None
     metric: Metric
     topology: Graph | Process | None  # None where no system needs one
-    timed: bool  # transfers and steps take time
+    linked: bool  # transfers and steps take time
     held_out: Shards | None = None  # what nodes keep for their own test
+    trace: Trace | None = None  # durations of jobs that were measured
 
 
 class Arm(NamedTuple):
@@ -70,24 +74,32 @@ def prepare(setup: Setup, systems: Sequence[str]) -> World:
         InputError: a bad option, files that are missing, a comparison of protocols with learning systems.
     """
     check(setup)
-    timed = any(getattr(setup, name) for name in TIMES)
+    linked = any(getattr(setup, name) for name in TIMES)
     kinds = {zoo.find(name).kind for name in systems}
     memory.check(setup, kinds)
     if "protocol" in kinds:
         if len(kinds) > 1:
             raise InputError(f"systems {', '.join(systems)} cannot be compared: some learn, some are protocols.")
         setup = filled(setup)
+        _churn(setup)
         values = np.random.default_rng(setup.seed).standard_normal((setup.nodes, VALUES), np.float32)
         metric = distance_to(constant(values.mean(0, dtype=np.float64), np.float32))
-        return World(setup, None, values, None, metric, topology_of(setup), timed)
+        return World(setup, None, values, None, metric, topology_of(setup), linked)
     dataset = dataset_of(setup)
     setup = suited(setup, dataset)
     task, shards = task_of(setup, dataset), shards_of(setup, dataset)
     shards, held_out = hold_out(shards, setup.hold_out, setup.seed) if setup.hold_out else (shards, None)
     setup = filled(dataclasses.replace(setup, nodes=shards.size.shape[0]))
     check(setup)  # again, as a natural partition may have fewer nodes
+    _churn(setup)
     where = topology_of(setup) if "gossip" in kinds else None
-    return World(setup, dataset, shards, task, metric_of(setup, task, dataset), where, timed, held_out)
+    if setup.links is not None:
+        _links(setup)
+    trace = load_trace(setup.trace, setup.nodes) if setup.trace is not None else None
+    law = law_of(setup, trace, shards, lambda: setup.steps)
+    if "server" in kinds:
+        barrier(setup, _participation(setup, "", None), law, lambda: setup.steps)
+    return World(setup, dataset, shards, task, metric_of(setup, task, dataset), where, linked, held_out, trace)
 
 
 def build(
@@ -122,15 +134,17 @@ def build(
     fixed = {k: v for k, v in chosen.items() if k not in swept}
     algorithm = partial(system.make, *first, **fixed) if swept else built
     parts: dict[str, Any] = {"byz": setup.byzantine}
-    if setup.crash:
-        parts["churn"] = churn.crash(setup.nodes, setup.crash, setup.rounds // 2, setup.seed)
-    speeds = _links(setup) if world.timed else None
-    if system.kind == "asynchronous" and task is not None:
-        parts["cohort"] = clock_of(setup, speeds, built, data, task.dim, chosen, own.clock)
+    parts["churn"] = _churn(setup)
+    speeds = _links(setup) if world.linked else None
+    law = law_of(setup, world.trace, data, partial(steps_of, data, chosen)) if task is not None else None
+    if law is not None and task is not None and system.kind == "asynchronous":
+        parts["cohort"] = clock_of(setup, speeds, built, data, task.dim, chosen, law, own.clock)
     elif speeds is not None:
         parts |= {"links": speeds, "round_seconds": 0.0}
     if system.kind == "server":
         parts["cohort"] = _participation(setup, name, own.cohort)
+    if law is not None and system.kind in ("server", "gossip") and timed(setup):
+        parts["cohort"] = _barrier(setup, name, takes, parts.get("cohort"), law, partial(steps_of, data, chosen))
     if where is not None:
         parts["topology"] = where
     if system.kind in ("server", "asynchronous"):
@@ -184,6 +198,26 @@ def _participation(setup: Setup, name: str, own: Callable[[int], Process] | None
     return stratified(setup.nodes, setup.cohort or 1, setup.strata)
 
 
+def _barrier(
+    setup: Setup, name: str, takes: Mapping, members: Process | None, law: Law, steps: Callable[[], Any]
+) -> Process:
+    """Rounds that last as long as their members take, all nodes where no others are named."""
+    if "sample" in takes:
+        said = next(f"{n} is {v}" for n in ("deadline", "trace", "durations") if (v := getattr(setup, n)) is not None)
+        raise InputError(f"{said}, but {name} draws its own sample, whose members the clock does not know.")
+    return barrier(setup, everyone(setup.nodes) if members is None else members, law, steps)
+
+
+def _churn(setup: Setup) -> Process | None:
+    """Who is up, by the options crash and availability."""
+    n, gone, here = setup.nodes, None, None
+    if setup.crash:
+        gone = churn.crash(n, setup.crash, setup.rounds // 2, setup.seed)
+    if setup.availability is not None:
+        here = from_name(setup.availability, n)
+    return churn.both(here, gone) if here is not None and gone is not None else here or gone
+
+
 def _weights(world: World, data: Any, name: str, own: str | None) -> Weights | None:
     """How much members count, by the option, or by the rule that the system brings."""
     rule, numbers = spelt(world.setup.weights)
@@ -203,4 +237,7 @@ def _weights(world: World, data: Any, name: str, own: str | None) -> Weights | N
 def _links(setup: Setup) -> Links:
     """How fast links and nodes are."""
     rate = math.inf if setup.mbit is None else 1e6 * setup.mbit
+    if setup.links is not None:
+        own = {"up": rate, "access": setup.latency_ms / 1e3, "step": setup.step_ms / 1e3}
+        return links_from_csv(setup.links, setup.nodes, **own)
     return links(setup.nodes, up=rate, latency=setup.latency_ms / 1e3, step=setup.step_ms / 1e3)

@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
 
 from jaxfl.errors import InputError, nearest
-from jaxfl.options import config
+from jaxfl.options import kept
 from jaxfl.options.config import Setup
 
 File = Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: none)")]
@@ -152,7 +152,7 @@ def name_of(command: One) -> str:
         return command.name
     word, resume = type(command).__name__.lower(), getattr(command, "resume", None)
     where = resume or command.config
-    systems, _ = config.load(Path(where) / "config.toml" if resume else where) if where else ((), None)
+    systems, _ = kept.load(Path(where) / "config.toml" if resume else where) if where else ((), None)
     if not systems:
         raise InputError(f"name is missing: {word} needs a system of `jaxfl list`, or a config that names it.")
     option = "resume" if resume else "config"
@@ -167,7 +167,7 @@ def parse(args: list[str], about: str = ABOUT) -> Command:
     Raises:
         InputError: it does not parse, or a config that is not one.
     """
-    systems, setup = config.load(path) if (path := _config_path(args)) else ([], DEFAULTS)
+    systems, setup = kept.load(path) if (path := _config_path(args)) else ([], DEFAULTS)
     one = systems[0] if len(systems) == 1 else None
     command = (
         Annotated[List, subcommand("list")]

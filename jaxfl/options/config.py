@@ -6,18 +6,16 @@ one field of `Setup`: its type says what is allowed, and the commands, their hel
 
 import dataclasses
 import math
-import textwrap
-import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from tyro.conf import UseAppendAction, arg
 
 from jaxfl import plugins
 from jaxfl.errors import InputError, nearest
-from jaxfl.options.files import DATA, READ_BY_FILES, check_files, config_text, dump, file_ending
+from jaxfl.options import times
+from jaxfl.options.files import DATA, READ_BY_FILES, check_files, file_ending
 from jaxfl.options.weights import spelt
 
 TEXT = ("shakespeare", "topics")
@@ -61,13 +59,24 @@ KINDS |= dict.fromkeys(("topology", "degree", "mixing"), ("gossip", "protocol"))
 KINDS |= dict.fromkeys(("personal", "link_noise"), ("server", "asynchronous", "gossip"))
 KINDS |= dict.fromkeys(("cohort", "strata"), ("server",)) | dict.fromkeys(("concurrency", "goal"), ("asynchronous",))
 KINDS["weights"] = ("server", "asynchronous")
+KINDS |= dict.fromkeys(("trace", "durations"), ("server", "asynchronous", "gossip")) | {"deadline": ("server",)}
 
 # Options that a system hears or does not; each is judged in a world with those before it.
 SLOTS = ("topology", "degree", "mixing", "cohort", "strata", "concurrency", "goal", "weights", "lr", "steps", "batch")
-SLOTS += ("crash", "byzantine", "attack", "rule", "codec", "personal", "link_noise")
-SLOTS += (TIMES := ("mbit", "latency_ms", "step_ms"))
-
-OWN = {"command": str, "grid": tuple[str, ...], "score": str}  # what a config keeps that is no option of a world
+SLOTS += (
+    "trace",
+    "durations",
+    "deadline",
+    "crash",
+    "availability",
+    "byzantine",
+    "attack",
+    "rule",
+    "codec",
+    "personal",
+    "link_noise",
+)
+SLOTS += (TIMES := ("mbit", "latency_ms", "step_ms", "links"))
 
 
 class Range(NamedTuple):
@@ -158,10 +167,28 @@ class Setup:
     """Equal blocks of nodes, each with its share of the cohort: a multiple of the devices keeps what nodes remember
     where it lives."""
     concurrency: Annotated[Count | None, _maybe("INT", "a tenth of the nodes")] = None
-    """Clients at work at any time in an asynchronous system; how long each takes is log-normal, median 1 s,
-    and its steps and transfers on top."""
+    """Clients at work at any time in an asynchronous system; how long each takes is `durations`, and its steps and
+    transfers on top."""
     goal: Annotated[Count | None, _maybe("INT", "a tenth of concurrency")] = None
     """Arrivals that make a round of an asynchronous system."""
+    durations: Annotated[
+        str | None,
+        arg(
+            metavar="LAW[:KEY=VALUE,...]",
+            help_behavior_hint="(default: lognormal:median=1,sigma=1 in asynchronous systems; else none, or that)",
+        ),
+    ] = None
+    """Seconds of a client's job: fixed, uniform, lognormal, exponential, shifted_exponential, gamma, pareto,
+    half_normal, tiers:shares=0.8/0.2,factors=1/10, trace:play=order. Of all laws: per=step, samples=1 (longer with more
+    data), jitter=0.1 (every node has a speed of its own, around which its jobs vary), timeout=SECONDS, and bursts by
+    round, begin=0.02,end=0.2,slower=10. A synchronous round takes as long as its slowest job, and transfers on top."""
+    trace: Annotated[str | None, _maybe("FILE", "none")] = None
+    """A .csv of node,seconds: durations of jobs that were measured, drawn anew, or by round: --durations
+    trace:play=order."""
+    deadline: Annotated[str | None, _maybe("SECONDS[:KEY=VALUE,...]", "a round waits for all its members")] = None
+    """When a round of a system with a server ends at the latest, before its transfers: who is late counts nothing, or
+    with late=partial the steps it did; keep=9 ends it with 9 answers, under least=5 it is void. --deadline inf:keep=9
+    waits for 9."""
     weights: Annotated[str, arg(metavar="RULE[:KEY=VALUE,...]")] = "size"
     """How much members count: size (samples), uniform, disco:a=0.5,b=0.1,measure=kl (less, the more unlike labels)."""
     rule: Annotated[str, *_named(RULES, "mean")] = "mean"
@@ -178,12 +205,18 @@ class Setup:
     """Standard deviation of the noise on each number of a message, up and down."""
     crash: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of the nodes that crash for good at half of the rounds; scores still count their last models."""
+    availability: Annotated[str | None, _maybe("LAW[:KEY=VALUE,...] or FILE", "everyone is up")] = None
+    """Who is up in a round: markov:up=0.8,memory=0.5,corr=0.3,groups=4, diurnal:up=0.5,swing=0.4,period=24,zones=3 or
+    sessions:up=10,down=5 (rounds); or a .csv of node,from,to, or of round,0,1,... with a 1 for who is up."""
     mbit: Annotated[Positive | None, _maybe("FLOAT", "transfers take no time")] = None
     """Megabits a second every node can send, and receive."""
     latency_ms: Time = 0.0
     """Milliseconds until a message's first bit arrives."""
     step_ms: Time = 0.0
     """Milliseconds of one local step."""
+    links: Annotated[str | None, _maybe("FILE", "nothing lies between nodes")] = None
+    """Regions: a .csv of from,to,latency_ms,mbit with a line a pair of regions (eu,eu,5,1000), and nodes, how many are
+    there; what each node has itself comes on top."""
     rounds: Count = 40
     """Rounds."""
     every: Annotated[Count | None, _maybe("INT", "a tenth of the rounds")] = None
@@ -248,96 +281,13 @@ def spoken(name: str) -> str:
     return f"--{'set' if name == 'options' else name.replace('_', '-')}"
 
 
-def saved(command: str, systems: Sequence[str], setup: Setup, filled: Setup, **own: Any) -> str:
-    """The text of `config.toml`: the setup as it was given, and as a comment what defaults stood for.
-
-    `own` is what the command has beside them, of `OWN`. The run folder is left out, as a second run goes to another.
-    Files of a user are named from the root on, and `files` holds what they were: their SHA-256.
-    """
-    named = (*plugins.GROUPS, "topology")
-    places = {name: plugins.absolute(v) for name in named if (v := getattr(setup, name, None)) is not None}
-    systems = [plugins.absolute(name) for name in systems]
-    found = dict.fromkeys(filter(None, map(plugins.file_of, (*systems, *places.values()))))
-    if file_ending(setup.data) is not None:
-        places["data"] = str(Path(setup.data).resolve())
-        found[Path(places["data"])] = None
-    files = [f"{plugins.fingerprint(file)} {file}" for file in found]
-    given, full = dataclasses.asdict(setup) | {"out": None} | places, dataclasses.asdict(filled)
-    stood = {name: full[name] for name, value in given.items() if value is None and name != "out"}
-    comment = "".join(f"# {line}\n" for line in dump(stood).splitlines())
-    return dump({"command": command, "systems": systems, **own, "files": files or None} | given) + comment
-
-
-def deciding(command: str, systems: Sequence[str], setup: Setup, **own: Any) -> dict[str, Any]:
-    """The options that decide numbers, by name, as `config.toml` has them; of a path from the root the last part."""
-
-    def last(value: Any) -> Any:
-        if isinstance(value, list):
-            return [last(one) for one in value]
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-    values = tomllib.loads(saved(command, systems, setup, setup, **own))
-    others = ("files", "data_folder", "checkpoints", "devices")
-    return {name: last(value) for name, value in values.items() if name not in others}
-
-
-def load(path: str | Path) -> tuple[list[str], Setup]:
-    """Systems and setup of a `config.toml`.
-
-    Raises:
-        InputError: no such file, not TOML, an unknown key (with the nearest ones) or a value of another type.
-    """
-    try:
-        values = tomllib.loads(config_text(Path(path)))
-    except OSError as error:
-        raise InputError(f"config: {path} cannot be read ({error.strerror}).") from error
-    except RecursionError as error:
-        raise InputError(f"config: {path} is not a config, but lists in lists.") from error
-    except InputError:
-        raise
-    except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits, of a name with NUL
-        raise InputError(f"config: {str(path)!r} is not a TOML file ({str(error).splitlines()[0]}).") from error
-    hints = typing.get_type_hints(Setup) | OWN | dict.fromkeys(("systems", "files"), tuple[str, ...])
-    for name, value in values.items():
-        if name not in hints:
-            raise unknown(f"config: key of {path}", name, hints)
-        if not _fits(value, hints[name]):
-            says = textwrap.shorten(repr(value), 100, placeholder=" ...")
-            raise InputError(f"config: {name} in {path} is {says}, which is of another type than that option.")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    try:
-        values |= {k: float(v) for k, v in values.items() if type(v) is int and float in _kinds(hints[k])}
-    except OverflowError:
-        raise InputError(f"config: {path} has a number above 10^308.") from None
-    values = {k: v for k, v in values.items() if k not in OWN}
-    for mark, file in (line.split(" ", 1) for line in values.pop("files", ()) if " " in line):
-        if plugins.fingerprint(Path(file)) != mark:
-            raise InputError(f"config: {file} is not the file that {path} was written with; name it anew.")
-    return list(values.pop("systems", ())), Setup(**values)
-
-
-def own(path: str | Path) -> dict[str, Any]:
-    """What a `config.toml` that `load` takes has of `OWN`."""
-    values = tomllib.loads(config_text(Path(path)))
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in OWN}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, list) and all(isinstance(v, str) for v in value)
-    if isinstance(value, bool):
-        return bool in _kinds(hint)
-    return isinstance(value, _kinds(hint)) or (isinstance(value, int) and float in _kinds(hint))
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) or (hint,)
-
-
 def check(setup: Setup) -> None:
     """Raise `InputError` for an unknown name or a number out of range, as far as that needs no data."""
     check_files(setup)
     spelt(setup.weights)
+    times.durations(setup.durations, setup.trace)
+    if setup.deadline is not None:
+        times.deadline(setup.deadline)
     for name, allowed in _allowed():
         value = getattr(setup, name)
         if name == "data" and file_ending(value) is not None:

@@ -35,6 +35,8 @@ from jaxfl.report.style import (
     styled,
 )
 from jaxfl.report.tables import megabytes, require_histories, takes_time
+from jaxfl.report.timeline import availability as availability
+from jaxfl.report.timeline import timeline as timeline
 from jaxfl.world.graph import edges, to_networkx
 from jaxfl.world.tiers import Tiers, tiers_of
 
@@ -50,10 +52,14 @@ NAMES = {
 AXES = {
     "round": ("round", "round"),
     "megabytes": ("total_up_bits", "sent and received per node (MB)"),
+    "megabytes_up": ("total_up_bits", "sent per node (MB)"),
+    "megabytes_down": ("total_down_bits", "received per node (MB)"),
     "time": ("time", "simulated time (s)"),
     "gradients": ("total_gradients", "gradient evaluations, all nodes"),
 }
-APART = ("megabytes", "time")  # in which systems may differ by orders of magnitude
+BYTES = {"megabytes": ("total_up_bits", "total_down_bits"), "megabytes_up": ("total_up_bits",)}
+BYTES["megabytes_down"] = ("total_down_bits",)
+APART = (*BYTES, "time")  # in which systems may differ by orders of magnitude
 CELLS = 256  # pixels a side, at most, of an adjacency picture
 
 
@@ -61,8 +67,8 @@ def _systems(histories: Mapping[str, Any], x: str, nodes: int | None) -> Mapping
     require_histories(histories)
     if x not in AXES:
         raise InputError(f"x = {x!r}: one of {', '.join(AXES)} is needed.")
-    if x == "megabytes" and (nodes is None or nodes < 1):
-        raise InputError(f"nodes = {nodes}: megabytes per node need the number of nodes, at least 1.")
+    if x in BYTES and (nodes is None or nodes < 1):
+        raise InputError(f"nodes = {nodes}: {x} per node need the number of nodes, at least 1.")
     return histories
 
 
@@ -73,7 +79,7 @@ def _curve(name: str, history: Any, x: str, y: str, nodes: int | None) -> tuple[
         if c not in history:
             raise InputError(f"histories[{name!r}] has no column {c!r}, only {', '.join(map(str, history.columns))}.")
     history = history.reset_index(drop=True)  # joined histories count their rows anew
-    where = megabytes(history, nodes) if x == "megabytes" and nodes else history[column]
+    where = megabytes(history, nodes, BYTES[x]) if x in BYTES and nodes else history[column]
     # before the first round no time has passed and nothing was sent
     at = where.fillna(0.0).groupby(history["round"]).mean()
     each, later = history[y], history.sort_values("round", kind="stable").groupby("seed")[y].bfill()
@@ -102,9 +108,10 @@ def learning_curves(
     Args:
         histories: `Result.history` of each system, by name.
         y: column to draw.
-        x: "round", "megabytes" (sent and received up to then by the mean node, 10^6 bytes), "time" (simulated
-            seconds; both on a logarithmic axis where systems differ more than tenfold) or "gradients" (evaluated up to
-            then by all nodes); where seeds differ in it, their mean.
+        x: "round", "megabytes" (sent and received up to then by the mean node, 10^6 bytes), "megabytes_up" or
+            "megabytes_down" (one direction alone), "time" (simulated seconds; these on a logarithmic axis where systems
+            differ more than tenfold) or "gradients" (evaluated up to then by all nodes); where seeds differ in it,
+            their mean.
         ax: axes to draw on (None: a new figure).
         nodes: nodes of the world, needed for megabytes.
         log: logarithmic y axis; values of 0 are left out.

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,12 +78,15 @@ def require_histories(histories: Any) -> None:
             )
 
 
-def megabytes(history: Any, nodes: int) -> Any:
+BOTH_WAYS = ("total_up_bits", "total_down_bits")
+
+
+def megabytes(history: Any, nodes: int, columns: Sequence[str] = BOTH_WAYS) -> Any:
     """What the mean node has sent and received, in 10^6 bytes, row by row; None where bits were not counted.
 
     A message between two nodes is sent by one and received by the other. A server is no node.
     """
-    both = [history[c] for c in ("total_up_bits", "total_down_bits") if c in history]
+    both = [history[c] for c in columns if c in history]
     return sum(both) / 8e6 / nodes if both else None
 
 

@@ -21,7 +21,7 @@ from jaxfl.engine import plan, sharding
 from jaxfl.engine import run as engine
 from jaxfl.engine.run import Carry, Result
 from jaxfl.errors import InputError
-from jaxfl.options import config
+from jaxfl.options import kept
 from jaxfl.options.build import VALUES
 from jaxfl.options.config import Setup
 
@@ -86,7 +86,7 @@ def test_run_from_a_config_gives_the_same_numbers(compared, tmp_path, capsys):
     assert line["name"] == "fedavg"
     assert line["rounds"] == 2
     assert line["accuracy"] == pytest.approx(second[second["round"] == 2]["accuracy"].mean())
-    assert config.load(out / "config.toml") == (
+    assert kept.load(out / "config.toml") == (
         ["fedavg"],
         dataclasses.replace(TINY, every=1, devices=1),
     )
@@ -208,7 +208,7 @@ def test_a_point_that_diverged_is_not_the_best(tmp_path, monkeypatch, capsys):
     options = [*SMALL, "--score", "test_loss", "--out"]
     assert jaxfl("sweep", "fedavg", "--grid", "lr=0.1,0.05,3", *options, tmp_path / "o") == 0
     assert "best test_loss: 1.05 at lr=0.05;" in capsys.readouterr().out
-    assert "lr=0.05" in config.load(tmp_path / "o" / "best.toml")[1].options
+    assert "lr=0.05" in kept.load(tmp_path / "o" / "best.toml")[1].options
     assert jaxfl("sweep", "fedavg", "--grid", "lr=2,3", *options, tmp_path / "p") == 0
     assert "no point has a finite test_loss" in capsys.readouterr().out
     assert not (tmp_path / "p" / "best.toml").exists()

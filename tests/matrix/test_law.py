@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+import tempfile
 from functools import cache
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,21 +22,27 @@ from jaxfl.options.fit import fit
 from jaxfl.options.systems import accepted, takes
 from jaxfl.paper import System
 
+JOBS = Path(tempfile.mkdtemp()) / "jobs.csv"
+JOBS.write_text("node,seconds\n" + "".join(f"{i},{1 + i % 3}\n{i},0.5\n" for i in range(16)))
+REGIONS = JOBS.with_name("regions.csv")
+REGIONS.write_text("from,to,latency_ms,mbit\neu,eu,5,8\nus,us,9,8\neu,us,80,2\n")
 SMALL = Setup(nodes=16, data="digits", model="logistic", rounds=4, seeds=1)
 OTHER = {
     "topology": "regular", "degree": 4, "mixing": "lazy", "cohort": 4, "strata": 2, "concurrency": 6, "goal": 3,
     "weights": "uniform", "lr": 0.01, "steps": 5, "batch": 1, "byzantine": 5, "attack": "ipm", "rule": "median",
     "codec": "top_k", "personal": "bias", "link_noise": 0.1, "crash": 0.5, "mbit": 2.0, "latency_ms": 90.0,
-    "step_ms": 9.0,
+    "step_ms": 9.0, "trace": str(JOBS), "durations": "trace:samples=1", "deadline": "2.5",
+    "links": str(REGIONS), "availability": "diurnal",
 }  # fmt: skip
 WORK = {"lr", "steps", "batch"}  # where the system takes them
-TALK = {"byzantine", "attack", "rule", "codec", "personal", "link_noise", "mbit", "latency_ms"}
+TALK = {"byzantine", "attack", "rule", "codec", "personal", "link_noise", "mbit", "latency_ms", "links"}
+LASTS = {"trace", "durations", "crash", "availability", "step_ms"}
 HEARS = {  # what a system of this kind hears, or refuses itself for a reason of its own
-    "server": {"cohort", "strata", "weights", "crash", "step_ms"} | TALK | WORK,
-    "asynchronous": {"concurrency", "goal", "weights", "crash", "step_ms"} | TALK | WORK,
-    "gossip": {"topology", "degree", "mixing", "crash", "step_ms"} | TALK | WORK,
+    "server": {"cohort", "strata", "weights", "deadline"} | LASTS | TALK | WORK,
+    "asynchronous": {"concurrency", "goal", "weights"} | LASTS | TALK | WORK,
+    "gossip": {"topology", "degree", "mixing"} | LASTS | TALK | WORK,
     "reference": {"step_ms"} | WORK,
-    "protocol": {"topology", "degree", "mixing", "crash"}
+    "protocol": {"topology", "degree", "mixing", "crash", "availability"}
     | TALK - {"personal", "link_noise"},  # exact messages of no model
 }
 TIMED = {"mbit": 2.0, "latency_ms": 90.0, "step_ms": 9.0}

@@ -22,7 +22,7 @@ from jaxfl.options.systems import system_options
 from jaxfl.options.topology import first_graph, in_degree, topology_of
 from jaxfl.paper import Example, System
 from jaxfl.world import clock as timing
-from jaxfl.world import cohort, durations, mixing
+from jaxfl.world import cohort, mixing
 from jaxfl.world import graph as graphs
 
 TINY = Setup(nodes=8, data="digits", model="logistic", rounds=2, seeds=2)
@@ -239,10 +239,9 @@ def test_what_no_mixing_stands_for_is_known(name):
 
 
 @pytest.mark.parametrize("name", ["fedbuff", "papaya"])
-def test_a_job_of_an_asynchronous_system_takes_its_transfers_and_its_steps(name, monkeypatch):
+def test_a_job_of_an_asynchronous_system_takes_its_transfers_and_its_steps(name):
     """Jobs of a second each, four at work, two arrivals a round: two rounds end together, a job after those before."""
-    monkeypatch.setattr(durations, "lognormal", durations.fixed)
-    options = {"concurrency": 4, "goal": 2, "rounds": 6, "every": 1, "steps": 5}
+    options = {"durations": "fixed", "concurrency": 4, "goal": 2, "rounds": 6, "every": 1, "steps": 5}
     options |= {"codec": "int4"} if name == "fedbuff" else {}
     world = prepare(dataclasses.replace(TINY, mbit=0.1, latency_ms=20.0, step_ms=3.0, **options), [name])
     arm = build(world, name, {})
@@ -273,9 +272,10 @@ def test_a_system_brings_its_own_clock_or_cohort(monkeypatch):
     assert paces[0][:3] == (10, 4, 2)
 
 
-def test_an_epoch_of_a_small_shard_takes_fewer_steps(monkeypatch):
-    monkeypatch.setattr(durations, "lognormal", durations.fixed)
-    world = prepare(dataclasses.replace(TINY, step_ms=1.0, concurrency=1, goal=1, batch=10), ["fedbuff"])
+def test_an_epoch_of_a_small_shard_takes_fewer_steps():
+    world = prepare(
+        dataclasses.replace(TINY, durations="fixed", step_ms=1.0, concurrency=1, goal=1, batch=10), ["fedbuff"]
+    )
     arm = build(world, "fedbuff", {"epochs": 2})
     _, law = arm.scenario.arrays["cohort"]["seconds"]
     np.testing.assert_allclose(law["seconds"], 2 * np.ceil(np.asarray(world.data.size) / 10) / 1e3, rtol=1e-6)

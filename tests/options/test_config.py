@@ -7,7 +7,7 @@ import re
 import pytest
 
 from jaxfl.errors import InputError
-from jaxfl.options import config
+from jaxfl.options import config, files, kept
 from jaxfl.options.commands import Compare, parse
 from jaxfl.options.config import Setup
 from jaxfl.options.systems import own_options, system_options
@@ -18,15 +18,15 @@ TINY = Setup(nodes=8, data="digits", model="logistic", rounds=2, seeds=2)
 def test_config_overridden_by_options(tmp_path):
     path = tmp_path / "c.toml"
     setup = dataclasses.replace(TINY, lr=1, out="x", data_folder='a "quoted" \\ \x7f ü', options=("mu=1",))
-    path.write_text(config.saved("compare", ["fedprox", "fedavg"], setup, setup), encoding="utf-8")
+    path.write_text(kept.saved("compare", ["fedprox", "fedavg"], setup, setup), encoding="utf-8")
     same = dataclasses.replace(setup, out=None)
-    assert config.load(path) == (["fedprox", "fedavg"], same)
+    assert kept.load(path) == (["fedprox", "fedavg"], same)
     assert parse(["compare", f"--config={path}"]) == Compare(same, str(path), names=("fedprox", "fedavg"))
     got = parse(["compare", "dsgd", "--config", str(path), "--rounds", "7", "--set", "mu=2", "--json"])
     want = dataclasses.replace(same, rounds=7, options=("mu=1", "mu=2"))
     assert got == Compare(want, str(path), True, names=("dsgd",))
     assert system_options(want, ["fedprox"]) == {"fedprox": {"mu": 2}}
-    earlier = config.load(path)
+    earlier = kept.load(path)
     assert own_options(want, ["fedprox"], earlier) == want
     assert own_options(want, ["dsgd"], earlier).options == ("mu=2",)  # mu=1 was for fedprox
     assert own_options(want, ["dsgd"], None) == want
@@ -40,13 +40,13 @@ def test_a_file_of_a_topology_is_kept_by_what_it_was(tmp_path, monkeypatch):
     (tmp_path / "g.csv").write_text("source,target\n0,1\n")
     setup = dataclasses.replace(TINY, topology="g.csv")
     path = tmp_path / "c.toml"
-    path.write_text(config.saved("run", ["dsgd"], setup, setup), encoding="utf-8")
+    path.write_text(kept.saved("run", ["dsgd"], setup, setup), encoding="utf-8")
     mark = hashlib.sha256((tmp_path / "g.csv").read_bytes()).hexdigest()
     assert f'files = ["{mark} {tmp_path / "g.csv"}"]' in path.read_text()
-    assert config.load(path)[1].topology == str(tmp_path / "g.csv")
+    assert kept.load(path)[1].topology == str(tmp_path / "g.csv")
     (tmp_path / "g.csv").write_text("source,target\n1,0\n")
     with pytest.raises(InputError, match=r"g\.csv is not the file that .*c\.toml was written with"):
-        config.load(path)
+        kept.load(path)
     with pytest.raises(InputError, match=r"topology 'g\.cvs' is unknown"):
         config.check(dataclasses.replace(TINY, topology="g.cvs"))
 
@@ -72,7 +72,7 @@ def test_bad_config(text, says, tmp_path):
 
 def test_toml_of_other_types_is_refused():
     with pytest.raises(InputError, match="cannot be written"):
-        config.dump({"x": {1: 2}})
+        files.dump({"x": {1: 2}})
 
 
 def test_every_option_but_paths_and_flags_says_what_it_allows():
@@ -178,7 +178,7 @@ def test_what_decides_numbers_is_known_wherever_files_are(tmp_path):
         setup = Setup(
             topology=str(file), personal="layers/1/*", out=place, devices=len(made) + 1, checkpoints=place == "b"
         )
-        made.append(config.deciding("run", [f"{tmp_path / place / 'mine.py'}:mine:mu=1"], setup))
+        made.append(kept.deciding("run", [f"{tmp_path / place / 'mine.py'}:mine:mu=1"], setup))
     assert made[0] == made[1]
     assert made[0]["topology"] == "contacts.csv"
     assert made[0]["systems"] == ["mine.py:mine:mu=1"]

@@ -11,7 +11,7 @@ import pytest
 from jaxfl.commands import results
 from jaxfl.errors import InputError
 from jaxfl.learn.task import scores
-from jaxfl.options import config
+from jaxfl.options import kept
 from jaxfl.options.build import prepare
 from jaxfl.options.config import Setup
 
@@ -124,15 +124,15 @@ def test_what_does_not_fit_is_one_sentence(options, says, folder):
 
 def test_a_config_keeps_where_the_data_were_and_what_they_were(folder, monkeypatch):
     setup = dataclasses.replace(TINY, **TABLE, target="rent")
-    (folder / "c.toml").write_text(config.saved("run", ["fedavg"], setup, setup))
+    (folder / "c.toml").write_text(kept.saved("run", ["fedavg"], setup, setup))
     monkeypatch.chdir("/")
-    systems, again = config.load(folder / "c.toml")
+    systems, again = kept.load(folder / "c.toml")
     assert (systems, again.data) == (["fedavg"], str(folder / "flats.csv"))
     prepare(again, systems)
     with (folder / "flats.csv").open("a") as file:
         file.write("1,Ulm,3,2.0,no,False,True\n")
     with pytest.raises(InputError, match=r"flats.csv is not the file that .*c.toml was written with"):
-        config.load(folder / "c.toml")
+        kept.load(folder / "c.toml")
 
 
 def test_a_line_says_what_the_data_were_taken_for(folder, capsys):
@@ -147,8 +147,8 @@ def test_a_line_says_what_the_data_were_taken_for(folder, capsys):
 def test_a_folder_is_kept_by_the_names_and_contents_in_it(folder):
     (folder / "imgs" / "a").mkdir(parents=True)
     (folder / "imgs" / "a" / "0.png").write_text("0")
-    (folder / "c.toml").write_text(config.saved("run", ["fedavg"], dataclasses.replace(TINY, data="imgs"), TINY))
-    assert config.load(folder / "c.toml")[1].data == str(folder / "imgs")
+    (folder / "c.toml").write_text(kept.saved("run", ["fedavg"], dataclasses.replace(TINY, data="imgs"), TINY))
+    assert kept.load(folder / "c.toml")[1].data == str(folder / "imgs")
     (folder / "imgs" / "a" / "0.png").rename(folder / "imgs" / "a" / "1.png")
     with pytest.raises(InputError, match="imgs is not the file"):
-        config.load(folder / "c.toml")
+        kept.load(folder / "c.toml")

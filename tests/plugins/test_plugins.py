@@ -16,7 +16,7 @@ import jaxfl as fl
 from jaxfl import plugins, zoo
 from jaxfl.algorithms import dsgd, fedavg
 from jaxfl.engine.keys import init_key, round_key, run_key
-from jaxfl.options import config
+from jaxfl.options import kept
 
 HERE = Path(__file__).parent
 
@@ -196,7 +196,7 @@ def test_the_command_line_compares_them_with_the_zoo_and_goes_on(tmp_path, capsy
     rows, one = (fl.load_model(folder / f"seed-0{part}.npz").row for part in ("-nodes", ""))
     assert rows.shape == (8, d)
     assert one.shape == (d,)
-    systems, setup = config.load(out / "config.toml")
+    systems, setup = kept.load(out / "config.toml")
     assert systems == ["fedavg", *(str(HERE / f"{name}.py:{name}") for name in ("mifa", "ditto", "extra"))]
     assert setup.codec == "half"
     monkeypatch.chdir(tmp_path)  # files were recorded from the root on
@@ -239,7 +239,7 @@ def test_data_models_rules_attacks_and_codecs_of_a_user(tmp_path, capsys):
     assert jaxfl("run", "fedavg", *slots, *common) == 0
     module = plugins._file("rule", "", file)
     assert {"rule", "attack", "codec", "data", "model"} == set(module.calls)
-    systems, setup = config.load(tmp_path / "o" / "config.toml")
+    systems, setup = kept.load(tmp_path / "o" / "config.toml")
     assert (systems, setup.rule, setup.data) == (["fedavg"], f"{file}:my_rule", f"{file}:my_data")
     file.write_text(MINE + "\n")
     assert jaxfl("run", "--config", tmp_path / "o" / "config.toml", "--out", tmp_path / "p") == 2
