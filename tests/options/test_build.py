@@ -261,7 +261,10 @@ def test_a_system_brings_its_own_clock_or_cohort(monkeypatch):
         paces.append(pace)
         return timing.buffered(pace.nodes, pace.concurrency, 1, pace.seconds)
 
-    brought = {"asynchronous": Example(clock=clock), "server": Example(cohort=cohort.cyclic(10, 2))}
+    brought = {
+        "asynchronous": Example(clock=clock),
+        "server": Example(cohort=lambda count: cohort.cyclic(10, count - 1)),
+    }
     sizes, fedbuff = {}, zoo.find("fedbuff").make
     for kind, example in brought.items():
         mine = System(fedbuff, None, lambda given, example=example: example, kind)

@@ -87,6 +87,11 @@ def test_every_option_but_paths_and_flags_says_what_it_allows():
         "out",
         "checkpoints",
         "weights",
+        "durations",
+        "deadline",
+        "availability",
+        "links",
+        "trace",
     }
     assert free == known
 

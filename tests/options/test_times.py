@@ -102,7 +102,7 @@ def test_what_is_spelt_wrongly_is_refused_at_once(options, says):
         ({"deadline": "2:keep=5", "cohort": 3}, "keep is 5, but must be at least 1 and at most 3"),
         ({"trace": "nowhere.csv"}, "nowhere.csv: there is no such file"),
         ({"availability": "sometimes"}, "availability is 'sometimes'"),
-        ({"links": "nowhere.csv"}, "nowhere.csv: it cannot be read"),
+        ({"links": "nowhere.csv"}, "nowhere.csv: there is no such file"),
         ({"availability": "nowhere.csv"}, "nowhere.csv: there is no such file"),
     ],
 )
