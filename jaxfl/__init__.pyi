@@ -96,6 +96,7 @@ from .errors import InputError as InputError
 from .errors import require as require
 from .exchange import attacks as attacks
 from .exchange import codecs as codecs
+from .exchange import last as last
 from .exchange import rules as rules
 from .exchange import staleness as staleness
 from .exchange.network import Network as Network
@@ -207,6 +208,7 @@ from .world import (
     topology as topology,
 )
 from .world import traces as traces
+from .world import uneven as uneven
 from .world import (
     weights as weights,
 )

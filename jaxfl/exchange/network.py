@@ -38,7 +38,7 @@ from jaxfl.exchange.codecs import FLOAT, PLAIN, Codec, Collective
 from jaxfl.exchange.inboxes import inboxes
 from jaxfl.exchange.mix import everywhere
 from jaxfl.exchange.noise import Noise
-from jaxfl.exchange.slots import check
+from jaxfl.exchange.slots import check, require_each
 from jaxfl.learn.layers import Part
 from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import map_memory, map_nodes, put_rows, rows_of
@@ -56,6 +56,7 @@ class Collected(NamedTuple):
     memory: dict  # what nodes keep now, leaves [n, ...] by name
     each: dict  # what each member logged, leaves [c, ...]
     filled: Array  # [m], the mean in which what a sub-model does not send is 0: for sums over clients
+    heard: Array | None = None  # [c, m] where asked for: what arrived from each member, 0 of the absent
 
 
 class Network(NamedTuple):
@@ -158,9 +159,10 @@ class Network(NamedTuple):
                 raise InputError(f"net.{slot} is set, but this system hands out and combines whole models.")
         if self.noise is not None and not noise.silent(self.noise.down):
             raise InputError("net.noise is set, but this system hands out models by itself, as they are.")
-        return self._combine(key, env, mail, messages, reference)
+        return self._combine(key, env, mail, messages, reference)[:3]
 
     def _combine(self, key: Array, env: Env, mail: Mail, messages: Array, reference: Array | None, covers=None):
+        """`combine`, and what arrived, `[c, m]`."""
         c = env.cohort
         self._hear_once(c)
         require_rows("messages", messages, c.ids.shape[0])
@@ -191,7 +193,7 @@ class Network(NamedTuple):
             out = jax.lax.cond(jnp.isfinite(out).all(), lambda _: out, arrived, sent)
         if c.total is not None and self.rule is rules.mean:
             out = out * (c.weight.sum() / c.total)
-        return out, mail, jnp.where(present, bits, 0.0)
+        return out, mail, jnp.where(present, bits, 0.0), sent
 
     def _hear_once(self, c: Cohort) -> None:
         if c.updates is not None:
@@ -219,6 +221,7 @@ class Network(NamedTuple):
         known: dict | None = None,
         memory: dict | None = None,
         reference: Array | None = None,
+        hear: bool = False,
         cost: Callable = timing.through_server,
         crosses: tuple[float | Array, float | Array] = (1.0, 1.0),
         **own: Tree,
@@ -238,15 +241,22 @@ class Network(NamedTuple):
             known: named arguments that all members see alike and that do not travel.
             memory: what nodes keep, as in `at`.
             reference: as in `combine`.
+            hear: whether the server itself looks at each message: `heard` is then what arrived, `[c, m]`.
             cost: `(env, steps [c], bits handed to a member, bits sent [c]) -> Log`, `timing.through_server` or
                 `timing.all_reduce(...)`.
             crosses: the shares of what is handed and of what is sent that cross a link, each one number or `[c]`.
             own: further named arguments, leaves `[c, ...]`; arrays of floats among them are handed down too.
+
+        Raises:
+            InputError: while tracing, a server that is to `hear` each message of a collective, which gives it the mean
+                alone, or of sub-models.
         """
         c, part, cut, d = env.cohort, self.personal, self.submodel, x.shape[-1]
         self._hear_once(c)
+        if hear:
+            require_each(self)
         plain = self.codec is PLAIN and self.attack is None and self.collective is None and self.rule is rules.mean
-        plain &= self.noise is None or noise.silent(self.noise.up)
+        plain &= not hear and (self.noise is None or noise.silent(self.noise.up))
         if part is not None:
             learn, memory = personal.keeping(learn, part), {"personal": mail.nodes[-1]} | dict(memory or {})
         if cut is not None:
@@ -256,15 +266,18 @@ class Network(NamedTuple):
         train = lift(c, learn, counts(c) if plain else None)
         out, new, each = train(key, env, x, dict(shared or {}) | dict(known or {}), memory, **own)
         out, covers = (out, None) if cut is None else jnp.split(out, 2, -1)
-        m = out.shape[-1]
+        m, heard = out.shape[-1], None
         mine, sent = (np.arange(0), slice(None)) if part is None else personal.split(part, m)
         if plain:
             bits = jnp.full(c.ids.shape, 32.0 * (m - len(mine)))
         else:
             against = None if reference is None else reference[sent]
-            out, mail, bits = self._combine(key, env, mail, out[:, sent], against, covers)
+            out, mail, bits, heard = self._combine(key, env, mail, out[:, sent], against, covers)
+            heard = jnp.where((c.weight > 0)[:, None], heard, 0) if hear else None
         if part is not None:
             back = personal.handed_back(part, c, x, each.pop("same"), m)
+            if heard is not None:
+                heard = jnp.zeros((len(c.ids), m)).at[:, sent].set(heard).at[:, mine].set(back)
             out = (out if plain else jnp.zeros(m).at[sent].set(out)).at[mine].set(back)
             mail = mail._replace(nodes=(*mail.nodes[:-1], new.pop("personal")))
         moved = [(x, x.ndim - 1), (shared, 0), (own, 1)]
@@ -276,7 +289,7 @@ class Network(NamedTuple):
         down, up = crosses
         log |= reported(c, each) | cost(env, steps, FLOAT * count(held) * down, bits * up)
         log |= {} if c.waiting is None else {"waiting": c.waiting}
-        return Collected(out, (c.weight > 0).any(), log, mail, new, each, filled)
+        return Collected(out, (c.weight > 0).any(), log, mail, new, each, filled, heard)
 
     def gossip(self, key: Array, env: Env, mail: Mail, messages: Array, *, column_stochastic: bool = False):
         """Every node combines its own message with those of its neighbours: `([n, m], mail, log)`.

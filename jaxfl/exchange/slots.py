@@ -56,3 +56,11 @@ def _check_submodel(net: Any) -> None:
         raise InputError("net.submodel is set beside net.rule, but rules compare whole models: leave one out.")
     if not net.codec.by_number:
         raise InputError("net.submodel is set beside a codec that chooses or remembers numbers of whole models.")
+
+
+def require_each(net: Any) -> None:
+    """Raise `InputError` for a `Network` in which no server can look at each message."""
+    if net.collective is not None:
+        raise InputError("net.collective is set, but this server looks at each message, and not at the mean alone.")
+    if net.submodel is not None:
+        raise InputError("net.submodel is set, but this server looks at each message, which must be a whole one.")

@@ -1,5 +1,6 @@
-"""How much a member of a cohort works: what wraps a process of `world.cohort`, or a world, and sets `Cohort.steps`."""
+"""How much a member of a cohort works, and how late: wraps a process of `world.cohort`, or a world."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxfl.core import ALL_STEPS, Array, Cohort, Now, Process, Scenario, constant, stream
-from jaxfl.errors import InputError
+from jaxfl.core import ALL_STEPS, Array, Cohort, Now, Process, Scenario, constant, node_keys, stream
+from jaxfl.errors import InputError, require
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import thinned
 from jaxfl.world.process import process
@@ -98,3 +99,66 @@ def skipping(world: Scenario, nodes: Any, round: Any) -> Scenario:
     which, when = jnp.atleast_1d(constant(nodes, np.int32)), constant(round, np.int32)
     arrays = {"world": world.arrays, "nodes": which, "round": when}
     return world._replace(init=canonical(init), step=canonical(step), arrays=arrays)
+
+
+def random_steps(members: Process, most: int, least: int = 1) -> Process:
+    """Each member runs as many local steps as it likes: uniformly `least` to `most`, anew in every round.
+
+    As in the experiments of Anarchic Federated Learning (Yang, Zhang, Khanduri, Liu, ICML 2022,
+    https://arxiv.org/abs/2108.09875). A node draws the same in any slot. `members` may be a clock (`world.clock`),
+    whose durations then do not follow the steps.
+
+    Args:
+        members: who takes part; says nothing about steps.
+        most: the most steps.
+        least: the fewest, at least 0: who runs none has no news.
+
+    Raises:
+        InputError: numbers that are not whole, or `most` below `least`; while tracing, `members` that set steps.
+    """
+    require("least", least, least=0, whole=True)
+    require("most", most, least=least, whole=True)
+
+    def change(key: Array, arrays: dict, c: Cohort) -> Cohort:
+        if c.steps is not None:
+            raise InputError("members sets Cohort.steps, but random_steps does that: give a cohort without steps.")
+        keys = node_keys(stream(key, "random steps"), c.ids)
+        low, high = arrays["least"], arrays["most"] + 1
+        return c._replace(steps=jax.vmap(lambda k: jax.random.randint(k, (), low, high))(keys))
+
+    return wrapped(members, change, {"least": constant(least, np.int32), "most": constant(most, np.int32)})
+
+
+def delayed(members: Process, longest: int) -> Process:
+    """Each member's work comes late: it started from the model of uniformly 0 to `longest` versions ago.
+
+    The delays of Anarchic Federated Learning (see `random_steps`), drawn anew in every round, whatever came of a
+    member's last job; before there are as many versions, of the first model. For systems that remember versions.
+
+    Args:
+        members: who takes part.
+        longest: the longest delay, in versions of the server.
+
+    Raises:
+        InputError: `longest` is not a whole number of at least 0.
+    """
+    require("longest", longest, least=0, whole=True)
+
+    def change(key: Array, arrays: dict, c: Cohort) -> Cohort:
+        keys = node_keys(stream(key, "delays"), c.ids)
+        return c._replace(age=jax.vmap(lambda k: jax.random.randint(k, (), 0, arrays["longest"] + 1))(keys))
+
+    return wrapped(members, change, {"longest": constant(longest, np.int32)})
+
+
+def wrapped(members: Process, change: Callable, arrays: dict) -> Process:
+    """The process whose cohorts are `change(key, arrays, cohort)`; of a clock, with its seconds."""
+    first, draw, _ = members
+
+    def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, Any]:
+        s, value = draw(key, arrays["members"], s, t)
+        if isinstance(value, Cohort):
+            return s, change(key, arrays, value)
+        return s, (change(key, arrays, value[0]), *value[1:])
+
+    return process(step, {"members": members.arrays} | arrays, lambda key, arrays: first(key, arrays["members"]))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from common import digits_world
+from common import digits_world, rounds
 
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.data import partition
@@ -16,8 +16,10 @@ from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.learn import local, task
 from jaxfl.world import cohort
+from jaxfl.world.clock import buffered
+from jaxfl.world.durations import lognormal
 from jaxfl.world.scenario import scenario
-from jaxfl.world.work import straggling
+from jaxfl.world.work import delayed, random_steps, straggling
 
 
 @partial(jax.jit, static_argnames=("init", "step", "rounds"))
@@ -109,3 +111,38 @@ def test_steps_cannot_be_set_twice():
     once = straggling(cohort.uniform(5, 2), 0.5, epochs=3)
     with pytest.raises(InputError, match="members sets"):
         draws(straggling(once, 0.5, epochs=3), rounds=1)
+
+
+def test_as_many_steps_and_as_late_as_chance_has_it():
+    """Uniform, independent, a node's own in any slot; who takes part and a clock's seconds stay as they are."""
+    members, wide = cohort.uniform(30, 10), cohort.uniform(30, 20)
+    c, more = jax.device_get([rounds(p, 2000) for p in (delayed(random_steps(members, 4), 5), random_steps(wide, 4))])
+    for value, low, count in ((c.steps, 1, 4), (c.age, 0, 6)):
+        share = np.bincount(value.ravel() - low, minlength=count) / value.size
+        np.testing.assert_allclose(share, np.full(count, 1 / count), atol=0.015)
+    assert abs(np.corrcoef(c.steps.ravel(), c.age.ravel())[0, 1]) < 0.03
+    np.testing.assert_array_equal(c.ids, rounds(members, 2000).ids)
+    both = [(t, i) for t in range(20) for i in set(c.ids[t]) & set(more.ids[t])]
+    at = lambda c, t, i: c.steps[t][list(c.ids[t]).index(i)]
+    assert both
+    assert all(at(c, t, i) == at(more, t, i) for t, i in both)
+    clock = buffered(8, 4, 2, lognormal())
+    (a, seconds), (b, same) = rounds(random_steps(clock, 3, least=0), 20), rounds(clock, 20)
+    np.testing.assert_array_equal(a.age, b.age)
+    np.testing.assert_array_equal(seconds, same)
+    assert a.steps.min() == 0
+
+
+@pytest.mark.parametrize(
+    ("wrap", "word"),
+    [
+        (lambda m: random_steps(m, 0), "most is 0"),
+        (lambda m: random_steps(m, 2.5), "most is 2.5"),  # type: ignore[arg-type]
+        (lambda m: random_steps(m, 2, least=-1), "least is -1"),
+        (lambda m: rounds(random_steps(random_steps(m, 2), 2), 1), "members sets Cohort.steps"),
+        (lambda m: delayed(m, -1), "longest is -1"),
+    ],
+)
+def test_bad_wrappers_are_refused(wrap, word):
+    with pytest.raises(InputError, match=f"^{word}"):
+        wrap(cohort.uniform(5, 2))
