@@ -19,6 +19,8 @@ w8   FedAvg of 1,000,000 clients against 1,000, cohort 100, logistic model
 g10k D-SGD on a random 8-regular graph, logistic model on digits, 2,500 / 5,000 / 10,000 nodes
 shapes six systems at numbers of nodes that nobody tuned for, beside the next multiple of 64, on 1, 2 and 8 devices
 sweep  24 points of FedProx, 2 seeds each, 50 clients, logistic model: in one program against one by one
+events 1,000,000 meetings of random gossip, 4,096 nodes x 1,000 numbers, random 8-regular graph: in waves against one by
+       one; a "round" is 1,000 of them
 compile  every system of the zoo on 8 nodes: CPU seconds until its first round is done, less those of a second
 round    every system with a server beside FedAvg, 10,000 clients, 100 a round, W1's model and data: CPU seconds a round
 gpu  W1 to W7 in short settings, convolution, mixing and rules in plain and fast formulations, every system against the

@@ -9,10 +9,11 @@ after one of the r = sum r_ij meetings a second. P is the mixing matrix of the t
 that do not conflict (`world.events`), so at most n / 2 of them.
 """
 
-from jaxfl.core import Algorithm
+import jax.numpy as jnp
+
+from jaxfl.core import Algorithm, State
 from jaxfl.exchange.network import Network
 from jaxfl.paper import Example, Given, Paper, System
-from jaxfl.programs.gossip_averaging import gossip_averaging
 from jaxfl.world.events import poisson
 
 PAPER = Paper(
@@ -25,8 +26,20 @@ PAPER = Paper(
 
 
 def random_gossip(net: Network = Network()) -> Algorithm:
-    """Average the values `[n, m]` that the scenario carries as `data`, pair by pair; the topology has clocks."""
-    return gossip_averaging(net)
+    """Average the values `[n, m]` that the scenario carries as `data`, pair by pair; the topology has clocks.
+
+    The answer is each node's estimate `[n, m]`.
+    """
+
+    def init(key, env, x):
+        del key, x
+        return State((), jnp.array(env.data), net.init(env, env.data[0]))
+
+    def round(key, env, s):
+        x, mail, log = net.gossip(key, env, s.mail, s.nodes)
+        return State((), x, mail), log
+
+    return Algorithm(init, round, read=lambda s: s.nodes)
 
 
 def _clocks(given: Given) -> Example:

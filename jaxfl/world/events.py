@@ -88,6 +88,28 @@ def poisson(graph: Any, *, call: float | Array = 1.0, act: Any = 0.0, ahead: flo
     return process(_wave, arrays, _wound)
 
 
+def spectrum(graph: Any) -> tuple[float, float]:
+    """How slowly clocks average, `1 / lambda_2`, and the largest `(e_i - e_j)' Lap^+ (e_i - e_j) / 2` of a pair.
+
+    Of `Lap = sum_ij r_ij (e_i - e_j)(e_i - e_j)'` with `r_ij` the weights both ways, in float64: with `call=c` both are
+    `c` times smaller. The second is half of the largest resistance between neighbours.
+
+    Raises:
+        InputError: as `poisson`, or a graph in parts.
+    """
+    n, both, table, rate = _pairs(graph)
+    i, slot = np.nonzero(np.asarray(both.weight))
+    lap, j = np.zeros((n, n)), np.asarray(both.nbr)[i, slot]
+    lap[i, j] = -rate[table[i, slot]]
+    lap -= np.diag(lap.sum(1))
+    values, vectors = np.linalg.eigh(lap)
+    if n < 2 or values[1] < 1e-9 * values[-1]:
+        raise InputError("topology is not connected, but all nodes must come to agree.")
+    inverse = (vectors[:, 1:] / values[1:]) @ vectors[:, 1:].T
+    across = inverse[i, i] + inverse[j, j] - 2 * inverse[i, j]
+    return float(1 / values[1]), float(across.max() / 2)
+
+
 def _pairs(graph: Any) -> tuple[int, Graph, np.ndarray, np.ndarray]:
     """Nodes, the graph of who meets, each slot's pair `[n, k]` (E: none), each pair's weights both ways added `[E]`."""
     if not isinstance(graph, Graph | Tiers):
