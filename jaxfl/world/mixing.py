@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import ROUNDING, Graph, constant
+from jaxfl.core import ROUNDING, Array, Graph, constant
 from jaxfl.errors import InputError, require
 from jaxfl.world.graph import directed, entries, from_edges, names, require_connected, require_symmetric
 from jaxfl.world.graph import from_networkx as graph_of
@@ -205,6 +205,24 @@ def push_weights(graph: Graph) -> Graph:
     heard_by = jnp.zeros(graph.nbr.shape[0], jnp.float32).at[graph.nbr].add(live.astype(jnp.float32))
     share = 1 / (1 + heard_by)
     return dataclasses.replace(graph, weight=jnp.where(live, share[graph.nbr], 0), own=share, column_stochastic=True)
+
+
+def proportional(graph: Any, v: Array) -> Any:
+    """The graph, or its tiers: a node and those it hears over a live edge count in proportion to `v` `[n]`, 0 or more.
+
+    Traceable, for edges that come and go: what is lost with an edge is shared by all who are left, where a mask alone
+    (`topology.between`) adds it to the own weight. A node that hears nothing but zeros keeps its own message.
+    """
+
+    def part(g: Graph, mine: Array) -> Graph:
+        heard = jnp.where(g.weight != 0, v[g.nbr], 0)
+        total = mine + heard.sum(1)
+        weight = heard / jnp.where(total > 0, total, 1)[:, None]
+        return dataclasses.replace(g, weight=weight, own=None, shifts=None, column_stochastic=False)
+
+    if isinstance(graph, Tiers):
+        return graph._replace(parts=tuple(map(part, graph.parts, graph.split(v))))
+    return part(graph, v)
 
 
 def _sparse(graph: Graph) -> Any:
