@@ -202,6 +202,9 @@ from .world import (
     removal as removal,
 )
 from .world import (
+    participation as participation,
+)
+from .world import (
     temporal as temporal,
 )
 from .world import (
