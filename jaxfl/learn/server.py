@@ -43,6 +43,53 @@ def scale_by_moments(second: Callable, b1: float | Array, tau: float | Array) ->
     return optax.GradientTransformation(init, update)
 
 
+class DelayedState(NamedTuple):
+    """Momentum, the updates since it was last renewed, both trees like the parameters, and how many there were."""
+
+    m: optax.Params
+    buffer: optax.Params
+    count: Array  # int32
+
+
+def delayed_nesterov(
+    lr: float | Array, momentum: float | Array = 0.9, delay: int = 4, spread: float | Array = 0.0
+) -> optax.GradientTransformation:
+    """Nesterov momentum that moves once in `delay` updates; the updates themselves are applied at once.
+
+    Delayed Nesterov of asynchronous Local-SGD (Liu et al., 2024, https://arxiv.org/abs/2401.09135). With N = `delay`
+    and c = `spread`, of the t-th update g,
+
+        B <- B + g
+        every N-th time:  m <- b m + B / N,  B <- 0,     x <- x - lr ((1 - c N + c) b m + g / N)
+        else:                                            x <- x - lr (c b m + g / N).
+
+    With c = 0, N updates move the model as one step of Nesterov's on their mean; N = 1 is `optax.sgd(nesterov=True)`.
+
+    Raises:
+        InputError: a rate that is not above 0, a momentum outside [0, 1), a `spread` outside [0, 1 / delay].
+    """
+    require("lr", lr, above=0)
+    require("momentum", momentum, least=0, below=1)
+    require("delay", delay, least=1, whole=True)
+    require("spread", spread, least=0, most=1 / delay)
+
+    def init(params):
+        zero = optax.tree.zeros_like(params)
+        return DelayedState(zero, zero, jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        last = state.count == delay - 1
+        total = jax.tree.map(jnp.add, state.buffer, updates)
+        m = jax.tree.map(lambda m, b: jnp.where(last, momentum * m + b / delay, m), state.m, total)
+        part = jnp.where(last, 1 - spread * delay + spread, spread) * momentum
+        move = jax.tree.map(lambda m, g: -lr * (part * m + g / delay), m, updates)
+        buffer = jax.tree.map(lambda b: jnp.where(last, 0, b), total)
+        return move, DelayedState(m, buffer, jnp.where(last, 0, state.count + 1))
+
+    return optax.GradientTransformation(init, update)
+
+
 def adagrad_moment() -> Callable:
     """`v + g^2`."""
     return lambda v, square: v + square

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxfl.core import ALL_STEPS, Array, Cohort, Now, Process, Scenario, constant, node_keys, stream
 from jaxfl.errors import InputError, require
 from jaxfl.mapping.canonical import canonical
-from jaxfl.world.cohort import thinned
+from jaxfl.world.cohort import base_of, thinned
 from jaxfl.world.process import process
 
 
@@ -63,6 +63,54 @@ def straggling(members: Process, fraction: float, epochs: int, steps: int = 1, *
         return s, c._replace(steps=steps * jnp.where(slow, part, epochs).astype(jnp.int32))
 
     return process(step, arrays, lambda key, arrays: first(key, arrays["members"]))
+
+
+def dynamic_steps(speed: Any, steps: int) -> np.ndarray:
+    """Local steps `[n]` in proportion to speed, the fastest `steps`: `max(1, floor(v_i / max v * steps))`.
+
+    Dynamic Local Updates of asynchronous Local-SGD (Liu et al., 2024, https://arxiv.org/abs/2401.09135): all jobs then
+    take about as long, and are about as stale. A job of node `i` lasts its steps over `v_i`.
+
+    Args:
+        speed: steps a second, positive, `[n]`.
+        steps: of the fastest.
+
+    Raises:
+        InputError: a speed that is not finite and above 0, or steps below 1.
+    """
+    v = np.asarray(speed, np.float64)
+    if v.ndim != 1 or not v.size or not np.isfinite(v).all() or v.min() <= 0:
+        raise InputError(f"speed = {speed}: steps a second, finite and above 0, of each node [n] are needed.")
+    require("steps", steps, least=1, whole=True)
+    return np.maximum(np.floor(v / v.max() * steps * (1 + 1e-9)), 1).astype(np.int32)
+
+
+def bounded(members: Process, steps: Any) -> Process:
+    """Each node runs at most its own number of local steps.
+
+    Args:
+        members: who takes part, or a clock; says nothing about steps.
+        steps: `[n]`, whole numbers of at least 1. Traced.
+
+    Raises:
+        InputError: other numbers, or `members` already sets steps.
+    """
+    most, base = np.asarray(steps), base_of(members)
+    if (
+        most.ndim != 1
+        or most.dtype.kind not in "iu"
+        or most.min(initial=1) < 1
+        or (base is not None and base.shape != most.shape)
+    ):
+        raise InputError(f"steps = {steps}: a whole number of at least 1 for each node [n] is needed.")
+
+    def change(key: Array, arrays: dict, c: Cohort) -> Cohort:
+        del key
+        if c.steps is not None:
+            raise InputError("members sets Cohort.steps, but bounded does that: give a cohort without steps.")
+        return c._replace(steps=arrays["steps"][c.ids])
+
+    return wrapped(members, change, {"steps": constant(most, np.int32)})
 
 
 def skipping(world: Scenario, nodes: Any, round: Any) -> Scenario:
