@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clocks import waves
 from common import quadratics
 from members import slope
 from scipy.linalg import expm
 
 from jaxfl.algorithms.gossip.dadao import clocked, dadao
 from jaxfl.core import State
-from jaxfl.engine.keys import init_key, round_key, run_key
 from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.world import graph, mixing
@@ -40,16 +40,6 @@ def constants(chi):
     return nu, M, 1 / (4 * L), 1 / (4 * np.sqrt(L * nu)), q / 4 + 1, 2 * chi / q
 
 
-def waves(world, count):
-    """What the world decides in the first rounds of seed 0."""
-
-    def whole(arrays, key):
-        step = lambda s, t: world.step(round_key(key, t, "world"), arrays, s, t)
-        return jax.lax.scan(step, world.init(init_key(key, "world"), arrays), jnp.arange(count))[1]
-
-    return jax.jit(whole)(world.arrays, run_key(0))
-
-
 def test_forty_waves_event_by_event_in_float64_where_some_are_down():
     """Pairs of unlike rates, two nodes that are down from the start."""
     n, R = 7, 40
@@ -57,7 +47,7 @@ def test_forty_waves_event_by_event_in_float64_where_some_are_down():
     clocks, chi = clocked(mixing.uniform(graph.star(n)))
     world = scenario(data, topology=clocks, churn=crash(n, 0.3, 0, seed=2))
     got = run(dadao(task, chi, lr=LR, kappa=KAPPA), world, jnp.ones(3), R).state.nodes
-    now, S = jax.device_get(waves(world, R)), np.zeros((n, 6, 3))
+    now, S = waves(world, R), np.zeros((n, 6, 3))
     S[:, 0] = 1
     nu, M, gamma, gamma_, jump, beta_ = constants(chi)
     met = acted = 0
@@ -106,7 +96,7 @@ def test_waves_are_the_events_one_by_one():
     """Of two nodes, up to a meeting: then all that came before is done, and nothing after it."""
     _, task, data = quadratics(n=2, d=3)
     worlds = {ahead: clocked(graph.ring(2), ahead=ahead) for ahead in (np.inf, 0.0)}
-    w = jax.device_get(waves(scenario(data, topology=worlds[np.inf][0]), 30)).graph
+    w = waves(scenario(data, topology=worlds[np.inf][0]), 30).graph
     last = int(np.flatnonzero(w.weight.sum((1, 2)))[-1])
     events = int(w.acts[: last + 1].sum() + w.weight[: last + 1].sum())
     assert events > last + 1
