@@ -223,6 +223,7 @@ from .world.graph_files import load_topology as load_topology
 from .world.interruption import interrupted as interrupted
 from .world.process import process as process
 from .world.scenario import scenario as scenario
+from .world.slices import slices as slices
 from .world.waves import waves as waves
 
 __version__: str

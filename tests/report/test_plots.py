@@ -101,6 +101,8 @@ def test_each_x_axis(runs):
     want = {
         "round": ([0, 2, 4, 6], "round"),
         "megabytes": ([0, 0.5, 1, 1.5], "sent and received per node (MB)"),  # 8e6 bits are 1 MB, shared by 4 nodes
+        "megabytes_up": ([0, 0.125, 0.25, 0.375], "sent per node (MB)"),
+        "megabytes_down": ([0, 0.375, 0.75, 1.125], "received per node (MB)"),
         "time": ([0, 4, 8, 12], "simulated time (s)"),
         "gradients": ([0, 10, 20, 30], "gradient evaluations, all nodes"),
     }
