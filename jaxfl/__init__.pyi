@@ -196,13 +196,13 @@ from .world import (
 )
 from .world import pace as pace
 from .world import (
+    participation as participation,
+)
+from .world import (
     regions as regions,
 )
 from .world import (
     removal as removal,
-)
-from .world import (
-    participation as participation,
 )
 from .world import (
     temporal as temporal,
