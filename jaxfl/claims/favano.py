@@ -96,10 +96,14 @@ def quadratics(seed: int) -> dict[str, Setting]:
     return {"quadratics": Setting(scenario(data), Metric(measure, (points, jnp.float32(unit))))}
 
 
+def late_mean(history, column: str) -> np.ndarray:
+    """The mean over the last quarter, by seed."""
+    return tail(history, column, max(1, (history["round"].max() + 1) // 4))
+
+
 def away(history, point: str) -> np.ndarray:
     """The distance of the mean model of the last quarter, by seed."""
-    last = (history["round"].max() + 1) // 4
-    return np.linalg.norm([tail(history, f"{point}{k}", last) for k in range(DIM)], axis=0)
+    return np.linalg.norm([late_mean(history, f"{point}{k}") for k in range(DIM)], axis=0)
 
 
 def digits(seed: int) -> dict[str, Setting]:
@@ -183,8 +187,8 @@ def studies() -> list[Study]:
             grid={"lr": (0.1, 0.5, 2.0, 8.0, 32.0)},
             paper={"lr": 0.5},
             scores={
-                "accuracy": Score(lambda h: tail(h, "accuracy", (h["round"].max() + 1) // 4), "high"),
-                "accuracy on 0 to 4": Score(lambda h: tail(h, "slow_accuracy", (h["round"].max() + 1) // 4), "high"),
+                "accuracy": Score(lambda h: late_mean(h, "accuracy"), "high"),
+                "accuracy on 0 to 4": Score(lambda h: late_mean(h, "slow_accuracy"), "high"),
             },
             says=(
                 kept(DETERMINISTIC, theirs=NONE, bound=0.05),

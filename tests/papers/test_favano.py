@@ -67,12 +67,12 @@ FAST = np.array([1.0] * 2 + [0.1] * 4)
 
 
 def stops(system, members, slots=2, cap=4):
-    """The mean of the server's model over the last three quarters of 4000 rounds on `|x - c_i|^2 / 2`."""
+    """The mean of the server's model over the last three quarters of 2400 rounds on `|x - c_i|^2 / 2`."""
     data = one_sample_each(np.tile(np.eye(2, dtype=np.float32), (6, 1, 1)), CENTRE.astype(np.float32))
     w = scenario(data, cohort=slices(members, FAST, slots, cap=cap))
     metric = Metric(lambda a, x: {"first": x[0], "second": x[1]})
-    h = run(system, w, jnp.zeros(2), 4000, every=10, evaluate=metric, progress=False).history
-    return h.dropna(subset="first").query("round > 1000")[["first", "second"]].mean().to_numpy()
+    h = run(system, w, jnp.zeros(2), 2400, every=20, evaluate=metric, progress=False).history
+    return h.dropna(subset="first").query("round > 600")[["first", "second"]].mean().to_numpy()
 
 
 def test_the_reweighted_stop_at_the_optimum_and_the_others_where_the_fast_pull_them():
@@ -103,9 +103,6 @@ def test_at_equal_speeds_it_is_fedavg_whose_server_counts_itself():
     two = run(favano(task, lr=0.05, reweight="none", **kw), sliced, jnp.ones(3), 6, every=1)
     np.testing.assert_array_equal(one.state.shared["x"], two.state.shared)
     np.testing.assert_array_equal(two.state.nodes["model"], np.tile(two.state.shared, (5, 1)))
-    alike = run(favano(task, lr=0.15, **kw), sliced, jnp.ones(3), 6, every=1)  # a third of three times the rate
-    assert np.isfinite(alike.state.shared).all()
-    np.testing.assert_array_equal(alike.state.nodes["steps"], 3 * alike.state.nodes["contacts"])
 
 
 def test_quafl_neither_makes_nor_loses_anything_where_nobody_works():
