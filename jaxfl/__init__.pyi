@@ -99,6 +99,7 @@ from .exchange import codecs as codecs
 from .exchange import last as last
 from .exchange import rules as rules
 from .exchange import staleness as staleness
+from .exchange import trust as trust
 from .exchange.network import Network as Network
 from .exchange.noise import Noise as Noise
 from .exchange.personal import answer as answer
