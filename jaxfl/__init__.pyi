@@ -114,6 +114,7 @@ from .learn import preconditioner as preconditioner
 from .learn import quantised as quantised
 from .learn import submodels as submodels
 from .learn import task as task
+from .learn.accumulate import accum_adam as accum_adam
 from .learn.layers import layers as layers
 from .learn.layers import part as part
 from .learn.local import local_curvature as local_curvature
@@ -187,6 +188,9 @@ from .world import (
     graph as graph,
 )
 from .world import (
+    groups as groups,
+)
+from .world import (
     links as links,
 )
 from .world import (
@@ -198,6 +202,9 @@ from .world import (
 from .world import pace as pace
 from .world import (
     participation as participation,
+)
+from .world import (
+    overlay as overlay,
 )
 from .world import (
     regions as regions,
@@ -222,6 +229,7 @@ from .world import (
 from .world.deadline import deadline as deadline
 from .world.graph_files import load_topology as load_topology
 from .world.interruption import interrupted as interrupted
+from .world.matcha import matcha as matcha
 from .world.process import process as process
 from .world.scenario import scenario as scenario
 from .world.slices import slices as slices

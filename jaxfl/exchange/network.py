@@ -291,16 +291,23 @@ class Network(NamedTuple):
         log |= {} if c.waiting is None else {"waiting": c.waiting}
         return Collected(out, (c.weight > 0).any(), log, mail, new, each, filled, heard)
 
-    def gossip(self, key: Array, env: Env, mail: Mail, messages: Array, *, column_stochastic: bool = False):
+    def gossip(
+        self, key: Array, env: Env, mail: Mail, messages: Array, *, own: Array | None = None, column_stochastic=False
+    ):
         """Every node combines its own message with those of its neighbours: `([n, m], mail, log)`.
 
-        The log has `up_bits`, `down_bits` and, over links, the seconds in which all send and receive at once.
+        `own` is what nodes have themselves, where that is not what they send (None: it is). The log has `up_bits`,
+        `down_bits` and, over links, the seconds in which all send and receive at once.
 
         Raises:
             InputError: without a graph, or where its weights do not sum to one at a receiver
-                (`Graph.column_stochastic`, as for push-sum) and `column_stochastic` does not say that this is meant.
+                (`Graph.column_stochastic`, as for push-sum) and `column_stochastic` does not say that this is meant;
+                `own` with several exchanges, after the first of which a node sends what it has.
         """
         g = _graph(env)
+        if own is not None and self.repeats > 1:
+            raise InputError(f"net.repeats is {self.repeats}, but this system sends other messages than nodes have.")
+        own = messages if own is None else own
         require_rows("messages", messages, n_nodes(env))
         if g.column_stochastic and not column_stochastic:
             raise InputError("topology has column stochastic weights, which would shrink models: give row sums of one.")
@@ -308,22 +315,24 @@ class Network(NamedTuple):
             raise InputError("net.submodel is set, but sub-models are parts of a server's model: gossip has none.")
         if self.personal is not None:
             sent = personal.split(self.personal, messages.shape[1])[1]
-            out, mail, log = self._replace(personal=None)._gossip(key, env, g, mail, messages[:, sent])
-            return messages.at[:, sent].set(out), mail, log
-        return self._gossip(key, env, g, mail, messages)
+            said = messages[:, sent]
+            mine = said if own is messages else own[:, sent]
+            out, mail, log = self._replace(personal=None)._gossip(key, env, g, mail, said, mine)
+            return own.at[:, sent].set(out), mail, log
+        return self._gossip(key, env, g, mail, messages, own)
 
-    def _gossip(self, key: Array, env: Env, g: Graph, mail: Mail, messages: Array) -> tuple[Array, Mail, Log]:
+    def _gossip(self, key: Array, env: Env, g: Graph, mail: Mail, messages: Array, own: Array):
         if self.repeats == 1:
-            return self._gossip_once(key, env, g, mail, messages)
+            return self._gossip_once(key, env, g, mail, messages, own)
 
         def again(carry, r):
-            messages, mail, log = self._gossip_once(jax.random.fold_in(key, r), env, g, carry[1], carry[0])
+            messages, mail, log = self._gossip_once(jax.random.fold_in(key, r), env, g, carry[1], carry[0], carry[0])
             return (messages, mail), log
 
         (messages, mail), logs = jax.lax.scan(again, (messages, mail), jnp.arange(self.repeats))
         return messages, mail, jax.tree.map(lambda a: a.sum(0), logs)
 
-    def _gossip_once(self, key: Array, env: Env, g: Graph, mail: Mail, messages: Array) -> tuple[Array, Mail, Log]:
+    def _gossip_once(self, key: Array, env: Env, g: Graph, mail: Mail, messages: Array, own: Array):
         (n, m), byz = messages.shape, env.byz
         up = jnp.ones(n) if env.alive is None else env.alive.astype(jnp.float32)
         who = Cohort(jnp.arange(n), up, jnp.zeros(n, jnp.int32), strata=Strata(n))
@@ -340,7 +349,7 @@ class Network(NamedTuple):
         down = 0.0 if self.noise is None else self.noise.down
         at_once = everywhere(self.rule, g, m) if self.attack is None and noise.silent(down) else None
         if at_once is not None:
-            return at_once(messages, sent), mail, log
+            return at_once(own, sent), mail, log
         mail, known = self._plan(key, mail, sent, up, byz)
 
         def receive(shared, row):
@@ -356,7 +365,7 @@ class Network(NamedTuple):
             return self.rule(own, jnp.where((weight != 0)[:, None], heard, 0.0), weight)
 
         each = None if noise.silent(down) else noise.of_node(down, jnp.arange(n))
-        out, mine = [], tiers.split((node_keys(stream(key, "lie"), jnp.arange(n)), messages, each))
+        out, mine = [], tiers.split((node_keys(stream(key, "lie"), jnp.arange(n)), own, each))
         for rows, g in zip(mine, tiers.parts, strict=True):
             rows = *rows, own_weight(g), g.nbr, g.weight
             out.append(map_nodes(receive, (sent, byz, known), rows, bytes_each=4 * m * (g.nbr.shape[1] + 1)))

@@ -78,6 +78,14 @@ def all_reduce(flying: Array | None = None) -> Callable:
     return cost
 
 
+def at_once(*logs: Log) -> Log:
+    """The logs of what runs at the same time: costs add up, but it takes only as long as the longest."""
+    timed, whole = [log["seconds"] for log in logs if "seconds" in log], Log()
+    for log in logs:
+        whole |= log
+    return whole if not timed else Log({**whole, "seconds": jnp.stack(timed).max()})
+
+
 def _among(env: Env) -> Links:
     """How the members of an all-reduce reach each other, by node: over the worst way from or to another of them."""
     links = env.links

@@ -31,7 +31,9 @@ from jaxfl.errors import InputError, require
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world.durations import Seconds
 from jaxfl.world.links import number, ways
+from jaxfl.world.process import process
 from jaxfl.world.tiers import Tiers, tiers_of
+from jaxfl.world.topology import as_process
 
 
 class Clocks(NamedTuple):
@@ -174,3 +176,33 @@ def lags(carry: Any) -> np.ndarray:
     if not found:
         raise InputError("carry is of a world without clocks: scenario(clocks=) has some.")
     return np.asarray(found[0].lag)
+
+
+def alone(clocks: Clocks, n: int, rounds: int, *, topology: Any = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The clocks without learning: seconds of each round `[rounds]`, and `lags` `[n]` after the last.
+
+    Args:
+        clocks: `neighbours` or `grouped`.
+        n: number of nodes.
+        rounds: how many.
+        topology: as in `scenario`, where the clocks need one.
+        seed: of the draws.
+
+    Raises:
+        InputError: clocks that need a topology without one.
+    """
+    if clocks.graph and topology is None:
+        raise InputError("topology is None, but clocks of nodes that wait for their neighbours need a graph.")
+    first, walk, arrays = as_process(topology if clocks.graph else process(lambda key, arrays, s, t: (s, None)))
+    key = jax.random.key(seed)
+
+    def body(s: tuple, t: Array) -> tuple[tuple, Array]:
+        mine = jax.random.fold_in(key, t)
+        at, graph = walk(stream(mine, "topology"), arrays, s[0], t)
+        at_clocks, seconds = clocks.step(stream(mine, "clocks"), clocks.arrays, s[1], t, graph, None)
+        return (at, at_clocks), seconds
+
+    at = first(key, arrays)
+    graph = jax.eval_shape(lambda: walk(key, arrays, at, jnp.int32(0))[1])
+    (_, s), seconds = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(rounds)))((at, clocks.init(n, graph)))
+    return np.asarray(seconds, np.float64), np.asarray(s.lag, np.float64)

@@ -181,7 +181,7 @@ def random_k_local(n: int, k: int) -> Process:
     return process(step)
 
 
-def _keep(graph: Graph, live: Array) -> Graph:
+def kept(graph: Graph, live: Array) -> Graph:
     """The graph with the slots `live` `[n, k]` alone."""
     own = graph.own
     if own is not None:  # column stochastic: the sender keeps what it could not hand over
@@ -193,16 +193,16 @@ def between(graph: Any, on: Array) -> Any:
     """The graph, or its tiers: only edges between two nodes that are `on` `[n]` carry weight."""
     if isinstance(graph, Tiers):
         rows = zip(graph.parts, graph.split(on), strict=True)
-        return graph._replace(parts=tuple(_keep(part, mine[:, None] & on[part.nbr]) for part, mine in rows))
-    return _keep(graph, on[:, None] & on[graph.nbr])
+        return graph._replace(parts=tuple(kept(part, mine[:, None] & on[part.nbr]) for part, mine in rows))
+    return kept(graph, on[:, None] & on[graph.nbr])
 
 
 def within(graph: Any, group: Array) -> Any:
     """The graph, or its tiers: only edges between two nodes of one `group` `[n]` carry weight."""
     if isinstance(graph, Tiers):
         rows = zip(graph.parts, graph.split(group), strict=True)
-        return graph._replace(parts=tuple(_keep(part, mine[:, None] == group[part.nbr]) for part, mine in rows))
-    return _keep(graph, group[:, None] == group[graph.nbr])
+        return graph._replace(parts=tuple(kept(part, mine[:, None] == group[part.nbr]) for part, mine in rows))
+    return kept(graph, group[:, None] == group[graph.nbr])
 
 
 def edge_drop(topology: Graph | Process, p: float) -> Process:
@@ -229,7 +229,7 @@ def edge_drop(topology: Graph | Process, p: float) -> Process:
             return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(base, low), high))
 
         u = jax.vmap(jax.vmap(draw))(jnp.minimum(mine, graph.nbr), jnp.maximum(mine, graph.nbr))
-        return s, _keep(graph, u >= arrays["p"])
+        return s, kept(graph, u >= arrays["p"])
 
     arrays = {"inner": below, "p": constant(p, np.float32)}
     return process(step, arrays, lambda key, arrays: start(key, arrays["inner"]))
@@ -263,7 +263,7 @@ def lossy(topology: Graph | Process, loss: Any) -> Process:
         base = stream(key, "loss")
         draw = lambda i, j: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(base, i), j))
         u = jax.vmap(jax.vmap(draw))(jnp.broadcast_to(mine, graph.nbr.shape), graph.nbr)
-        return s, _keep(graph, u >= (p[graph.nbr, mine] if p.ndim == 2 else p[graph.nbr] if p.ndim else p))
+        return s, kept(graph, u >= (p[graph.nbr, mine] if p.ndim == 2 else p[graph.nbr] if p.ndim else p))
 
     arrays = {"inner": below, "loss": constant(p, np.float32)}
     return process(step, arrays, lambda key, arrays: start(key, arrays["inner"]))

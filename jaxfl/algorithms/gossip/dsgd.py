@@ -14,6 +14,7 @@ import optax
 from jaxfl.core import Algorithm, Array, State, n_nodes, tile
 from jaxfl.errors import InputError, require
 from jaxfl.exchange.network import Network
+from jaxfl.exchange.timing import at_once
 from jaxfl.learn.local import local_sgd, optimizer_state
 from jaxfl.learn.optimizer import require_state
 from jaxfl.learn.task import Task
@@ -44,8 +45,12 @@ def gossip_training(
     epochs: int | None = None,
     batch: int | None = 16,
     keep_state: bool = False,
+    overlap: bool = False,
 ) -> Algorithm:
     """Local training with any optax optimizer, then one gossip phase. Logs `loss`, `gradients`, bits.
+
+    With `overlap` models are exchanged while nodes train (adapt while communicating), and the update made meanwhile is
+    added to the mixture, `x_i <- sum_j w_ij x_j + (y_i - x_i)`: over links a round lasts as long as the longer of both.
 
     `epochs` replaces `steps` where given; `batch` None is the whole shard. An optimizer starts
     anew every round, and a schedule of its rate counts rounds; with `keep_state` it goes on where it was in the round
@@ -69,9 +74,10 @@ def gossip_training(
     def round(key, env, s):
         x, memory = (s.nodes[0], {"state": s.nodes[1]}) if keep_state else (s.nodes, None)
         y = at(jnp.arange(n_nodes(env)), learn)(key, env, x, memory=memory)  # [n, d]
-        x, mail, log = net.gossip(key, env, s.mail, y.rows)  # [n, d]
+        mixed, mail, log = net.gossip(key, env, s.mail, x if overlap else y.rows)  # [n, d]
+        x, log = (mixed + (y.rows - x), at_once(y.log, log)) if overlap else (mixed, y.log | log)
         nodes = (x, y.memory["state"]) if keep_state else x
-        return State((), nodes, mail), y.log | log
+        return State((), nodes, mail), log
 
     return Algorithm(init, round, read=lambda s: s.nodes[0] if keep_state else s.nodes)
 
