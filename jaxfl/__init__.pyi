@@ -199,13 +199,13 @@ from .world import (
 from .world import (
     mixing as mixing,
 )
-from .world import pace as pace
 from .world import (
     participation as participation,
 )
 from .world import (
     overlay as overlay,
 )
+from .world import pace as pace
 from .world import (
     regions as regions,
 )
