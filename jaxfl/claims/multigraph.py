@@ -14,9 +14,9 @@ overlay waits for its neighbours alone; a barrier would make the ring slower sti
 0.03 gave way to 3 after a first look, as best points lay at 1, then the largest.
 
 Why. What is missing is the setting's: the more silos share the map, the nearer are neighbours. With 80 the mean edge of
-the ring takes 18 ms, where latency, bandwidth and computing leave 13.4 at least, so that most edges are alone and the
-ring is 1.19 times slower instead of 1.2. The paper's gain is smaller on its larger networks too. The rest holds, and the
-accuracy after equal rounds is 0.01 to 0.02 below the ring's, within our bound.
+the ring takes 18 ms, where latency, bandwidth and computing leave 13.4 at least, so that most edges stay single and the
+ring is 1.19 times slower instead of 1.2. The paper's gain is smaller on its larger networks too. The rest holds, and
+the accuracy after equal rounds is 0.01 to 0.02 below the ring's, within our bound.
 """
 
 from collections.abc import Callable, Mapping
