@@ -20,6 +20,7 @@ cannot wear away however long a run is.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -193,16 +194,23 @@ def alone(clocks: Clocks, n: int, rounds: int, *, topology: Any = None, seed: in
     """
     if clocks.graph and topology is None:
         raise InputError("topology is None, but clocks of nodes that wait for their neighbours need a graph.")
-    first, walk, arrays = as_process(topology if clocks.graph else process(lambda key, arrays, s, t: (s, None)))
-    key = jax.random.key(seed)
+    where = as_process(topology if clocks.graph else process(lambda key, arrays, s, t: (s, None)))
+    found = _alone(where[:2], clocks[:2], n, rounds, where.arrays, clocks.arrays, jax.random.key(seed))
+    seconds, lag = jax.device_get(found)
+    return seconds.astype(np.float64), lag.astype(np.float64)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _alone(where: tuple, clocks: tuple, n: int, rounds: int, arrays: Tree, own: Tree, key: Array) -> tuple:
+    (first, walk), (init, tick) = where, clocks
 
     def body(s: tuple, t: Array) -> tuple[tuple, Array]:
         mine = jax.random.fold_in(key, t)
         at, graph = walk(stream(mine, "topology"), arrays, s[0], t)
-        at_clocks, seconds = clocks.step(stream(mine, "clocks"), clocks.arrays, s[1], t, graph, None)
+        at_clocks, seconds = tick(stream(mine, "clocks"), own, s[1], t, graph, None)
         return (at, at_clocks), seconds
 
     at = first(key, arrays)
     graph = jax.eval_shape(lambda: walk(key, arrays, at, jnp.int32(0))[1])
-    (_, s), seconds = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(rounds)))((at, clocks.init(n, graph)))
-    return np.asarray(seconds, np.float64), np.asarray(s.lag, np.float64)
+    (_, s), seconds = jax.lax.scan(body, (at, init(n, graph)), jnp.arange(rounds))
+    return seconds, s.lag
