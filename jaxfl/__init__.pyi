@@ -200,12 +200,12 @@ from .world import (
     mixing as mixing,
 )
 from .world import (
-    participation as participation,
-)
-from .world import (
     overlay as overlay,
 )
 from .world import pace as pace
+from .world import (
+    participation as participation,
+)
 from .world import (
     regions as regions,
 )
