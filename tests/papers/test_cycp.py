@@ -8,6 +8,7 @@ from members import WEIGHT, N, changed, cohorts, drawn, slope
 
 from jaxfl.algorithms.server.cycp import cycp
 from jaxfl.algorithms.server.fedavg import fedavg
+from jaxfl.claims import cycp as claim
 from jaxfl.engine.run import run
 from jaxfl.world import cohort
 from jaxfl.world.scenario import scenario
@@ -63,3 +64,15 @@ def test_a_cycle_ends_where_its_map_stays(lr):
     np.testing.assert_allclose(x, fixed, atol=1e-5)
     optimum = np.linalg.solve(A.sum(0), np.einsum("iab,ib->a", A, b))
     assert 1e-3 < np.linalg.norm(fixed - optimum) / lr < 10
+
+
+def test_the_claims_groups_are_alike_and_its_optimum_is_one():
+    """A fifth of the variance of the optima within the groups where 0.8 is between them; the mean gradient is 0."""
+    shards, measure = claim.bowls(0, 0.8)
+    A, b = np.asarray(shards.x, float), np.asarray(shards.y, float)
+    best = np.asarray(measure.arrays, float)
+    np.testing.assert_allclose(np.einsum("iab,ib->a", A, best - b) / len(b), 0, atol=1e-5)
+    grouped = b.reshape(claim.GROUPS, -1, claim.D)
+    assert grouped.var(1, ddof=1).mean() == pytest.approx(0.2, rel=0.15)
+    assert grouped.mean(1).var(0, ddof=1).mean() == pytest.approx(0.8 + 0.02, rel=0.4)
+    assert measure.measure(measure.arrays, jnp.asarray(best + 1.0))["error"] == pytest.approx(claim.D, rel=1e-5)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import pytest
-from common import quadratics, rounds, same
+from common import digits_world, quadratics, rounds, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,12 +12,30 @@ from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.engine.run import run
 from jaxfl.errors import InputError
-from jaxfl.world import churn, cohort, graph, mixing, removal
+from jaxfl.world import availability, churn, cohort, graph, mixing, removal
 from jaxfl.world.scenario import scenario
 from jaxfl.world.tiers import edges, in_tiers
 from jaxfl.world.topology import within
 
 GRAPH = mixing.uniform(graph.barabasi_albert(8, 2, seed=0))
+
+
+def small():
+    """Groups in turn under correlated churn; a network that falls apart, with relays and nodes that vanish."""
+    task, here = digits_world(n=16)
+    turns = cohort.in_turn(16, 4, 2, reshuffle=True)
+    apart = removal.partition(mixing.metropolis(graph.ring(16)), 16, 2, 1, 3)
+    parts = {
+        "topology": removal.cut_off(apart, 16, [3], 2),
+        "cohort": removal.without_data(cohort.everyone(16), 16, [5], 1),
+        "churn": removal.vanish(16, [8], 2),
+    }
+    bursts = availability.markov(16, 0.6, 0.5, 0.5, groups=4)
+    kw = {"lr": 0.1, "steps": 2, "batch": 4}
+    return {
+        "turns": (fedavg(task, **kw), scenario(here.data, cohort=turns, churn=bursts), task.init, 4),
+        "apart": (dsgd(task, **kw), scenario(here.data, **parts), task.init, 4),
+    }
 
 
 @settings(max_examples=20)
