@@ -97,6 +97,7 @@ from .errors import require as require
 from .exchange import attacks as attacks
 from .exchange import codecs as codecs
 from .exchange import last as last
+from .exchange import mixtures as mixtures
 from .exchange import rules as rules
 from .exchange import staleness as staleness
 from .exchange import trust as trust

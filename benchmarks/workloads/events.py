@@ -59,7 +59,7 @@ def rows(turns: int, tiny: bool) -> Iterator[dict]:
     world = scenario(x, nodes=n, topology=poisson(regular(n)))
     part = max(1, count // 10 // (n // 7))  # a seventh of the nodes meet in a wave, about
     pairs = meetings(world, part)
-    whole = -(-count * part // len(pairs))
+    whole = -(-count * part * 21 // (20 * len(pairs)))  # a little more than all
     go = lambda waves: run(random_gossip(), world, jnp.zeros(1), waves, every=waves, progress=False)
     sides = {"": Side(lambda: go(part)), "bound_": Side(lambda: one_by_one(x, jnp.asarray(pairs)).block_until_ready())}
     row = {"workload": "events", "nodes": n, "numbers": m, "waves": part, "meetings": len(pairs)}

@@ -9,6 +9,9 @@ could overflow. Nodes are then not all equally far in time; `ahead` bounds by ho
 When a clock rings is drawn by its number and how often it rang, so `ahead` changes the waves, not the events.
 Times are kept relative to the earliest clock: float32 is as good after years as at the start.
 
+Events take no time by themselves. Over `links` every wave takes as long as its slowest transfer and step on top, which
+is more than nodes would need that wait for their partners alone.
+
 Boyd, Ghosh, Prabhakar, Shah, Randomized gossip algorithms, IEEE Trans. Information Theory 2006 (clocks); Lubachevsky,
 Efficient parallel simulations of dynamic Ising spin systems, J. Computational Physics 1988 (waves).
 """
