@@ -60,7 +60,7 @@ def scenario(
         cohort: a process that yields a `Cohort`, or `(Cohort, seconds)` where a clock decides how long a round takes
             (`world.clock`); by default everyone. Members weigh as much as they have samples (where `data` is not
             `Shards`: all alike), unless the process was made with a `weight` of its own, such as `jnp.ones(n)`.
-        churn: a process that yields who is up, `[n]` bool (`world.churn`, `cohort.availability`); None is everyone.
+        churn: a process that yields who is up, `[n]` bool (`world.churn`, `world.availability`); None is everyone.
         links: how fast the nodes and their links are (`world.links`); None: transfers and steps take no time.
         byz: see `byzantine`.
         round_seconds: simulated seconds of a round beside its steps and transfers, where no clock says otherwise. None:
