@@ -1,6 +1,6 @@
 """What is not in the package: systems, data sets, models, rules, attacks and codecs of a user, by name.
 
-Where such a thing is named, `./mifa.py:mifa` and `my.package:feddyn` load it from a file or a module. Names given
+Where such a thing is named, `./my_mifa.py:my_mifa` and `my.package:feddyn` load it from a file or a module. Names given
 to `register`, and those of installed packages in the entry-point groups `jaxfl.systems`, `jaxfl.data`, `jaxfl.models`,
 `jaxfl.rules`, `jaxfl.attacks` and `jaxfl.codecs`, count as well. Naming a file runs it, as `python FILE` would.
 """
@@ -75,7 +75,7 @@ def is_graph_file(name: str) -> bool:
 
 
 def split(typed: str) -> tuple[str, str]:
-    """A system and the settings behind it: `fedprox:mu=0.1,lr=0.3`, `./mifa.py:mifa:steps=3`; "" where none are."""
+    """A system and the settings behind it: `fedprox:mu=0.1,lr=0.3`, `./extra.py:extra:lr=1`; "" where none are."""
     name, _, settings = typed.rpartition(":")
     return (name, settings) if "=" in settings else (typed, "")
 

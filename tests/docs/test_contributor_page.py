@@ -12,7 +12,7 @@ TEXT = (HERE / "algorithms" / "README.md").read_text()
 PLUGINS = Path(__file__).parents[1] / "plugins"
 
 
-@pytest.mark.parametrize(("place", "name"), [(0, "mifa"), (1, "extra")])
+@pytest.mark.parametrize(("place", "name"), [(0, "my_mifa"), (1, "extra")])
 def test_its_templates_are_those_that_the_plugins_tests_run(place, name):
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     assert len(blocks) == 2

@@ -10,7 +10,7 @@ import pytest
 from common import jaxfl, quadratics
 from ditto import ditto
 from extra import extra
-from mifa import mifa
+from my_mifa import my_mifa
 
 import jaxfl as fl
 from jaxfl import plugins, zoo
@@ -96,14 +96,14 @@ def test_mifa():
             new = descend(i, x) - x
             v, last[i] = v + SHARE[i] * (new - last[i]), new
         x = x + v
-    s = after(mifa)
+    s = after(my_mifa)
     for got, want in ((s.shared["x"], x), (s.shared["v"], v), (s.nodes, last), (s.shared["v"], SHARE @ last)):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_mifa_ends_where_fedavg_with_all_clients_does_whoever_took_part():
     """There the updates of two steps add up to nothing."""
-    x = fl.run(mifa(TASK, **LOCAL), WORLD, jnp.ones(D), 600, seeds=2, every=600).state.shared["x"]
+    x = fl.run(my_mifa(TASK, **LOCAL), WORLD, jnp.ones(D), 600, seeds=2, every=600).state.shared["x"]
     eye = np.eye(D)
     pull = [p * (eye - (eye - LR * A) @ (eye - LR * A)) for p, A in zip(SHARE, Q.A.astype(float), strict=True)]
     end = np.linalg.solve(sum(pull), sum(m @ b for m, b in zip(pull, Q.b, strict=True)))
@@ -179,16 +179,16 @@ SMALL += ["--cohort", "4", "--steps", "2", "--topology", "ring", "--mbit", "1", 
 def test_the_command_line_compares_them_with_the_zoo_and_goes_on(tmp_path, capsys, monkeypatch):
     """Seconds and bits are those of the equations' messages, without a word from the authors."""
     monkeypatch.chdir(HERE)
-    files = [f"./{name}.py:{name}" for name in ("mifa", "ditto", "extra")]
+    files = [f"./{name}.py:{name}" for name in ("my_mifa", "ditto", "extra")]
     out = tmp_path / "o"
     assert jaxfl("compare", "fedavg", *files, *SMALL, "--codec", "half", "--checkpoints", "--json", "--out", out) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     rows = {row["name"]: row for row in map(json.loads, lines)}
-    assert list(rows) == ["fedavg", "mifa", "ditto", "extra"]
+    assert list(rows) == ["fedavg", "my_mifa", "ditto", "extra"]
     d, way = 650, lambda numbers, bits: 0.03 + numbers * bits / 1e6
     round_trip = lambda up: 2 * (way(d, 32) + 2 * 0.005 + way(up, 16))
     seconds = {name: row["simulated_s"] for name, row in rows.items()}
-    np.testing.assert_allclose([seconds["fedavg"], seconds["mifa"]], round_trip(d), rtol=1e-5)
+    np.testing.assert_allclose([seconds["fedavg"], seconds["my_mifa"]], round_trip(d), rtol=1e-5)
     np.testing.assert_allclose(seconds["ditto"], round_trip(d) + 2 * 2 * 0.005, rtol=1e-5)
     np.testing.assert_allclose(seconds["extra"], 2 * (0.005 + 0.03 + 2 * d * 16 / 1e6), rtol=1e-5)
     folder = next(out.glob("*ditto*/models"))
@@ -197,7 +197,7 @@ def test_the_command_line_compares_them_with_the_zoo_and_goes_on(tmp_path, capsy
     assert rows.shape == (8, d)
     assert one.shape == (d,)
     systems, setup = kept.load(out / "config.toml")
-    assert systems == ["fedavg", *(str(HERE / f"{name}.py:{name}") for name in ("mifa", "ditto", "extra"))]
+    assert systems == ["fedavg", *(str(HERE / f"{name}.py:{name}") for name in ("my_mifa", "ditto", "extra"))]
     assert setup.codec == "half"
     monkeypatch.chdir(tmp_path)  # files were recorded from the root on
     before = (out / "history.csv").read_text()
@@ -286,9 +286,9 @@ def test_what_cannot_be_made_gets_one_sentence(tmp_path, capsys, monkeypatch):
 
 
 def test_registered_names_are_known_everywhere(capsys):
-    fl.register("system", "Mifa-Mine", mifa)
+    fl.register("system", "Mifa-Mine", my_mifa)
     fl.register("system", "extra", fl.System(extra, kind="gossip"))
-    assert zoo.find("mifa_mine").make is mifa
+    assert zoo.find("mifa_mine").make is my_mifa
     assert (zoo.find("mifa-mine").kind, zoo.find("extra").kind) == ("server", "gossip")
     assert jaxfl("list") == 0
     assert "mifa_mine" in capsys.readouterr().out

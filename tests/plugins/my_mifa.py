@@ -14,7 +14,7 @@ PAPER = fl.Paper("Fast Federated Learning in the Presence of Arbitrary Device Un
                  "Gu, Huang, Zhang, Huang", "NeurIPS 2021", "https://arxiv.org/abs/2106.04159")  # fmt: skip
 
 
-def mifa(task, net=fl.Network(), *, lr=0.1, steps=5, batch=8):
+def my_mifa(task, net=fl.Network(), *, lr=0.1, steps=5, batch=8):
     train = fl.local_sgd(task, optax.sgd(lr), steps=steps, batch=batch)
 
     def member(key, data, i, x, *, last, **more):
@@ -37,4 +37,4 @@ def mifa(task, net=fl.Network(), *, lr=0.1, steps=5, batch=8):
     return fl.Algorithm(init, round, read=lambda s: s.shared["x"])
 
 
-SYSTEMS = {"mifa": fl.System(mifa, PAPER)}
+SYSTEMS = {"my_mifa": fl.System(my_mifa, PAPER)}
