@@ -149,3 +149,5 @@ def checks(rows: list[dict]) -> Iterator[Check]:
     yield _even(rows)
     sweep = [1 / ratio for ratio in _column(rows, "ratio", "sweep")]
     yield _above("sweep: at least 3 times the throughput of running its points one by one", sweep, 3)
+    waves = [1 / ratio for ratio in _column(rows, "ratio", "waves, lognormal, 30%")]
+    yield _above("waves: with 256 jobs in flight at least 8 times as fast as one job at a time", waves, 8)

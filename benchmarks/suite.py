@@ -21,6 +21,7 @@ shapes six systems at numbers of nodes that nobody tuned for, beside the next mu
 sweep  24 points of FedProx, 2 seeds each, 50 clients, logistic model: in one program against one by one
 events 1,000,000 meetings of random gossip, 4,096 nodes x 1,000 numbers, random 8-regular graph: in waves against one by
        one; a "round" is 1,000 of them
+waves  FedAsync, 256 jobs in flight, small perceptron: those that do not depend on each other at once against one by one
 compile  every system of the zoo on 8 nodes: CPU seconds until its first round is done, less those of a second
 round    every system with a server beside FedAvg, 10,000 clients, 100 a round, W1's model and data: CPU seconds a round
 gpu  W1 to W7 in short settings, convolution, mixing and rules in plain and fast formulations, every system against the

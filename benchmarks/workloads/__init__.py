@@ -66,11 +66,13 @@ TABLES = {
     "shapes": "shapes",
     "sweep": "sweeps",
     "events": "events",
+    "waves": "waves",
     "compile": "compilation",
     "round": "rounds",
     "gpu": "accelerator",
 }
-ORDER = ("w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "g10k", "shapes", "sweep", "events", "compile", "round", "gpu")
+ORDER = ("w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "g10k", "shapes", "sweep", "events", "waves", "compile")
+ORDER += ("round", "gpu")
 # What `--only` may choose of a table's rows; names are those of `shapes.SYSTEMS`.
 PARTS = {"shapes": ("w1", "w3", "w5", "robust", "scaffold", "diloco")}
 CORES = ("w1", "w2", "w3", "w5", "w6", "w7")  # on a CPU these run on one device a core, the others on one
