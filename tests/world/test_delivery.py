@@ -23,6 +23,17 @@ from jaxfl.world.scenario import scenario
 DYADIC = Seconds(lambda key, arrays, i: jax.random.randint(key, (), 0, 13) / 4, ())
 
 
+def small():
+    _, problem, data = quadratics(n=16, d=3)
+    system, law = fedbuff(problem, lr=0.05, longest=4, steps=2, batch=1), lognormal(np.linspace(0.5, 2, 16))
+    clocks = {
+        "ticks": delivery.ticks(16, 1.0, law, concurrency=10, capacity=4),
+        "groups": delivery.groups(np.arange(16) % 5, law),
+        "interrupted": interrupted(16, 4, law, lognormal(2.0), lognormal(), timeout=3.0),
+    }
+    return {name: (system, scenario(data, cohort=clock), jnp.ones(3), 6) for name, clock in clocks.items()}
+
+
 def lengths(law, count, n, seed=0):
     """Seconds of the jobs sent out first `[n]`, and at the end of each round `[count, n]`; and numbers drawn then."""
 
