@@ -54,8 +54,8 @@ class Given(NamedTuple):
     topology: Any  # Graph or Process, of gossip systems and protocols
 
 
-class Pace(NamedTuple):
-    """What the clock of an asynchronous system may be made of: the options that say who works, and how long."""
+class Workers(NamedTuple):
+    """What the clock of an asynchronous system may be made of: how many work, and how long, as options say it."""
 
     nodes: int
     concurrency: int  # clients at work at any time
@@ -74,7 +74,7 @@ class Example(NamedTuple):
     metric: Metric | None = None
     weights: str | None = None  # the rule of `--weights` by which members count; its numbers are the option's
     cohort: Callable[[int], Process] | None = None  # who takes part in a round with a server, of so many members
-    clock: Callable[[Pace], Process] | None = None  # whose work arrives when; None: `world.clock.buffered`
+    clock: Callable[[Workers], Process] | None = None  # whose work arrives when; None: `world.clock.buffered`
 
 
 KINDS = ("server", "gossip", "asynchronous", "reference", "protocol")

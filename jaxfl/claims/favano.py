@@ -38,7 +38,8 @@ from jaxfl.data import sets
 from jaxfl.data.sets import generator
 from jaxfl.learn.task import logistic_regression, quadratic
 from jaxfl.world import cohort
-from jaxfl.world.clock import buffered, over_selected
+from jaxfl.world.clock import buffered
+from jaxfl.world.deadline import deadline
 from jaxfl.world.durations import gamma
 from jaxfl.world.scenario import scenario
 from jaxfl.world.slices import slices
@@ -73,7 +74,7 @@ def late(world: Scenario) -> Scenario:
 
 def waiting(world: Scenario) -> Scenario:
     """Six at work, and all are waited for."""
-    return scenario(world.data, cohort=over_selected(cohort.uniform(N, S, np.ones(N)), S, JOB))
+    return scenario(world.data, cohort=deadline(cohort.uniform(N, S, np.ones(N)), JOB))
 
 
 def quadratics(seed: int) -> dict[str, Setting]:

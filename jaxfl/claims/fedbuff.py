@@ -34,7 +34,8 @@ from jaxfl.data.sets import generator
 from jaxfl.learn.task import Task, from_functions, logistic_regression, scores
 from jaxfl.measure.metrics import distance_to
 from jaxfl.world import cohort
-from jaxfl.world.clock import buffered, over_selected
+from jaxfl.world.clock import buffered
+from jaxfl.world.deadline import deadline
 from jaxfl.world.durations import lognormal
 from jaxfl.world.scenario import scenario
 
@@ -81,7 +82,7 @@ def arms(task: Task, concurrency: tuple[int, ...], goal: int, batch: int, alone:
         return fedopt(task, local=optax.sgd(lr), server=optax.sgd(server_lr), **kw)
 
     def rounds(c: int, keep: int, world: Scenario) -> Scenario:
-        return scenario(world.data, cohort=over_selected(cohort.uniform(len(world.data.size), c), keep, LAW))
+        return scenario(world.data, cohort=deadline(cohort.uniform(len(world.data.size), c), LAW, keep=keep))
 
     def buffer(c: int, k: int, world: Scenario) -> Scenario:
         return scenario(world.data, cohort=buffered(len(world.data.size), c, k, LAW))

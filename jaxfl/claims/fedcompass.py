@@ -38,8 +38,9 @@ from jaxfl.data.sets import generator
 from jaxfl.learn.task import Task, from_functions, logistic_regression, scores
 from jaxfl.measure.metrics import distance_to
 from jaxfl.world import cohort
-from jaxfl.world.clock import buffered, over_selected
+from jaxfl.world.clock import buffered
 from jaxfl.world.compass import compass
+from jaxfl.world.deadline import deadline
 from jaxfl.world.durations import Seconds, lognormal
 from jaxfl.world.scenario import scenario
 
@@ -82,7 +83,7 @@ def job(most: int, world: Scenario) -> Seconds:
 
 def rounds(most: int, world: Scenario) -> Scenario:
     """All clients run all steps, the slowest is waited for."""
-    return scenario(world.data, cohort=over_selected(cohort.everyone(N, np.ones(N)), N, job(most, world)))
+    return scenario(world.data, cohort=deadline(cohort.everyone(N, np.ones(N)), job(most, world)))
 
 
 def arrivals(most: int, concurrency: int, goal: int, world: Scenario) -> Scenario:

@@ -1,11 +1,20 @@
 """What all nodes say in a phase of a protocol, put into their neighbours' inboxes."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from jaxfl.core import Array, Env, Graph, Inbox, Log, Outbox, own_weight
 from jaxfl.errors import InputError
 from jaxfl.exchange import timing
 from jaxfl.world.tiers import Tiers, tiers_of
+
+
+def graph_of(env: Env) -> Any:
+    """The round's graph, a `Graph` or `Tiers`; `InputError` where there is none."""
+    if env.graph is None:
+        raise InputError("topology is None, but gossip needs a graph.")
+    return env.graph
 
 
 def inboxes(env: Env, graph: Graph | Tiers, outbox: Outbox) -> tuple[list[Inbox], Log]:

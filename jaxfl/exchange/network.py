@@ -35,7 +35,7 @@ from jaxfl.errors import InputError, require_rows
 from jaxfl.exchange import coverage, noise, personal, rules, timing
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.codecs import FLOAT, PLAIN, Codec, Collective
-from jaxfl.exchange.inboxes import inboxes
+from jaxfl.exchange.inboxes import graph_of, inboxes
 from jaxfl.exchange.mix import everywhere
 from jaxfl.exchange.noise import Noise
 from jaxfl.exchange.slots import check, require_each
@@ -166,7 +166,7 @@ class Network(NamedTuple):
         c = env.cohort
         self._hear_once(c)
         require_rows("messages", messages, c.ids.shape[0])
-        weight = _normalised(c)
+        weight = counts(c._replace(total=None))  # that sum to one, as rules need them
         present, bad = weight > 0, env.byz[c.ids]
         own = jnp.zeros(messages.shape[1], messages.dtype) if reference is None else reference
         if self.collective is None:
@@ -304,7 +304,7 @@ class Network(NamedTuple):
                 (`Graph.column_stochastic`, as for push-sum) and `column_stochastic` does not say that this is meant;
                 `own` with several exchanges, after the first of which a node sends what it has.
         """
-        g = _graph(env)
+        g = graph_of(env)
         if own is not None and self.repeats > 1:
             raise InputError(f"net.repeats is {self.repeats}, but this system sends other messages than nodes have.")
         own = messages if own is None else own
@@ -386,12 +386,7 @@ class Network(NamedTuple):
         for slot, default in self._field_defaults.items():
             if getattr(self, slot) is not default and getattr(self, slot) != default:
                 raise InputError(f"net.{slot} is set, but the messages of a protocol arrive as they were said.")
-        return inboxes(env, _graph(env), outbox)
-
-
-def _normalised(c: Cohort) -> Array:
-    """Weights that sum to one, as rules need them."""
-    return counts(c._replace(total=None))
+        return inboxes(env, graph_of(env), outbox)
 
 
 def _all_reduce(collective: Collective, key: Array, who: Cohort, mail: Mail, messages: Array, weight: Array):
@@ -400,9 +395,3 @@ def _all_reduce(collective: Collective, key: Array, who: Cohort, mail: Mail, mes
     out, mine, common, bits = collective.reduce(stream(key, "collective"), mine, common, messages, weight)
     memory = put_rows(who, memory, mine)
     return out, Mail((coder, memory, own), (colluders, common)), bits
-
-
-def _graph(env: Env) -> Any:
-    if env.graph is None:
-        raise InputError("topology is None, but gossip needs a graph.")
-    return env.graph

@@ -17,7 +17,7 @@ from jaxfl.errors import InputError
 from jaxfl.mapping.canonical import canonical
 from jaxfl.options import times
 from jaxfl.options.config import Setup
-from jaxfl.paper import Pace
+from jaxfl.paper import Workers
 from jaxfl.world import clock, durations, pace, traces
 from jaxfl.world.deadline import deadline
 from jaxfl.world.traces import Trace
@@ -94,7 +94,7 @@ def barrier(setup: Setup, members: Process, law: Law, steps: Callable[[], Any]) 
     return reduce(pace.varied, law.factors, rounds)
 
 
-def buffered(jobs: Pace) -> Process:
+def buffered(jobs: Workers) -> Process:
     """The clock of asynchronous systems that bring none."""
     return clock.buffered(jobs.nodes, jobs.concurrency, jobs.goal, jobs.seconds)
 
@@ -107,7 +107,7 @@ def clock_of(
     dim: int,
     options: Mapping[str, Any],
     law: Law,
-    made: Callable[[Pace], Process] | None = None,
+    made: Callable[[Workers], Process] | None = None,
 ) -> Process:
     """What `made` makes, None: `buffered`, of jobs whose length has this law.
 
@@ -121,7 +121,7 @@ def clock_of(
         down, up = _message_bits(algorithm, data, dim, n)
         moved = durations.on_links(links, down_bits=down, up_bits=up, steps=steps)
         seconds = durations.total(seconds, moved)
-    own = (made or buffered)(Pace(n, setup.concurrency or 1, setup.goal or 1, seconds, steps))
+    own = (made or buffered)(Workers(n, setup.concurrency or 1, setup.goal or 1, seconds, steps))
     return reduce(pace.varied, law.factors, own)
 
 

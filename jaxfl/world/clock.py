@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxfl.core import Array, Cohort, Process, node_keys, stream
 from jaxfl.errors import InputError
-from jaxfl.world.cohort import base_arrays, base_of, subset, thinned
+from jaxfl.world.cohort import base_arrays, subset
 from jaxfl.world.durations import Seconds
 from jaxfl.world.process import process
 
@@ -122,45 +122,6 @@ def lasting(draw: Callable, key: Array, arrays: dict, job: Array, ids: Array) ->
 def _scattered(which: Array, order: Array, n: int, count: int) -> Array:
     """`count` distinct numbers below `n` in random order."""
     return jax.random.permutation(order, subset(which, n, count)) if count else jnp.zeros(0, jnp.int32)
-
-
-def over_selected(members: Process, keep: int, seconds: Seconds) -> Process:
-    """Synchronous rounds that end with the first `keep` of the members; who is later counts nothing.
-
-    Over-selection (Bonawitz et al., MLSys 2019): ask 1.3 times as many as are needed, so that nobody waits for the
-    slowest. `keep` of all members is a plain barrier, and where no more than `keep` are present the round waits for
-    them. Later members keep their place with weight 0 and are `selected`: they work in vain. `keep` is traced, other
-    values (`world.arrays["cohort"] | {"keep": jnp.int32(50)}`) compile nothing.
-
-    Args:
-        members: who is asked.
-        keep: how many answers end the round.
-        seconds: how long a job takes. A node's time does not depend on who else is asked.
-
-    Raises:
-        InputError: `keep` is outside 1..c, or the numbers of `seconds` are not by node of `members`.
-    """
-    first, pick, _ = members
-    value = jax.eval_shape(lambda k, a: pick(k, a, first(k, a), jnp.int32(0))[1], jax.random.key(0), members.arrays)
-    size = value.ids.shape[0]
-    if not isinstance(keep, int | np.integer) or not 1 <= keep <= size:
-        raise InputError(f"keep = {keep}: a whole number from 1 to the size of the cohort, {size}, is needed.")
-    if (base := base_of(members)) is not None:
-        require_by_node(seconds, base.shape[0])
-    draw = seconds.draw
-
-    def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, tuple[Cohort, Array]]:
-        s, c = pick(key, arrays["members"], s, t)
-        spent = lasting(draw, key, arrays, c.ids, c.ids)
-        present = c.weight > 0
-        rank = jnp.argsort(jnp.argsort(jnp.where(present, spent, jnp.inf)))
-        counts = present & (rank < arrays["keep"])
-        over = jnp.max(jnp.where(counts, spent, 0.0), initial=0.0)
-        selected = present if c.selected is None else c.selected
-        return s, (thinned(c, counts)._replace(selected=selected), over)
-
-    arrays = {"members": members.arrays, "keep": jnp.int32(keep), "seconds": seconds.arrays}
-    return process(step, arrays, lambda key, arrays: first(key, arrays["members"]))
 
 
 def require_by_node(seconds: Seconds, n: int) -> None:

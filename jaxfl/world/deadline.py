@@ -26,14 +26,15 @@ def deadline(
 ) -> Process:
     """Rounds that end when all members are done, when `keep` of them are, or after `limit` seconds.
 
-    Who is late counts nothing and works in vain (`Cohort.selected`), as in `clock.over_selected`, which is the same
-    with `keep` alone. With `partial` a late member hands in what it has when the round ends: of a job of `partial`
-    steps that takes `s` seconds, `floor(partial * end / s)` steps (`Cohort.steps`), and nothing if that is none.
+    Who is late counts nothing and works in vain (`Cohort.selected`). With `keep` alone it is over-selection: ask 1.3
+    times as many as are needed, so that nobody waits for the slowest. With `partial` a late member hands in what it has
+    when the round ends: of a job of `partial` steps that takes `s` seconds, `floor(partial * end / s)` steps
+    (`Cohort.steps`), and nothing if that is none.
     A round in which fewer than `least` count is void: it takes all of `limit`, and nobody counts. Nobody to be waited
     for takes no time. `limit`, `keep` and `least` are traced: other values compile nothing.
 
-    FedAvg on such rounds is Nishio and Yonetani's FedCS without its choice of clients (ICC 2019); `least` is the
-    minimal goal count of Bonawitz et al. (MLSys 2019).
+    FedAvg on such rounds is Nishio and Yonetani's FedCS without its choice of clients (ICC 2019); `keep` and `least`,
+    the minimal goal count, are of Bonawitz et al. (MLSys 2019).
 
     Args:
         members: who is asked: a process that yields a `Cohort`.

@@ -26,7 +26,8 @@ from jaxfl.exchange.staleness import Staleness, constant, hinge, polynomial, thr
 from jaxfl.learn import task
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world import cohort
-from jaxfl.world.clock import buffered, over_selected
+from jaxfl.world.clock import buffered
+from jaxfl.world.deadline import deadline
 from jaxfl.world.durations import exponential, fixed, lognormal
 from jaxfl.world.scenario import scenario
 
@@ -42,7 +43,7 @@ def small():
     _, problem, data = quadratics(n=8, d=3)
     late = scenario(data, cohort=buffered(8, 4, 2, lognormal()))
     single = scenario(data, cohort=buffered(8, 5, 1, exponential()))
-    prompt = scenario(data, cohort=over_selected(cohort.uniform(8, 6), 4, lognormal()))
+    prompt = scenario(data, cohort=deadline(cohort.uniform(8, 6), lognormal(), keep=4))
     x = jnp.ones(3)
     return {
         "fedbuff": (fedbuff(problem, longest=4, server_momentum=0.5, **KW), late, x, 6),

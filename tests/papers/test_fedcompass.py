@@ -18,7 +18,7 @@ from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.options.build import build, prepare
 from jaxfl.options.config import Setup
-from jaxfl.paper import Pace
+from jaxfl.paper import Workers
 from jaxfl.world import cohort
 from jaxfl.world.compass import compass
 from jaxfl.world.durations import fixed, lognormal
@@ -94,9 +94,9 @@ def test_it_is_fedbuff_with_groups_for_a_buffer():
 
 
 def test_options_give_the_clock_its_steps():
-    clock = grouped(Pace(8, 4, 2, lognormal(), 10))
+    clock = grouped(Workers(8, 4, 2, lognormal(), 10))
     assert (int(clock.arrays["most"]), int(clock.arrays["least"])) == (10, 2)
-    clock = grouped(Pace(2, 1, 1, fixed(), np.array([3, 4])))
+    clock = grouped(Workers(2, 1, 1, fixed(), np.array([3, 4])))
     assert (int(clock.arrays["most"]), int(clock.arrays["least"])) == (4, 1)
     setup = Setup(nodes=8, data="digits", model="logistic", rounds=2, steps=7)
     arm = build(prepare(setup, ["fedcompass"]), "fedcompass", {})

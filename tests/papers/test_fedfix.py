@@ -16,7 +16,7 @@ from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.exchange.staleness import constant
 from jaxfl.learn import task as tasks
-from jaxfl.paper import Pace
+from jaxfl.paper import Workers
 from jaxfl.world import cohort
 from jaxfl.world.clock import buffered
 from jaxfl.world.delivery import quorum, ticks
@@ -122,7 +122,7 @@ def test_periods_are_those_of_the_clock():
         np.testing.assert_allclose(tick_periods(n, 0.7, law, working, draws=2000), seen, rtol=0.12)
     np.testing.assert_array_equal(tick_periods(3, 0.2, fixed([0.2, 0.6, 1.1])), [1, 3, 6])
     np.testing.assert_allclose(mean_seconds(law, n, 4000), np.linspace(0.2, 3, 8), rtol=0.1)
-    c, _ = rounds(paced(Pace(8, 4, 2, fixed(1.0))), 200)
+    c, _ = rounds(paced(Workers(8, 4, 2, fixed(1.0))), 200)
     assert abs((c.weight > 0).sum(1).mean() - 2) < 0.1
     np.testing.assert_allclose(c.weight.max(), 4 / 8, rtol=1e-3)  # every second tick, half of the time at work
 

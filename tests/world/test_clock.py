@@ -15,9 +15,9 @@ from jaxfl.core import Cohort, stream
 from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.learn import task
-from jaxfl.world import cohort, durations
+from jaxfl.world import durations
 from jaxfl.world import exponential as numbers
-from jaxfl.world.clock import buffered, over_selected
+from jaxfl.world.clock import buffered
 from jaxfl.world.cohort import subset
 from jaxfl.world.durations import Seconds, exponential, fixed, half_normal, lognormal, on_links, total
 from jaxfl.world.links import links
@@ -163,43 +163,6 @@ def test_who_is_sent_out_is_uniform_and_littles_law_holds():
     assert stats.binomtest(int((same[3:] == same[:-3]).sum()), 897, 1 / 4).pvalue > 1e-3
 
 
-def test_over_selected_rounds_last_as_long_as_the_last_that_counts():
-    n, size, keep = 40, 13, 10
-    law = lognormal(np.linspace(1, 2, n), 0.8)
-    members = cohort.uniform(n, size, weight=np.arange(1.0, 41))
-    c, took = rounds(over_selected(members, keep, law), 200)
-    plain = rounds(members, 200)
-    np.testing.assert_array_equal(c.ids, plain.ids)
-
-    def lasting(t, ids):  # a node's own key, whatever its place
-        key = stream(jax.random.fold_in(jax.random.key(0), t), "job seconds")
-        return jax.vmap(lambda i: law.draw(jax.random.fold_in(key, i), law.arrays, i))(ids)
-
-    spent = np.asarray(jax.jit(jax.vmap(lasting))(jnp.arange(200), c.ids))
-    limit = np.sort(spent, 1)[:, keep - 1]
-    np.testing.assert_allclose(took, limit, rtol=1e-6)
-    np.testing.assert_array_equal(np.asarray(c.weight) > 0, spent <= limit[:, None])
-    np.testing.assert_array_equal(c.weight, np.where(spent <= limit[:, None], plain.weight, 0))
-    assert np.asarray(c.selected).all()
-    # slow nodes count less often: what over-selection does to them
-    counted = np.asarray(c.ids)[np.asarray(c.weight) > 0]
-    assert (counted < 20).sum() > (counted >= 20).sum()
-    everyone, slowest = rounds(over_selected(members, size, law), 200)
-    np.testing.assert_array_equal(everyone.weight, plain.weight)
-    np.testing.assert_allclose(slowest, spent.max(1), rtol=1e-6)
-
-
-def test_over_selection_of_the_present_and_its_ties():
-    """Poisson cohorts have empty places: nobody waits for them. Equal times: the first places count."""
-    members = cohort.poisson(10, 0.3)
-    c, took = rounds(over_selected(members, 3, fixed(2.0)), 300)
-    present = np.asarray(rounds(members, 300).weight) > 0
-    np.testing.assert_array_equal(c.selected, present)
-    np.testing.assert_array_equal(np.asarray(c.weight) > 0, present & (np.cumsum(present, 1) <= 3))
-    np.testing.assert_array_equal(took, np.where(present.any(1), 2.0, 0.0))
-    assert not present.any(1).all()
-
-
 def test_the_laws_of_durations():
     key = jax.random.split(jax.random.key(0), 20_000)
     sample = lambda law, i=0: np.asarray(jax.vmap(lambda k: law.draw(k, law.arrays, jnp.int32(i)))(key), np.float64)
@@ -239,8 +202,6 @@ def test_short_and_long_jobs_are_as_rare_as_their_law_has_it(monkeypatch):
         (lambda: buffered(10, 2, 1.5, fixed()), "goal = 1.5"),
         (lambda: buffered(10, 8, 4, fixed()), "at least concurrency [+] goal - 1 = 11"),
         (lambda: buffered(10, 3, 2, fixed([1.0, 2.0])), r"one a node \[10\]"),
-        (lambda: over_selected(cohort.uniform(10, 4), 5, fixed()), "keep = 5"),
-        (lambda: over_selected(cohort.uniform(10, 4), 2, fixed(np.ones(9))), r"one a node \[10\]"),
         (lambda: fixed(-1.0), "seconds = -1.0"),
         (lambda: lognormal(0.0), "median = 0.0"),
         (lambda: exponential(math.inf), "mean = inf"),

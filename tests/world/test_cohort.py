@@ -16,7 +16,8 @@ from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.world import cohort as C
 from jaxfl.world.churn import trace
-from jaxfl.world.clock import buffered, over_selected
+from jaxfl.world.clock import buffered
+from jaxfl.world.deadline import deadline
 from jaxfl.world.durations import lognormal
 from jaxfl.world.process import process
 from jaxfl.world.scenario import scenario
@@ -80,7 +81,7 @@ DEFAULT = {
     "markov": lambda **kw: C.markov(12, 4, 0.8, 0.6, **kw),
     "buffered": lambda **kw: buffered(12, 5, 3, lognormal(), **kw),
     "straggling": lambda **kw: straggling(C.uniform(12, 4, **kw), 0.5, epochs=3),
-    "over_selected": lambda **kw: over_selected(straggling(C.uniform(12, 4, **kw), 0.5, 3), 3, lognormal()),
+    "deadline": lambda **kw: deadline(straggling(C.uniform(12, 4, **kw), 0.5, 3), lognormal(), keep=3),
 }
 
 
@@ -223,14 +224,14 @@ def with_everyone():
     return one_round(C.everyone(4, weight=SIZE))
 
 
-@pytest.mark.parametrize(("c", "wrap"), [(2, None), (3, "straggling"), (3, "over_selected")])
+@pytest.mark.parametrize(("c", "wrap"), [(2, None), (3, "straggling"), (3, "deadline")])
 def test_a_round_of_fedavg_with_importance_is_in_the_mean_that_of_all_clients(c, wrap):
     """Also where chance takes a part of the members' weight away."""
     who, seeds = C.importance(4, c, np.array([4.0, 3.0, 2.0, 1.0]), weight=SIZE), 3000
     wrapped = {
         None: who,
         "straggling": straggling(who, 0.5, 2, steps=2, drop=0.5),  # no fewer steps than FedAvg runs anyway
-        "over_selected": over_selected(who, max(c - 1, 1), lognormal()),
+        "deadline": deadline(who, lognormal(), keep=max(c - 1, 1)),
     }
     got = one_round(wrapped[wrap], seeds=seeds)
     assert (np.abs(got.mean(0) - with_everyone()) < 4.5 * got.std(0) / np.sqrt(seeds)).all()

@@ -14,7 +14,6 @@ from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.learn import task
 from jaxfl.world import cohort
-from jaxfl.world.clock import over_selected
 from jaxfl.world.deadline import deadline
 from jaxfl.world.durations import Seconds, fixed, lognormal
 from jaxfl.world.scenario import scenario
@@ -73,11 +72,15 @@ def test_who_counts_for_how_much_and_how_long_it_takes(law, limit, keep, least, 
     np.testing.assert_array_equal(c.selected, np.asarray(asked.weight) > 0)
 
 
-def test_the_first_of_them_are_those_of_over_selection():
-    members = cohort.uniform(N, C, WEIGHT)
-    one, two = rounds(over_selected(members, 3, DYADIC), ROUNDS), rounds(deadline(members, DYADIC, keep=3), ROUNDS)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_array_equal(a, b)
+def test_over_selection_of_the_present_and_its_ties():
+    """Poisson cohorts have empty places: nobody waits for them. Equal times: the first places count."""
+    members = cohort.poisson(10, 0.3)
+    c, took = rounds(deadline(members, fixed(2.0), keep=3), 300)
+    present = np.asarray(rounds(members, 300).weight) > 0
+    np.testing.assert_array_equal(c.selected, present)
+    np.testing.assert_array_equal(np.asarray(c.weight) > 0, present & (np.cumsum(present, 1) <= 3))
+    np.testing.assert_array_equal(took, np.where(present.any(1), 2.0, 0.0))
+    assert not present.any(1).all()
 
 
 def test_a_late_member_runs_a_part_of_its_steps_and_equal_speeds_are_plain_fedavg():
@@ -113,7 +116,7 @@ def test_members_with_steps_of_their_own_run_no_more_than_those():
         (lambda m: deadline(m, fixed(), partial=0), "partial is 0"),
         (lambda m: deadline(m, fixed(), partial=np.ones(3, int)), r"partial has shape \[3\]"),
         (lambda m: deadline(m, fixed(np.ones(9))), r"one a node \[20\]"),
-        (lambda m: deadline(over_selected(m, 3, fixed()), fixed()), "a clock already"),
+        (lambda m: deadline(deadline(m, fixed(), keep=3), fixed()), "a clock already"),
     ],
 )
 def test_bad_deadlines_are_refused(make, said):

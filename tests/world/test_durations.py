@@ -9,7 +9,8 @@ from scipy import stats
 
 from jaxfl.errors import InputError
 from jaxfl.world import cohort, durations, pace, traces
-from jaxfl.world.clock import buffered, over_selected
+from jaxfl.world.clock import buffered
+from jaxfl.world.deadline import deadline
 from jaxfl.world.durations import (
     by_samples,
     exponential,
@@ -93,7 +94,7 @@ def test_laws_are_made_once_and_their_numbers_are_traced():
 
 def test_a_round_takes_as_long_as_the_trace_says():
     trace = traces.Trace(np.array([[1, 2, 0], [5, 0, 0], [3, 4, 7]], np.float32), np.array([2, 1, 3], np.int32))
-    clock = pace.varied(over_selected(cohort.everyone(3), 3, pace.by_round(fixed(1.0), 3)), traces.played(trace))
+    clock = pace.varied(deadline(cohort.everyone(3), pace.by_round(fixed(1.0), 3)), traces.played(trace))
     _, took = rounds(clock, 7)
     np.testing.assert_array_equal(took, [5, 5, 7, 5, 5, 7, 5])
     law = traces.drawn(trace)
@@ -115,7 +116,7 @@ def test_bursts_are_the_chain_of_gilbert_and_elliott():
     before, after = slow[:-1], slow[1:]
     assert abs(after[~before].mean() - begin) < 0.004
     assert abs(1 - after[before].mean() - end) < 0.01
-    clock = over_selected(cohort.uniform(n, 20), 20, pace.by_round(fixed(np.arange(n)), n))
+    clock = deadline(cohort.uniform(n, 20), pace.by_round(fixed(np.arange(n)), n))
     members, took = rounds(pace.varied(clock, pace.bursts(n, 0.3, 0.3, 10)), 50)
     ids, times = np.asarray(members.ids), np.asarray(took)
     assert ((times == ids.max(1)) | (times % 10 == 0)).all()

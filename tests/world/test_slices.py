@@ -8,7 +8,7 @@ from scipy import stats
 
 from jaxfl.errors import InputError
 from jaxfl.world import cohort
-from jaxfl.world.clock import over_selected
+from jaxfl.world.deadline import deadline
 from jaxfl.world.durations import fixed
 from jaxfl.world.slices import slices
 from jaxfl.world.work import straggling
@@ -77,7 +77,7 @@ def test_contacts_are_those_of_the_members_whatever_the_speeds():
         (lambda m: slices(m, 0.5, 0), "slots is 0"),
         (lambda m: slices(m, 0.5, 4, cap=0), "cap is 0"),
         (lambda m: slices(m, 0.5, 4, seconds=-1), "seconds is -1"),
-        (lambda m: slices(over_selected(m, 2, fixed()), 0.5, 4), "neither a clock"),
+        (lambda m: slices(deadline(m, fixed(), keep=2), 0.5, 4), "neither a clock"),
         (lambda m: slices(straggling(m, 0.5, 3), 0.5, 4), "sets steps"),
     ],
 )

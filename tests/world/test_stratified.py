@@ -26,8 +26,9 @@ from jaxfl.exchange import codecs
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.staleness import FRESH, counted
 from jaxfl.mapping import nodes
-from jaxfl.world import clock, cohort, durations, work
+from jaxfl.world import cohort, durations, work
 from jaxfl.world.churn import crash
+from jaxfl.world.deadline import deadline
 from jaxfl.world.scenario import scenario
 
 KW = {"lr": 0.2, "steps": 2, "batch": 8}
@@ -98,7 +99,7 @@ def test_the_mean_move_of_fedavg_is_unbiased_and_varies_only_within_blocks():
 def test_what_wraps_a_cohort_keeps_its_strata():
     who = cohort.stratified(16, 8, 4)
     wrapped = work.straggling(who, 0.5, 3)
-    late = clock.over_selected(wrapped, 6, durations.lognormal())
+    late = deadline(wrapped, durations.lognormal(), keep=6)
     shards = digits_world(n=16)[1].data
     here = work.skipping(scenario(shards, cohort=late, churn=crash(16, 0.1, 2)), 3, 1)
     key = jax.random.key(0)

@@ -26,7 +26,7 @@ from jaxfl.exchange.network import Network
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import Task
 from jaxfl.mapping.nodes import put_rows, rows_of
-from jaxfl.paper import Example, Pace, Paper, System
+from jaxfl.paper import Example, Paper, System, Workers
 from jaxfl.world.cohort import uniform
 from jaxfl.world.durations import settled
 from jaxfl.world.slices import slices
@@ -120,14 +120,14 @@ def _over(a: Array, b: Array) -> Array:
     return jnp.where(b > 0, a / jnp.maximum(b, 1), 0.0)
 
 
-def sliced(pace: Pace) -> Process:
+def sliced(jobs: Workers) -> Process:
     """Slices of a second; a client whose job would take T seconds does 1 / T of its steps in each, in the mean.
 
     T is drawn once a client; of those who do a job in less than a second all are alike. `goal` clients are contacted.
     """
-    steps, own = int(np.max(pace.steps)), settled(pace.seconds, pace.nodes).arrays["seconds"]
+    steps, own = int(np.max(jobs.steps)), settled(jobs.seconds, jobs.nodes).arrays["seconds"]
     rate = 1 / np.maximum(np.asarray(own, np.float64), 1.0)
-    return slices(uniform(pace.nodes, pace.goal), rate, steps, cap=steps)
+    return slices(uniform(jobs.nodes, jobs.goal), rate, steps, cap=steps)
 
 
 SYSTEMS = {

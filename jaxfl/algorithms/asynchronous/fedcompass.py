@@ -22,7 +22,7 @@ from jaxfl.algorithms.asynchronous.fedbuff import fedbuff
 from jaxfl.core import Algorithm, Array, Process
 from jaxfl.exchange.network import Network
 from jaxfl.learn.task import Task
-from jaxfl.paper import Example, Pace, Paper, System
+from jaxfl.paper import Example, Paper, System, Workers
 from jaxfl.world.compass import compass
 from jaxfl.world.durations import scaled
 
@@ -46,10 +46,10 @@ def fedcompass(
     return fedbuff(task, net, lr=lr, server_lr=alpha, **kw)
 
 
-def grouped(pace: Pace) -> Process:
+def grouped(jobs: Workers) -> Process:
     """COMPASS at work on all nodes: a job of all steps takes what the options say, the least is a fifth of them."""
-    most = int(np.max(pace.steps))
-    return compass(pace.nodes, scaled(pace.seconds, 1 / np.asarray(pace.steps)), least=max(1, most // 5), most=most)
+    most = int(np.max(jobs.steps))
+    return compass(jobs.nodes, scaled(jobs.seconds, 1 / np.asarray(jobs.steps)), least=max(1, most // 5), most=most)
 
 
 SYSTEMS = {"fedcompass": System(fedcompass, PAPER, lambda given: Example(clock=grouped))}

@@ -32,7 +32,7 @@ from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.staleness import Staleness, constant
 from jaxfl.learn.task import Task
-from jaxfl.paper import Example, Pace, Paper, System
+from jaxfl.paper import Example, Paper, System, Workers
 from jaxfl.world.delivery import ticks
 from jaxfl.world.participation import mean_seconds, summed, tick_periods
 
@@ -66,11 +66,11 @@ def fedfix(
     return fedopt(task, net, local=optax.sgd(lr), server=optax.sgd(server_lr), stale=stale, **kw)
 
 
-def paced(pace: Pace) -> Process:
+def paced(jobs: Workers) -> Process:
     """FedFix's clock as options say it: a tick takes as long as `goal` answers on average."""
-    n, working = pace.nodes, pace.concurrency
-    every = pace.goal / working * float(mean_seconds(pace.seconds, n).mean())
-    return summed(ticks(n, every, pace.seconds, concurrency=working), tick_periods(n, every, pace.seconds, working))
+    n, working = jobs.nodes, jobs.concurrency
+    every = jobs.goal / working * float(mean_seconds(jobs.seconds, n).mean())
+    return summed(ticks(n, every, jobs.seconds, concurrency=working), tick_periods(n, every, jobs.seconds, working))
 
 
 SYSTEMS = {"fedfix": System(fedfix, PAPER, lambda given: Example(clock=paced))}

@@ -189,7 +189,7 @@ def _share(yes: Array, among: Array) -> Array:
 def example(given: Given) -> Example:
     """A clock that ends rounds by quorum."""
     del given
-    return Example(clock=lambda pace: quorum(pace.nodes, pace.goal, pace.seconds, concurrency=pace.concurrency))
+    return Example(clock=lambda jobs: quorum(jobs.nodes, jobs.goal, jobs.seconds, concurrency=jobs.concurrency))
 
 
 SYSTEMS = {"sdfl_b": System(sdfl_b, PAPER, example)}

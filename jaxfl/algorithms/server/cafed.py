@@ -6,9 +6,10 @@ second eigenvalue of its Markov chain (`world.availability.markov`). With A the 
     x <- x + server_lr sum_A q_k (y_k - x),        which ends where sum_k p_k F_k is least, p_k ~ pi_k q_k
 
     Unbiased   q_k = alpha_k / pi_k
-    AdaFed     the same, over its sum in A
-    F3AST      the same, of the m clients in A with the largest (alpha_k / pi_k)^2; 0 for the others
-    CA-Fed     the same, but 0 for those whom the server is better off without
+    AdaFed     that of Unbiased over its sum in A
+    F3AST      that of Unbiased for the m clients in A for whom it is largest, 0 for the others (as CA-Fed's authors
+               have it: pi_k is the share of rounds in which k is there, not that in which it is chosen)
+    CA-Fed     that of Unbiased, but 0 for those whom the server is better off without
 
 CA-Fed asks all in A for their loss at x (F_k, remembered; of those who are not there at first the mean of the others),
 then leaves clients out one by one, first in the order of falling |lambda_k|, then in that of rising pi_k, each for good

@@ -23,8 +23,8 @@ import optax
 
 from jaxfl.core import Algorithm, Array, State, n_nodes
 from jaxfl.errors import require
-from jaxfl.exchange.in_turn import in_turn, place
 from jaxfl.exchange.network import Network
+from jaxfl.exchange.one_by_one import one_by_one, place
 from jaxfl.exchange.staleness import FRESH, Staleness, counted
 from jaxfl.exchange.versions import push, recall, versions
 from jaxfl.learn import server as servers
@@ -92,7 +92,7 @@ def fedopt(
 
         memory = {"state": s.nodes} if keep_state else None
         env = env._replace(cohort=c._replace(weight=jnp.where(heard.weight > 0, c.weight, 0), selected=heard.selected))
-        got = in_turn(net, key, env, s.mail, alone, read, update, s.shared, memory=memory)
+        got = one_by_one(net, key, env, s.mail, alone, read, update, s.shared, memory=memory)
         return State(got.server, got.memory.get("state", ()), got.mail), got.log | aged
 
     def round(key, env, s):

@@ -13,7 +13,8 @@ FedAvg. With w_i = alpha_i / p_i, where i takes part with probability p_i (`worl
 unbiased for every beta; p_i may be estimated (`world.uneven.by_intervals`). With plain cohorts w_i is the share among
 the members, as in FedVARP. A round in which nobody answers goes on by what is remembered, as in the papers, which for
 MIFA have all clients in the first round; here who was never there counts with an update of 0. A member that runs no
-step counts as absent. Deviation: alpha_i and w_i are the world's (MIFA and FedVARP have 1 / n).
+step adds nothing to the sum over S, and keeps its h_i. Deviation: alpha_i and w_i are the world's (MIFA and FedVARP
+have 1 / n).
 """
 
 import jax.numpy as jnp

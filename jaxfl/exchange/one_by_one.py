@@ -14,7 +14,7 @@ from jaxfl.exchange.network import Network
 from jaxfl.mapping.at import lift, reported
 
 
-class InTurn(NamedTuple):
+class Updated(NamedTuple):
     """What a round of several updates gave."""
 
     server: Tree  # what the last update left
@@ -29,7 +29,7 @@ def place(c: Cohort) -> Array:
     return jnp.repeat(jnp.arange(updates), c.ids.shape[0] // updates)
 
 
-def in_turn(
+def one_by_one(
     net: Network,
     key: Array,
     env: Env,
@@ -40,7 +40,7 @@ def in_turn(
     server: Tree,
     *,
     memory: dict | None = None,
-) -> InTurn:
+) -> Updated:
     """All members of the cohort learn at once, then the server makes one update after the other.
 
     Args:
@@ -86,4 +86,4 @@ def in_turn(
     server, mail, bits = jax.lax.fori_loop(0, count, one, (server, mail, jnp.zeros(c.ids.shape)))
     log = reported(c, each) | timing.through_server(env, each["steps"], FLOAT * x.shape[-1], bits)
     log |= {"updates": count} | ({} if c.waiting is None else {"waiting": c.waiting})
-    return InTurn(server, log, mail, new)
+    return Updated(server, log, mail, new)
