@@ -90,7 +90,11 @@ def barrier(setup: Setup, members: Process, law: Law, steps: Callable[[], Any]) 
     """
     limit, keep, least, late = times.deadline(setup.deadline or "inf")
     partial = steps() if late == "partial" else None
-    rounds = deadline(members, law.seconds, limit, keep=keep, least=least, partial=partial)
+    try:
+        rounds = deadline(members, law.seconds, limit, keep=keep, least=least, partial=partial)
+    except InputError as error:
+        said = "" if setup.deadline is None else f"deadline is {setup.deadline}: "
+        raise InputError(f"{said}{error}") from error
     return reduce(pace.varied, law.factors, rounds)
 
 

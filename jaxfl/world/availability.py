@@ -109,7 +109,7 @@ def diurnal(n: int, up: Any = 0.5, swing: Any = 0.4, period: int = 24, zones: An
     mean, wide = (_each(name, a, n) for name, a in (("up", up), ("swing", swing)))
     if not ((mean - np.abs(wide) >= 0) & (mean + np.abs(wide) <= 1)).all():
         raise InputError(f"up = {up}, swing = {swing}: up - |swing| must be at least 0 and up + |swing| at most 1.")
-    require("period", period, least=2, whole=True)
+    require("period", period, least=2, below=2**31, whole=True)
     zone = labels("zones", n, zones)
     place = zone / (zone.max() + 1) if phase is None else _each("phase", phase, n)
     if not np.isfinite(place).all():

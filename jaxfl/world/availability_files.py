@@ -5,7 +5,6 @@ A CSV with the header `node,from,to` has a line for every stay: the node is up i
 a line for every round 0, 1, 2, ... without a gap, of 1 (up) and 0 (down); after the last it begins anew.
 """
 
-import csv
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,7 +17,7 @@ from jaxfl.core import Process
 from jaxfl.errors import InputError, nearest
 from jaxfl.world.availability import diurnal, markov
 from jaxfl.world.churn import FOREVER, intervals, sessions, trace
-from jaxfl.world.csv_files import lines, whole
+from jaxfl.world.csv_files import cells, lines, whole
 
 # the numbers of each law, with their defaults; whole ones are counts
 LAWS: dict[str, tuple[Callable, dict[str, Any]]] = {
@@ -68,16 +67,16 @@ def from_csv(path: str | Path, n: int) -> Process:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
-    rows = [(at, [cell.strip() for cell in next(csv.reader([line]))]) for at, line in lines(path)]
+    rows = [(at, cells(path, at, line)) for at, line in lines(path)]
     if len(rows) < 2:
         raise InputError(f"{path}: a header and at least one line are needed.")
     (at, head), *rows = rows
     head = [name.lower() for name in head]
-    for line, cells in rows:
-        if len(cells) != len(head):
-            raise InputError(f"{path}, line {line}: {len(cells)} cells, but there are {len(head)} columns.")
+    for line, row in rows:
+        if len(row) != len(head):
+            raise InputError(f"{path}, line {line}: {len(row)} cells, but there are {len(head)} columns.")
     if sorted(head) == ["from", "node", "to"]:
-        return _stays(path, n, [(line, dict(zip(head, cells, strict=True))) for line, cells in rows])
+        return _stays(path, n, [(line, dict(zip(head, row, strict=True))) for line, row in rows])
     if head == ["round", *map(str, range(n))]:
         return _rounds(path, rows)
     wide = len(head) - 1
@@ -112,13 +111,11 @@ def _stays(path: Path, n: int, rows: list[tuple[int, dict[str, str]]]) -> Proces
 
 
 def _rounds(path: Path, rows: list[tuple[int, list[str]]]) -> Process:
-    for t, (line, cells) in enumerate(rows):
-        now = whole(path, line, "round", cells[0])
+    for t, (line, row) in enumerate(rows):
+        now = whole(path, line, "round", row[0])
         if now != t:
             raise InputError(f"{path}, line {line}: round {now} comes where {t} is due: 0, 1, ... without a gap.")
-        odd = next((i for i, cell in enumerate(cells[1:]) if cell not in ("0", "1")), None)
+        odd = next((i for i, cell in enumerate(row[1:]) if cell not in ("0", "1")), None)
         if odd is not None:
-            raise InputError(
-                f"{path}, line {line}: node {odd} has {cells[1 + odd]!r}, but 1 (up) or 0 (down) is needed."
-            )
-    return trace(np.array([cells[1:] for _, cells in rows]) == "1")
+            raise InputError(f"{path}, line {line}: node {odd} has {row[1 + odd]!r}, but 1 (up) or 0 (down) is needed.")
+    return trace(np.array([row[1:] for _, row in rows]) == "1")

@@ -4,14 +4,14 @@ A header names the columns, in any order; then one line a row, of as many cells.
 """
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from jaxfl.errors import InputError, nearest
 
 LARGEST = 2**30  # bytes of a table
+MOST = 1e38  # numbers are kept in float32
 
 
 def rows(path: str | Path, needed: Sequence[str], others: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
@@ -31,7 +31,7 @@ def rows(path: str | Path, needed: Sequence[str], others: Sequence[str] = ()) ->
         raise InputError(f"{path}: there is no such file, or none of at most {LARGEST:,} bytes.")
     found = lines(path)
     _, head = next(found, (1, ""))
-    columns = [name.strip().lower() for name in _cells(path, 1, head)]
+    columns = [name.lower() for name in cells(path, 1, head)]
     for name in columns:
         if name not in known:
             raise InputError(f"{path}, line 1: column {name!r} is unknown; {nearest(name, known)}")
@@ -40,10 +40,10 @@ def rows(path: str | Path, needed: Sequence[str], others: Sequence[str] = ()) ->
         raise InputError(f"{path}, line 1: the columns are {head.strip() or 'none'}, but must be {form}.")
     at = 1
     for at, text in found:
-        cells = [cell.strip() for cell in _cells(path, at, text)]
-        if len(cells) != len(columns):
-            raise InputError(f"{path}, line {at}: {len(cells)} cells, but there are {len(columns)} columns.")
-        yield at, dict(zip(columns, cells, strict=True))
+        row = cells(path, at, text)
+        if len(row) != len(columns):
+            raise InputError(f"{path}, line {at}: {len(row)} cells, but there are {len(columns)} columns.")
+        yield at, dict(zip(columns, row, strict=True))
     if at == 1:
         raise InputError(f"{path}: there is no row in it.")
 
@@ -57,13 +57,14 @@ def whole(path: str | Path, at: int, column: str, text: str, below: int | None =
 
 
 def number(path: str | Path, at: int, column: str, text: str) -> float:
-    """A cell as a finite number of at least 0, else InputError."""
+    """A cell as a number from 0 to `MOST`, in the digits and letters of ASCII, else InputError."""
     try:
-        value = float(text)
+        value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
-        value = np.nan
-    if not 0 <= value < np.inf:
-        raise InputError(f"{path}, line {at}: {column} is {text!r}, but must be a finite number of at least 0.")
+        value = math.nan
+    if not 0 <= value <= MOST:
+        said = "must be a finite number of at least 0 and at most 1e38"
+        raise InputError(f"{path}, line {at}: {column} is {text!r}, but {said}.")
     return value
 
 
@@ -78,8 +79,9 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
             yield at, text
 
 
-def _cells(path: Path, at: int, text: str) -> list[str]:
+def cells(path: Path, at: int, text: str) -> list[str]:
+    """The cells of one line of CSV, without blanks around them, else InputError."""
     try:
-        return next(csv.reader([text], strict=True), [])
+        return [cell.strip() for cell in next(csv.reader([text], strict=True), [])]
     except csv.Error as error:
         raise InputError(f"{path}, line {at}: not a line of CSV ({error}).") from None

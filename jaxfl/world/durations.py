@@ -34,11 +34,12 @@ class Seconds(NamedTuple):
 
 
 def _number(name: str, value: Any, positive: bool = False) -> Array:
-    values = np.asarray(value, np.float64)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, or 0
+        values = np.asarray(value, np.float64).astype(np.float32)
     if values.ndim > 1 or not np.isfinite(values).all() or (values.min() <= 0 if positive else values.min() < 0):
         least = "above" if positive else "of at least"
-        raise InputError(f"{name} = {value}: a finite number {least} 0, or one a node [n], is needed.")
-    return constant(values, np.float32)
+        raise InputError(f"{name} = {value}: a finite number {least} 0, as float32, or one a node [n], is needed.")
+    return constant(values)
 
 
 def _of(value: Array, i: Array) -> Array:
@@ -188,7 +189,13 @@ def by_samples(seconds: Seconds, sizes: Any, power: float = 1.0) -> Seconds:
     amount = np.asarray(sizes, np.float64)
     if amount.ndim != 1 or not amount.size or not (np.isfinite(amount) & (amount > 0)).all():
         raise InputError(f"sizes has shape {list(amount.shape)}: numbers above 0, one a node [n], are needed.")
-    return scaled(seconds, (amount / amount.mean()) ** power)
+    with np.errstate(over="ignore", divide="ignore"):
+        by = (amount / amount.mean()) ** power
+    if not by.max() < 1e38:
+        raise InputError(
+            f"power is {power}, with which a job of {amount.min():g} or {amount.max():g} samples never ends."
+        )
+    return scaled(seconds, by)
 
 
 def tiers(n: int, shares: Any, factors: Any, seed: int = 0) -> np.ndarray:

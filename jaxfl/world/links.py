@@ -61,13 +61,14 @@ def number(name: str, value: Any, shape: tuple[int, ...], rate: bool = False) ->
     Raises:
         InputError: another shape or another number.
     """
-    values = np.asarray(value, np.float64)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, or 0
+        values = np.asarray(value, np.float64).astype(np.float32)
     sound = values > 0 if rate else (values >= 0) & np.isfinite(values)
     if values.shape not in ((), shape) or not sound.all():
         kind = "a rate above 0" if rate else "a finite time of at least 0"
         each = "one a node" if len(shape) == 1 and name != "trunk" else "one each"
-        raise InputError(f"{name} = {value}: {kind}, or {each} {list(shape)}, is needed.")
-    return constant(np.broadcast_to(values, shape), np.float32)
+        raise InputError(f"{name} = {value}: {kind}, as float32, or {each} {list(shape)}, is needed.")
+    return constant(np.broadcast_to(values, shape))
 
 
 def whole(name: str, value: Any, shape: tuple[int, ...]) -> Array:

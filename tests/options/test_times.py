@@ -74,7 +74,8 @@ def test_every_law_has_its_numbers_with_their_defaults():
         ({"durations": "lognormale"}, "the law 'lognormale' is unknown: did you mean lognormal"),
         ({"durations": "fixed:mean=1"}, "but fixed has seconds, per,"),
         ({"durations": "fixed:seconds=1,seconds=2"}, "each once"),
-        ({"durations": "fixed:seconds=-1"}, "but seconds must be a finite number of at least 0."),
+        ({"durations": "fixed:seconds=-1"}, "but seconds must be a finite number of at least 0 and at most 1e38."),
+        ({"durations": "fixed:seconds=1e39"}, "but seconds must be a finite number of at least 0 and at most 1e38"),
         ({"durations": "fixed:per=jobs"}, "but per is 'jobs': did you mean job"),
         ({"durations": "tiers:shares=0.5/x"}, "but shares must be a finite number"),
         ({"durations": "fixed:slower=3"}, "but slower is of bursts, which need begin"),
@@ -99,7 +100,10 @@ def test_what_is_spelt_wrongly_is_refused_at_once(options, says):
     [
         ({"durations": "uniform:low=3,high=2"}, "durations is uniform:low=3,high=2: high = 2"),
         ({"durations": "tiers:shares=0.3/0.3"}, "whose sum is 1"),
-        ({"deadline": "2:keep=5", "cohort": 3}, "keep is 5, but must be at least 1 and at most 3"),
+        (
+            {"deadline": "2:keep=5", "cohort": 3},
+            "deadline is 2:keep=5: keep is 5, but must be at least 1 and at most 3",
+        ),
         ({"trace": "nowhere.csv"}, "nowhere.csv: there is no such file"),
         ({"availability": "sometimes"}, "availability is 'sometimes'"),
         ({"links": "nowhere.csv"}, "nowhere.csv: there is no such file"),

@@ -65,6 +65,8 @@ def test_names_are_the_laws():
         ("round,0,1,2\n0,1,1,1\n2,1,1,1\n", "line 3: round 2 comes where 1 is due"),
         ("round,0,1,2\n0,1,1,1\n1,1,0.5,1\n", "line 3: node 1 has '0.5'"),
         (b"node,from,to\n0,0,2\n0,\xff,2\n", "line 3: not text in UTF-8"),
+        ('node,from,to\n0,0,2\n"1,0,2\n', "line 3: not a line of CSV"),
+        ("node,from,to\n0,0," + "2" * 200_000, "line 2: not a line of CSV"),
     ],
 )
 def test_a_bad_file_gets_its_line(tmp_path, text, says):
@@ -76,6 +78,7 @@ def test_a_bad_file_gets_its_line(tmp_path, text, says):
     ("text", "says"),
     [
         ("gone.csv", "there is no such file"),
+        ("diurnal:period=99999999999", "period is 99999999999, but must be at least 2 and below 2147483648"),
         ("markow", "the law 'markow' is unknown: did you mean markov"),
         ("markov:upp=1", "markov has up, memory, corr, groups, each once"),
         ("markov:up=0.5,up=0.5", "each once"),

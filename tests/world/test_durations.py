@@ -150,6 +150,8 @@ def test_estimated_speeds_are_the_moving_average_of_numpy():
     ("text", "said"),
     [
         (b"node,seconds\n0,1\n0,-2\n", r"line 3: seconds is '-2', but must be a finite number of at least 0"),
+        (b"node,seconds\n0,1\n0,1e39\n", r"line 3: seconds is '1e39', but must be .* at most 1e38"),
+        (b"node,seconds\n0,1_000\n", r"line 2: seconds is '1_000'"),
         (b"node,seconds\n0,1\n1,\n", "line 3: seconds is ''"),
         (b"node,seconds\n0,1\n1,nan\n", "line 3: seconds is 'nan'"),
         (b"node,seconds\n0,1\n5,1\n", "line 3: node is '5', but must be a whole number from 0 to 1"),
@@ -194,6 +196,9 @@ def test_a_trace_of_mixed_lines_keeps_their_order(tmp_path):
         (lambda: jittered(fixed(), -1), "sigma = -1"),
         (lambda: timed_out(fixed(), 0), "most = 0"),
         (lambda: settled(fixed(), 0), "n is 0"),
+        (lambda: fixed(1e39), "seconds = 1e[+]39: a finite number of at least 0, as float32"),
+        (lambda: exponential(1e-50), "mean = 1e-50: a finite number above 0, as float32"),
+        (lambda: by_samples(fixed(), [1, 30], 1e3), "power is 1000.0, with which a job of 1 or 30 samples never ends"),
         (lambda: pace.bursts(4, 0, 0), "begin = end = 0"),
         (lambda: pace.bursts(4, 2, 0), "begin = 2"),
         (lambda: pace.bursts(4, 0.1, 0.1, -1), "slower = -1"),

@@ -73,6 +73,8 @@ def test_draws_are_lognormal_and_alike_both_ways():
         (lambda: r.regions(3, [[1, -2], [1, 1]]), "finite time of at least 0"),
         (lambda: r.regions(3, [[1, math.inf], [1, 1]]), "finite time"),
         (lambda: r.regions(3, [[1]], 0.0), "a rate above 0"),
+        (lambda: r.regions(3, [[1]], 1e-50), "a rate above 0, as float32"),
+        (lambda: r.regions(3, [[1e39]]), "finite time of at least 0, as float32"),
         (lambda: r.regions(3, [[1]], [[1, 1]]), r"one each \[1, 1\]"),
         (lambda: r.regions(3, [[1]], assignment=[0, 1, 0]), "assignment has region 1, but there are 1"),
         (lambda: r.regions(3, [[1]], assignment=[0, 0]), "assignment has shape"),
