@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxfl.core import Cohort
 from jaxfl.engine.schedule import Schedule
 from jaxfl.errors import InputError, require
 from jaxfl.report.style import axes_or_new, dress, legend_of, styled
@@ -63,7 +64,8 @@ def timeline(schedule: Schedule, ax: Any = None, *, nodes: Sequence[int] | None 
     line[shown] = np.arange(len(shown))
     t, slot = np.nonzero(asked & (line[np.asarray(c.ids)] >= 0))
     age = np.asarray(c.age)[t, slot]
-    begin, end, y = starts[np.maximum(t - age, 0)], ends[t], line[np.asarray(c.ids)[t, slot]]
+    made, turn = _versions(c)
+    begin, end, y = starts[np.searchsorted(made, made[t] + turn[slot] - age)], ends[t], line[np.asarray(c.ids)[t, slot]]
     fine = counts[t, slot]
     shade = Normalize(0, max(1, int(age[fine].max(initial=0))))
     colours = _shades()
@@ -87,6 +89,16 @@ def timeline(schedule: Schedule, ax: Any = None, *, nodes: Sequence[int] | None 
     if (~fine).any():
         legend_of(ax, own, [Patch(color=colours(0.0), label="counts"), Patch(color=WASTED, label="in vain")])
     return ax.figure
+
+
+def _versions(c: Cohort) -> tuple[np.ndarray, np.ndarray]:
+    """Versions of the server made before every round `[T]`, and before a member's turn in its round `[c]` (waves)."""
+    rounds, size = np.shape(c.ids)
+    if c.updates is None:
+        return np.arange(rounds), np.zeros(size, int)
+    each = np.asarray(c.updates).sum(1)
+    most = np.shape(c.updates)[1]
+    return np.cumsum(each) - each, np.arange(size) // (size // most)
 
 
 @styled

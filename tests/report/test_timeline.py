@@ -17,6 +17,7 @@ from jaxfl.world.clock import buffered
 from jaxfl.world.deadline import deadline
 from jaxfl.world.durations import lognormal
 from jaxfl.world.scenario import scenario
+from jaxfl.world.waves import waves
 
 N, ROUNDS = 12, 15
 
@@ -66,6 +67,20 @@ def test_a_bar_runs_from_the_version_it_read_to_the_round_that_took_it():
     assert png(fig) == png(timeline(got))
     few = timeline(got, nodes=[rows[2], rows[0]])
     assert [label.get_text() for label in few.axes[0].get_yticklabels()] == [str(rows[2]), str(rows[0])]
+
+
+def test_bars_of_waves_begin_where_the_single_rounds_began():
+    clock = buffered(N, 5, 1, lognormal())
+    got, one = (schedule(world(cohort=waves(clock, most)), rounds) for most, rounds in ((4, 8), (1, 32)))
+    wave = np.repeat(np.arange(8), got.cohort.updates.sum(1))  # of every version that is made
+    ends = np.cumsum(got.seconds, dtype=float)
+    rows = list(np.unique(got.cohort.ids[got.cohort.weight > 0]))
+    want = []
+    for version, w in enumerate(wave):
+        read = version - int(one.cohort.age[version, 0])
+        begin = ends[wave[read - 1]] if read else 0.0
+        want.append((rows.index(one.cohort.ids[version, 0]), begin, ends[w] - begin))
+    np.testing.assert_allclose([bar[:3] for bar in bars(timeline(got).axes[0])], want, atol=1e-6)
 
 
 def test_work_in_vain_is_grey_and_who_is_down_is_white(late):
