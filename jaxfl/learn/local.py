@@ -50,6 +50,14 @@ def whole_shard(data: Shards, i: Array, steps: int) -> tuple[Array, Array]:
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (steps, *a.shape)), both)
 
 
+def one_batch(key: Array, data: Shards, i: Array, batch: int | None) -> tuple[Array, Array | None]:
+    """One mini-batch of shard `i`: indices `[batch]`, drawn with replacement. None: the whole shard, and its mask."""
+    if batch is None:
+        index, mask = whole_shard(data, i, 1)
+        return index[0], mask[0]
+    return drawn_batches(key, data, i, 1, batch)[0], None
+
+
 def _batches(key, data, i, steps, epochs, batch):
     """Indices, masks (None where every batch is full) of all local steps."""
     if batch is None:

@@ -14,7 +14,7 @@ formulas and constants are a reconstruction. Ages count contacts, in units of n.
 noise; then the nearest cluster moves in the first `warmup` contacts whatever its share, or none would ever stand out.
 
 `async_ifca` is the rival whose clients get all S models, train from the one of least loss on their data, which moves by
-`alpha h`, and keep it. Its download is S times as large. Ghosh, Chung, Yin, Ramchandran, NeurIPS 2020, without rounds.
+`alpha h`, and keep it: IFCA without rounds. Its download is S times as large.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from jaxfl.exchange.codecs import FLOAT
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.staleness import polynomial
 from jaxfl.learn.hooks import prox
-from jaxfl.learn.local import batch_loss, local_sgd, whole_shard
+from jaxfl.learn.local import batch_loss, local_sgd, one_batch
 from jaxfl.learn.task import Task
 from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import put_rows, rows_of
@@ -42,6 +42,12 @@ PAPER = Paper(
     "2024",
     "https://arxiv.org/abs/2405.15407",
     number="049",
+)
+IFCA = Paper(
+    "An Efficient Framework for Clustered Federated Learning",
+    "Ghosh, Chung, Yin, Ramchandran",
+    "NeurIPS 2020",
+    "https://arxiv.org/abs/2006.04088",
 )
 
 
@@ -126,8 +132,7 @@ def async_ifca(
     train = local_sgd(task, optax.sgd(lr), steps=None if epochs else steps, epochs=epochs, batch=batch)
 
     def learn(key, data, i, x, *, models, **more):
-        index, mask = jax.tree.map(lambda a: a[0], whole_shard(data, i, 1))
-        loss = batch_loss(task, data, index, mask, stream(key, "choice"))
+        loss = batch_loss(task, data, *one_batch(key, data, i, None), stream(key, "choice"))
         best = jnp.argmin(jax.lax.map(lambda m: loss(task.unravel(m))[0], models))
         del x
         y, log = train(key, data, i, models[best], **more)
@@ -192,4 +197,4 @@ def _contacts(net, learn, of, answer, lr, clusters, alpha, discount, spread, *, 
     return Algorithm(init, round, read=lambda s: s.nodes["w"])
 
 
-SYSTEMS = {"cdfl": System(cdfl, PAPER), "async_ifca": System(async_ifca)}
+SYSTEMS = {"cdfl": System(cdfl, PAPER), "async_ifca": System(async_ifca, IFCA)}

@@ -35,7 +35,7 @@ from jaxfl.exchange.network import Network
 from jaxfl.exchange.staleness import Staleness, counted, polynomial
 from jaxfl.exchange.trust import Terms, bad_by_loss, elected, groups_of, moved, require_terms
 from jaxfl.exchange.versions import push, recall, versions
-from jaxfl.learn.local import batch_loss, drawn_batches, local_sgd, whole_shard
+from jaxfl.learn.local import batch_loss, local_sgd, one_batch
 from jaxfl.learn.task import Task
 from jaxfl.mapping.at import slowest
 from jaxfl.paper import Example, Given, Paper, System
@@ -99,10 +99,7 @@ def sdfl_b(
         """The loss `[c]` of each model of `rows` `[c, d]` in the eyes of its judge, the nodes `who` `[c]`."""
 
         def one(row: Array, judge: Array, key: Array) -> Array:
-            if probe is None:
-                index, mask = jax.tree.map(lambda a: a[0], whole_shard(env.data, judge, 1))
-            else:
-                index, mask = drawn_batches(stream(key, "probe"), env.data, judge, 1, probe)[0], None
+            index, mask = one_batch(stream(key, "probe"), env.data, judge, probe)
             return batch_loss(task, env.data, index, mask, stream(key, "loss"))(task.unravel(row))[0]
 
         return jax.vmap(one)(rows, who, node_keys(key, who))

@@ -34,7 +34,7 @@ from jaxfl.errors import InputError, require
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.phases import joined, parted
 from jaxfl.learn import multitask
-from jaxfl.learn.local import drawn_batches, local_sgd, whole_shard
+from jaxfl.learn.local import local_sgd, one_batch
 from jaxfl.learn.multitask import MultiTask, joint
 from jaxfl.learn.optimizer import rate
 from jaxfl.learn.task import Task, from_functions, logistic_regression, scores
@@ -108,9 +108,8 @@ def mas(
 
     def look(key, data, i, x, t):
         key = stream(key, "look")
-        index, mask = whole_shard(data, i, 1) if batch is None else (drawn_batches(key, data, i, 1, batch), None)
-        mask = None if mask is None else mask[0]
-        seen, y = jax.tree.map(lambda a: a[index[0]], data.x), data.y[index[0]]
+        index, mask = one_batch(key, data, i, batch)
+        seen, y = jax.tree.map(lambda a: a[index], data.x), data.y[index]
         return multitask.look_ahead(multi, one.unravel(x), seen, y, rate(lr, t), mask).ravel()
 
     def merged(key, data, i, x, *, t, looking, **arguments):
