@@ -35,7 +35,7 @@ from jaxfl.core import Algorithm, Array, Env, Shards, State, n_nodes, node_keys,
 from jaxfl.errors import InputError, require
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.versions import push, recall, versions
-from jaxfl.learn.local import batch_loss, drawn_batches, local_sgd, whole_shard
+from jaxfl.learn.local import batch_loss, local_sgd, one_batch
 from jaxfl.learn.task import Task
 from jaxfl.mapping.nodes import rows_of
 from jaxfl.paper import Paper, System
@@ -209,8 +209,7 @@ def _pulled(since: Array, age: Array, share: Array) -> Array:
 
 def _loss(task: Task, key: Array, data: Shards, i: Array, batch: int | None) -> Any:
     """The mean loss of one mini-batch of node `i`, of a row `[d]`."""
-    index, mask = whole_shard(data, i, 1) if batch is None else (drawn_batches(key, data, i, 1, batch), None)
-    loss = batch_loss(task, data, index[0], None if mask is None else mask[0], stream(key, "loss"))
+    loss = batch_loss(task, data, *one_batch(key, data, i, batch), stream(key, "loss"))
     return lambda row: loss(task.unravel(row))[0]
 
 
