@@ -22,6 +22,7 @@ from jaxfl.errors import InputError
 from jaxfl.learn.task import Task
 from jaxfl.measure.metrics import distance_to, together
 from jaxfl.options import memory
+from jaxfl.options.availability import availability
 from jaxfl.options.config import TIMES, Setup, check, filled
 from jaxfl.options.data import dataset_of, shards_of, suited
 from jaxfl.options.jobs import Law, barrier, clock_of, law_of, steps_of, timed
@@ -32,7 +33,6 @@ from jaxfl.options.topology import in_degree, topology_of
 from jaxfl.options.weights import spelt
 from jaxfl.paper import Example, Given
 from jaxfl.world import churn, weights
-from jaxfl.world.availability_files import from_name
 from jaxfl.world.cohort import everyone, stratified, uniform
 from jaxfl.world.links import links
 from jaxfl.world.regions import links_from_csv
@@ -214,7 +214,7 @@ def _churn(setup: Setup) -> Process | None:
     if setup.crash:
         gone = churn.crash(n, setup.crash, setup.rounds // 2, setup.seed)
     if setup.availability is not None:
-        here = from_name(setup.availability, n)
+        here = availability(setup.availability, n)
     return churn.both(here, gone) if here is not None and gone is not None else here or gone
 
 

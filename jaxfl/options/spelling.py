@@ -14,9 +14,9 @@ def spelt(option: str, what: str, text: str, known: Mapping[str, Mapping[str, An
         option: as a field of the setup, for sentences.
         what: what its names are, for sentences.
         text: what was typed.
-        known: by name the keys, each with a value as an example of what it takes: a float (0 to 1e38), a whole
-            number (at least 1), words of which one is chosen (a tuple of names), or several numbers, as in 0.3/0.7 (a
-            tuple of numbers).
+        known: by name the keys, each with a value as an example of what it takes: a float (0 to 1e38, where the example
+            is below 0 from -1e38 on), a whole number (at least 1), words of which one is chosen (a tuple of names), or
+            several numbers, as in 0.3/0.7 (a tuple of numbers).
 
     Raises:
         InputError: another name or key (with the nearest), a key twice, or a value of another kind.
@@ -53,6 +53,7 @@ def _value(says: str, text: str, like: Any) -> Any:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= 1e38:  # kept in float32
-        raise InputError(f"{says} must be a finite number of at least 0 and at most 1e38.")
+    least = 0 if like >= 0 else -1e38
+    if not least <= value <= 1e38:  # kept in float32
+        raise InputError(f"{says} must be a finite number of at least {least:g} and at most 1e38.")
     return value

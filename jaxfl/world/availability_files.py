@@ -1,60 +1,19 @@
-"""Availability from a file, or by its name: `from_csv("seen.csv", n)`, `from_name("markov:up=0.8,corr=0.5", n)`.
+"""Availability from a CSV file.
 
 A CSV with the header `node,from,to` has a line for every stay: the node is up in the rounds `from <= t < to`; where
 `to` is empty it stays. A node without a line is never up. A CSV with the header `round,0,1,...`, one column a node, has
 a line for every round 0, 1, 2, ... without a gap, of 1 (up) and 0 (down); after the last it begins anew.
 """
 
-import math
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxfl.core import Process
-from jaxfl.errors import InputError, nearest
-from jaxfl.world.availability import diurnal, markov
-from jaxfl.world.churn import FOREVER, intervals, sessions, trace
+from jaxfl.errors import InputError
+from jaxfl.world.churn import FOREVER, intervals, trace
 from jaxfl.world.csv_files import cells, lines, whole
-
-# the numbers of each law, with their defaults; whole ones are counts
-LAWS: dict[str, tuple[Callable, dict[str, Any]]] = {
-    "markov": (markov, {"up": 0.8, "memory": 0.0, "corr": 0.0, "groups": 1}),
-    "diurnal": (diurnal, {"up": 0.5, "swing": 0.4, "period": 24, "zones": 1}),
-    "sessions": (sessions, {"up": 10.0, "down": 5.0}),
-}
-
-
-def from_name(text: str, n: int) -> Process:
-    """The availability in `LAW` or `LAW:KEY=VALUE,KEY=VALUE`, or in the CSV of that name, of `n` nodes.
-
-    Raises:
-        InputError: an unknown law or number (with the nearest), a number twice or out of range; see `from_csv`.
-    """
-    if text.endswith(".csv"):
-        return from_csv(text, n)
-    law, colon, settings = text.partition(":")
-    if law not in LAWS:
-        said = nearest(law, [*LAWS, "FILE.csv"])
-        raise InputError(f"availability is {text!r}, but the law {law!r} is unknown: {said}")
-    (make, known), found = LAWS[law], {}
-    for setting in settings.split(",") if colon else ():
-        key, _, value = (part.strip() for part in setting.partition("="))
-        if key not in known or key in found:
-            raise InputError(f"availability is {text!r}, but {law} has {', '.join(known)}, each once.")
-        try:
-            found[key] = type(known[key])(value)
-        except ValueError:
-            found[key] = math.nan
-        if not math.isfinite(found[key]):
-            kind = "whole" if isinstance(known[key], int) else "finite"
-            raise InputError(f"availability is {text!r}, but {key} must be a {kind} number.")
-    try:
-        return make(n, **known | found)
-    except InputError as error:
-        raise InputError(f"availability is {text!r}: {error}") from error
 
 
 def from_csv(path: str | Path, n: int) -> Process:

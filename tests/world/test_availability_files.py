@@ -1,14 +1,13 @@
-"""Availability as files and names say it, and every way in which they can be wrong, with its line."""
+"""Availability as files say it, and every way in which they can be wrong, with its line."""
 
 import numpy as np
 import pytest
-from common import quadratics, rounds, same
+from common import quadratics, rounds
 
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.engine.run import run
 from jaxfl.errors import InputError
-from jaxfl.world import availability, churn
-from jaxfl.world.availability_files import from_csv, from_name
+from jaxfl.world.availability_files import from_csv
 from jaxfl.world.scenario import scenario
 
 STAYS = "node,from,to\n0,0,2\n2,4,\n0,3,5\n\n2,1,3\n"
@@ -31,7 +30,7 @@ def test_stays_are_read_as_written(tmp_path):
 def test_a_line_a_round_begins_anew(tmp_path):
     path = written(tmp_path, ROUNDS)
     table = np.array([[1, 1, 0], [0, 1, 1]], bool)
-    np.testing.assert_array_equal(rounds(from_name(str(path), 3), 5), table[np.arange(5) % 2])
+    np.testing.assert_array_equal(rounds(from_csv(path, 3), 5), table[np.arange(5) % 2])
 
 
 def test_a_world_obeys_the_file(tmp_path):
@@ -39,13 +38,6 @@ def test_a_world_obeys_the_file(tmp_path):
     world = scenario(data, churn=from_csv(written(tmp_path, ROUNDS), 3))
     history = run(fedavg(task, lr=0.1, steps=1, batch=1), world, np.ones(2, np.float32), 4, every=1).history
     np.testing.assert_array_equal(history["up_bits"].iloc[1:], [128, 128, 128, 128])
-
-
-def test_names_are_the_laws():
-    a = from_name("markov:up=0.3, memory=0.5,corr=0.5,groups=2", 8)
-    assert same(a.arrays, availability.markov(8, 0.3, 0.5, 0.5, 2).arrays)
-    assert same(from_name("sessions:up=4", 8).arrays, churn.sessions(8, 4, 5).arrays)
-    assert same(from_name("diurnal", 8).arrays, availability.diurnal(8).arrays)
 
 
 @pytest.mark.parametrize(
@@ -72,23 +64,3 @@ def test_names_are_the_laws():
 def test_a_bad_file_gets_its_line(tmp_path, text, says):
     with pytest.raises(InputError, match=says):
         from_csv(written(tmp_path, text), 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("gone.csv", "there is no such file"),
-        ("diurnal:period=99999999999", "period is 99999999999, but must be at least 2 and below 2147483648"),
-        ("markow", "the law 'markow' is unknown: did you mean markov"),
-        ("markov:upp=1", "markov has up, memory, corr, groups, each once"),
-        ("markov:up=0.5,up=0.5", "each once"),
-        ("markov:", "each once"),
-        ("markov:up=lots", "up must be a finite number"),
-        ("markov:groups=1.5", "groups must be a whole number"),
-        ("markov:up=2", "availability is 'markov:up=2': up = 2.0"),
-        ("sessions:down=0", "down = 0.0"),
-    ],
-)
-def test_a_bad_name_gets_a_sentence(text, says):
-    with pytest.raises(InputError, match=says):
-        from_name(text, 3)
