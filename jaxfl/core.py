@@ -85,7 +85,7 @@ class Cohort(NamedTuple):
     selected: Array | None = None  # bool, who was handed the model, in time or not (None = those of weight > 0)
     strata: Strata = Strata()  # static
     total: Array | None = None  # float32 [] ([u] of updates), what a mean divides the weights by (None = their sum)
-    waiting: Array | None = None  # int32 [], finished jobs that the round has no place for (None = not counted)
+    waiting: Array | None = None  # int32 [], finished jobs that the round has no place for, logged (None = not counted)
     updates: Array | None = None  # bool [u]: u equal runs of members are each an update, if True, in turn (None = one)
 
 

@@ -114,12 +114,12 @@ def _rounds(algorithm, step, count, t, carry, key, hyper, arrays, data, byz, lin
     def body(carry, t):
         world, state = carry[0], by_node(carry[1], n)
         world, now = everywhere(step(keys.round_key(key, t, "world"), arrays, world, t))
-        env = _env(t, now, data, byz, links)
-        new, log = algorithm.round(keys.round_key(key, t, "algorithm"), env, state)
+        new, log = algorithm.round(keys.round_key(key, t, "algorithm"), _env(t, now, data, byz, links), state)
         if links is not None and "seconds" not in log:
             raise InputError("links are given, but this system logs no `seconds`: train by `at`, send by net's verbs.")
         new = new if now.alive is None else _down_stay(now.alive, state, new)
-        return (world, in_shards(new, n)), dict(log) | {"seconds": env.seconds + log.get("seconds", 0.0)}
+        own = {"seconds": now.seconds + log.get("seconds", 0.0), "waiting": now.cohort.waiting}
+        return (world, in_shards(new, n)), dict(log) | {name: v for name, v in own.items() if v is not None}
 
     return jax.lax.scan(body, carry, t + jnp.arange(count))
 

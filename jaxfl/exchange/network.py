@@ -288,7 +288,6 @@ class Network(NamedTuple):
             held, steps = each["held"], steps * each["held"] / d
         down, up = crosses
         log |= reported(c, each) | cost(env, steps, FLOAT * count(held) * down, bits * up)
-        log |= {} if c.waiting is None else {"waiting": c.waiting}
         return Collected(out, (c.weight > 0).any(), log, mail, new, each, filled, heard)
 
     def gossip(

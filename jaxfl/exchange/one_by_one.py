@@ -85,5 +85,4 @@ def one_by_one(
     count = c.updates.sum()  # type: ignore[union-attr]
     server, mail, bits = jax.lax.fori_loop(0, count, one, (server, mail, jnp.zeros(c.ids.shape)))
     log = reported(c, each) | timing.through_server(env, each["steps"], FLOAT * x.shape[-1], bits)
-    log |= {"updates": count} | ({} if c.waiting is None else {"waiting": c.waiting})
-    return Updated(server, log, mail, new)
+    return Updated(server, log | {"updates": count}, mail, new)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from common import quadratics, rounds
 
+from jaxfl.algorithms.asynchronous.cdfl import cdfl
 from jaxfl.algorithms.asynchronous.fedbuff import fedbuff
+from jaxfl.algorithms.server.cafed import cafed
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.core import stream
 from jaxfl.engine.run import run
@@ -272,8 +274,9 @@ def test_who_waits_is_in_the_log_and_other_numbers_compile_nothing():
     _, problem, data = quadratics(n=8, d=3)
     clock = delivery.ticks(8, 1.0, fixed(0.5), capacity=3)
     world = scenario(data, cohort=clock)
-    history = run(fedbuff(problem, lr=0.05, steps=1, batch=1), world, jnp.ones(3), 4).history
-    np.testing.assert_array_equal(history["waiting"][1:], [5, 5, 5, 5])
+    for make in (fedbuff, cafed, cdfl):  # who collects once, twice, or contact by contact
+        history = run(make(problem, lr=0.05, steps=1, batch=1), world, jnp.ones(3), 4).history
+        np.testing.assert_array_equal(history["waiting"][1:], [5, 5, 5, 5])
     a, b = delivery.ticks(8, 1.0, lognormal(1.0)), delivery.ticks(8, 2.0, lognormal(3.0))
     assert (a.init, a.step) == (b.init, b.step)
 
