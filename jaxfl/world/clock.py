@@ -16,7 +16,7 @@ import numpy as np
 from jaxfl.core import Array, Cohort, Process, node_keys, stream
 from jaxfl.errors import InputError
 from jaxfl.world.cohort import base_arrays, subset
-from jaxfl.world.durations import Seconds
+from jaxfl.world.durations import Seconds, drawing
 from jaxfl.world.process import process
 
 
@@ -61,7 +61,7 @@ def buffered(n: int, concurrency: int, goal: int, seconds: Seconds, *, weight: A
     if free < goal - 1:
         raise InputError(f"n = {n}: at least concurrency + goal - 1 = {concurrency + goal - 1} nodes are needed.")
     require_by_node(seconds, n)
-    draw, near = seconds.draw, min(goal, concurrency)
+    draw, near = drawing(seconds), min(goal, concurrency)
 
     def init(key: Array, arrays: dict) -> Jobs:
         order = jax.random.permutation(stream(key, "jobs"), n).astype(jnp.int32)

@@ -25,7 +25,7 @@ from jaxfl.core import ALL_STEPS, Array, Cohort, Process, Strata, constant, node
 from jaxfl.errors import require
 from jaxfl.world.clock import require_by_node
 from jaxfl.world.cohort import base_arrays
-from jaxfl.world.durations import Seconds
+from jaxfl.world.durations import Seconds, drawing
 from jaxfl.world.process import process
 
 GRAIN = 1e-3  # of a step: what is missed by less than this is missed by rounding
@@ -89,7 +89,7 @@ def compass(
     require_by_node(seconds, n)
     own = {"least": constant(least, np.int32), "most": constant(most, np.int32)}
     own |= {"patience": constant(patience, np.float32), "beta": constant(beta, np.float32)}
-    draw = seconds.draw
+    draw = drawing(seconds)
 
     def paces(key: Array, arrays: dict) -> Array:
         keys = node_keys(stream(key, "step seconds"), jnp.arange(n))

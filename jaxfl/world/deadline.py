@@ -11,7 +11,7 @@ from jaxfl.core import ALL_STEPS, Array, Cohort, Process, constant
 from jaxfl.errors import InputError, require
 from jaxfl.world.clock import lasting, require_by_node
 from jaxfl.world.cohort import base_of, thinned
-from jaxfl.world.durations import Seconds
+from jaxfl.world.durations import Seconds, drawing
 from jaxfl.world.process import process
 
 
@@ -63,7 +63,7 @@ def deadline(
     require("partial", work, least=1, below=ALL_STEPS, whole=True, none=True)
     if work is not None and work.shape not in ((), *(() if base is None else (base.shape,))):
         raise InputError(f"partial has shape {list(work.shape)}, but must be one number, or one a node.")
-    draw = seconds.draw
+    draw = drawing(seconds)
 
     def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, tuple[Cohort, Array]]:
         s, c = pick(key, arrays["members"], s, t)

@@ -22,7 +22,7 @@ from jaxfl.core import Array, Cohort, Process, constant, stream
 from jaxfl.errors import InputError, require
 from jaxfl.world.clock import lasting, require_by_node
 from jaxfl.world.cohort import base_arrays
-from jaxfl.world.durations import Seconds
+from jaxfl.world.durations import Seconds, drawing
 from jaxfl.world.process import process
 
 ROUNDING = 1e-6  # a job makes a tick that it misses by this share of its length: 5 * 0.2 is 1
@@ -143,7 +143,7 @@ def groups(labels: Any, seconds: Seconds, *, goal: int = 1, timeout: float = mat
     base = base_arrays(n, weight)
     require_by_node(seconds, n)
     require("goal", goal, least=1, most=len(sizes), whole=True)
-    draw, members = seconds.draw, int(np.sort(sizes)[-goal:].sum())
+    draw, members = drawing(seconds), int(np.sort(sizes)[-goal:].sum())
 
     def slowest(key: Array, arrays: dict, g: Array) -> Array:
         each = lasting(draw, key, arrays, jnp.arange(n), jnp.arange(n))
@@ -190,7 +190,7 @@ def _working(
     most = working if capacity is None else capacity
     for name, value, top in (("concurrency", working, n), ("capacity", most, working)):
         require(name, value, least=1, most=top, whole=True)
-    draw = seconds.draw
+    draw = drawing(seconds)
 
     def init(key: Array, arrays: dict) -> Jobs:
         ids = jnp.arange(n) if working == n else jax.random.permutation(stream(key, "jobs"), n)[:working]

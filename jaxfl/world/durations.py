@@ -25,12 +25,24 @@ from jaxfl.world.exponential import tail
 from jaxfl.world.exponential import uniform as fraction
 from jaxfl.world.links import to_server
 
+LONGEST = 1e30  # seconds of a job; sums of them are finite in float32
+
 
 class Seconds(NamedTuple):
     """The law of a job's duration."""
 
     draw: Callable  # (key, arrays, i) -> float32 seconds of a job of node i
     arrays: Tree = ()  # leaves [] or [n, ...], mostly float32
+
+
+def drawing(seconds: Seconds) -> Callable:
+    """How clocks draw a job: as the law does, but `LONGEST` at most, so that their differences are never NaN."""
+    inner = seconds.draw
+
+    def draw(key: Array, arrays: Tree, i: Array) -> Array:
+        return jnp.fmin(inner(key, arrays, i), LONGEST)
+
+    return canonical(draw)
 
 
 def _number(name: str, value: Any, positive: bool = False) -> Array:

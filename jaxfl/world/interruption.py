@@ -10,7 +10,7 @@ from jaxfl.core import Array, Cohort, Process, constant, stream
 from jaxfl.errors import require
 from jaxfl.world.clock import require_by_node
 from jaxfl.world.cohort import base_arrays
-from jaxfl.world.durations import Seconds
+from jaxfl.world.durations import Seconds, drawing
 from jaxfl.world.process import process
 
 
@@ -80,7 +80,7 @@ def interrupted(
     laws = {"seconds": seconds, "up": up, "down": down}
     for law in laws.values():
         require_by_node(law, n)
-    draws, everyone = {name: law.draw for name, law in laws.items()}, np.arange(n)
+    draws, everyone = {name: drawing(law) for name, law in laws.items()}, np.arange(n)
 
     def lasts(key: Array, arrays: dict, name: str, i: Array, number: Array) -> Array:
         own = jax.random.fold_in(jax.random.fold_in(stream(key, f"{name} of a node"), i), number)

@@ -30,7 +30,7 @@ import numpy as np
 from jaxfl.core import Array, Graph, Links, Tree, constant, node_keys, stream
 from jaxfl.errors import InputError, require
 from jaxfl.mapping.canonical import canonical
-from jaxfl.world.durations import Seconds
+from jaxfl.world.durations import Seconds, drawing
 from jaxfl.world.links import number, ways
 from jaxfl.world.process import process
 from jaxfl.world.tiers import Tiers, tiers_of
@@ -78,7 +78,7 @@ def neighbours(
     shape = np.shape(0.0 if linked else way)
     if len(shape) not in (0, 2) or len(set(shape)) > 1:
         raise InputError(f"way has shape {list(shape)}: one number, [n, n], or Links are needed.")
-    seconds = way if linked else number("way", way, shape)
+    seconds, draw = way if linked else number("way", way, shape), drawing(work)
 
     def init(n: int, graph: Any) -> State:
         if not background:
@@ -86,7 +86,7 @@ def neighbours(
         return State(jnp.zeros(n), jnp.zeros(graph.nbr.shape), jnp.ones(graph.nbr.shape, bool))
 
     def step(key: Array, arrays: dict, s: State, t: Array, graph: Graph | Tiers, alive: Array | None):
-        done = s.lag + _work(key, arrays["work"], work.draw, s.lag, alive)
+        done = s.lag + _work(key, arrays["work"], draw, s.lag, alive)
         sent, tiers = s.lag if overlap else done, tiers_of(graph)
         tables = list(zip(tiers.split(jnp.arange(s.lag.shape[0])), tiers.parts, strict=True))
         if linked:
@@ -133,7 +133,7 @@ def grouped(work: Seconds, labels: Any, cost: Any = 0.0, *, overlap: bool = True
     if groups.ndim != 2 or not groups.size:
         raise InputError(f"labels have shape {list(np.shape(labels))}, but must be [n] or [period, n].")
     (period, n), most = groups.shape, int(groups.max()) + 1
-    seconds = number("cost", cost, (period, most))
+    seconds, draw = number("cost", cost, (period, most)), drawing(work)
 
     def init(nodes: int, graph: Any) -> State:
         del graph
@@ -143,7 +143,7 @@ def grouped(work: Seconds, labels: Any, cost: Any = 0.0, *, overlap: bool = True
 
     def step(key: Array, arrays: dict, s: State, t: Array, graph: Any, alive: Array | None):
         del graph
-        done = s.lag + _work(key, arrays["work"], work.draw, s.lag, alive)
+        done = s.lag + _work(key, arrays["work"], draw, s.lag, alive)
         mine, A = arrays["labels"][t % period], arrays["cost"][t % period]
         ready = s.lag if overlap else done
         ready = ready if alive is None else jnp.where(alive, ready, -jnp.inf)

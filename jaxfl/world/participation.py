@@ -12,7 +12,7 @@ from jaxfl.core import Array, Cohort, Process, constant, node_keys
 from jaxfl.errors import InputError, require
 from jaxfl.world.clock import require_by_node
 from jaxfl.world.cohort import base_of
-from jaxfl.world.durations import Seconds
+from jaxfl.world.durations import Seconds, drawing
 from jaxfl.world.process import process
 
 
@@ -111,8 +111,10 @@ def _drawn(seconds: Seconds, n: int, draws: int, seed: int) -> np.ndarray:
     require("draws", draws, least=1, whole=True)
     require_by_node(seconds, n)
 
+    draw = drawing(seconds)
+
     def of(i: Array, keys: Array) -> Array:
-        return jax.vmap(lambda k: seconds.draw(k, seconds.arrays, i))(keys)
+        return jax.vmap(lambda k: draw(k, seconds.arrays, i))(keys)
 
     keys = jax.vmap(lambda k: jax.random.split(k, draws))(node_keys(jax.random.key(seed), jnp.arange(n)))
     return np.asarray(jax.jit(jax.vmap(of))(jnp.arange(n), keys), np.float64)

@@ -19,6 +19,7 @@ from jaxfl.world import durations
 from jaxfl.world import exponential as numbers
 from jaxfl.world.clock import buffered
 from jaxfl.world.cohort import subset
+from jaxfl.world.delivery import quorum
 from jaxfl.world.durations import Seconds, exponential, fixed, half_normal, lognormal, on_links, total
 from jaxfl.world.links import links
 from jaxfl.world.scenario import scenario
@@ -211,3 +212,11 @@ def test_short_and_long_jobs_are_as_rare_as_their_law_has_it(monkeypatch):
 def test_bad_clocks_are_refused(make, said):
     with pytest.raises(InputError, match=said):
         make()
+
+
+@pytest.mark.parametrize("law", [durations.pareto(1, 0.01), durations.jittered(fixed(0.0), 1e3)])
+def test_jobs_that_nobody_lives_to_see_leave_time_a_number(law):
+    for clock in (buffered(23, 7, 3, law), quorum(23, 4, law)):
+        seconds = np.asarray(rounds(clock, 12)[1])
+        assert np.isfinite(seconds).all()
+        assert (seconds >= 0).all()
