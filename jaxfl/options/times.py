@@ -68,7 +68,7 @@ def deadline(text: str) -> Deadline:
         limit = float(seconds)
     except ValueError:
         limit = math.nan
-    if not limit > 0:
+    if not limit >= 1e-37:  # of less float32 makes 0
         raise InputError(f"deadline is {text!r}, but must begin with seconds above 0, as in 10 or 10:late=partial.")
     found = {"late": "drop", "keep": None, "least": 1}
     found |= spelling.values("deadline", text, "it", settings if colon else None, DEADLINE)

@@ -52,7 +52,7 @@ def deadline(
     if not isinstance(value, Cohort):
         raise InputError("members is a clock already, but a deadline needs a process that yields a Cohort alone.")
     size, base = value.ids.shape[0], base_of(members)
-    require("limit", limit, above=0, most=math.inf)
+    require("limit", limit, least=1e-37, most=math.inf)  # of less float32 makes 0
     require("keep", keep, least=1, most=size, whole=True, none=True)
     require("least", least, least=1, most=size if keep is None else keep, whole=True)
     if least > 1 and limit == math.inf:

@@ -83,6 +83,7 @@ def test_every_law_has_its_numbers_with_their_defaults():
         ({"durations": "fixed", "trace": "a.csv"}, "but trace a.csv says how long jobs take."),
         ({"deadline": "soon"}, "deadline is 'soon', but must begin with seconds above 0"),
         ({"deadline": "0"}, "deadline is '0', but must begin with seconds above 0"),
+        ({"deadline": "1e-50"}, "deadline is '1e-50', but must begin with seconds above 0"),
         ({"deadline": "nan"}, "deadline is 'nan', but must begin"),
         ({"deadline": "2:late=never"}, "but late is 'never'"),
         ({"deadline": "2:keep=0"}, "but keep must be a whole number of at least 1"),
