@@ -53,7 +53,6 @@ def system(name: str, turns: int, tiny: bool) -> dict:
     sides = [ours(Program(made, world, task, known), r, False) for made in algorithms.values() for r in rounds]
     for side in sides:
         side.step()
-        side.step()
     cpu = timing.in_turns(sides, turns)[..., 1].T.reshape(2, 2, turns)  # of both systems, the short and the long run
     over = lambda runs: (runs[:, 1] - runs[:, 0]) / (rounds[1] - rounds[0])
     mine, beside = map(float, over(cpu.min(-1)))

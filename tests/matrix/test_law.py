@@ -128,9 +128,9 @@ def always_the_first(env):
 
 def test_a_deaf_system_breaks_the_law_by_itself(monkeypatch):
     deaf = {
-        "no_links": (deaf_to(0.0, links=lambda env: None), {"mbit", "latency_ms", "step_ms"}),
+        "no_links": (deaf_to(0.0, links=lambda env: None), {"links", "mbit", "latency_ms", "step_ms"}),
         "no_liars": (deaf_to(byz=lambda env: jnp.zeros_like(env.byz)), {"byzantine", "attack"}),
-        "no_churn": (deaf_to(cohort=always_the_first), {"strata", "weights", "crash"}),
+        "no_churn": (deaf_to(cohort=always_the_first), {"strata", "weights", "crash", "availability"}),
     }
     mute = {"no_seconds": deaf_to(links=lambda env: None)}
     for name, system in ({name: entry for name, (entry, _) in deaf.items()} | mute).items():
