@@ -26,8 +26,9 @@ from jaxfl.algorithms.asynchronous.anarchic import afa_cd, afa_cs
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.claims.evidence import Check, check, tail
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
-from jaxfl.core import Metric, Process, Scenario, Shards
+from jaxfl.core import Metric, Process, Scenario
 from jaxfl.data import partition
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import digits
 from jaxfl.learn.task import logistic_regression, quadratic, quadratic_noise
 from jaxfl.measure.metrics import shared_test
@@ -61,9 +62,8 @@ def quadratics(seed: int) -> dict[str, Setting]:
     """Optima ordered as the chances to take part, which are uneven or not."""
     b = np.random.default_rng(seed).normal(size=(N, D)).astype(np.float32)
     b[:, 0] = np.linspace(-2, 2, N)
-    index = jnp.arange(N, dtype=jnp.int32)
     curvature = jnp.broadcast_to(jnp.eye(D), (N, D, D))
-    data = Shards(curvature, jnp.asarray(b), index, index, jnp.ones(N, jnp.int32), 1)
+    data = in_order(b, N, curvature)
     chances = {UNEVEN: np.linspace(1, 8, N), EVEN: np.ones(N)}
     world = lambda p: scenario(data, cohort=anarchy(successive(N, 5, p)))
     return {name: Setting(world(p), distance(b.mean(0))) for name, p in chances.items()}
@@ -73,12 +73,8 @@ def noisy(seed: int) -> dict[str, Setting]:
     """Clients of one optimum, 0, with 200 noisy samples each."""
     xi = np.random.default_rng(seed).normal(size=(N, 200, D)).astype(np.float32)
     xi = (xi - xi.mean(1, keepdims=True)).reshape(-1, D)
-    index = jnp.arange(len(xi), dtype=jnp.int32)
     curvature = jnp.broadcast_to(jnp.eye(D), (len(xi), D, D))
-    size = jnp.full(N, 200, jnp.int32)
-    data = Shards(
-        (curvature, jnp.asarray(xi)), jnp.zeros(xi.shape), index, 200 * jnp.arange(N, dtype=jnp.int32), size, 200
-    )
+    data = in_order(jnp.zeros(xi.shape), N, (curvature, xi))
     return {NOISY: Setting(scenario(data, cohort=anarchy(cohort.uniform(N, 2))), distance(np.zeros(D)))}
 
 

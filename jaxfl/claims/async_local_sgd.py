@@ -26,7 +26,8 @@ from jaxfl.algorithms.asynchronous.async_local_sgd import async_local_sgd
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.claims.evidence import first_at
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
-from jaxfl.core import Metric, Process, Scenario, Shards
+from jaxfl.core import Metric, Process, Scenario
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import generator
 from jaxfl.exchange.staleness import Staleness, constant, polynomial
 from jaxfl.learn.task import from_functions
@@ -47,11 +48,8 @@ def quadratic(seed: int) -> dict[str, Setting]:
     """The gradient noise is in the samples, whose mean is 0 at every worker."""
     y = 0.3 * generator(seed).normal(size=(N, SAMPLES, DIM))
     y = (y - y.mean(1, keepdims=True)).reshape(-1, DIM).astype(np.float32)
-    node, order = jnp.arange(N, dtype=jnp.int32), jnp.arange(len(y), dtype=jnp.int32)
-    size = jnp.full(N, SAMPLES, jnp.int32)
-    data = Shards(jnp.zeros((len(y), 0)), jnp.asarray(y), order, node * SAMPLES, size, SAMPLES)
     loss = Metric(lambda curve, x: {"error": 0.5 * (curve * x * x).sum()}, jnp.asarray(CURVE))
-    return {"quadratic": Setting(scenario(data), loss)}
+    return {"quadratic": Setting(scenario(in_order(y, N)), loss)}
 
 
 def lives(clock: Process, world: Scenario) -> Scenario:

@@ -34,6 +34,7 @@ from jaxfl.claims.evidence import Evidence, check, tail
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Algorithm, Metric, Shards
 from jaxfl.data import partition
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import from_arrays
 from jaxfl.engine.run import run
 from jaxfl.learn.task import logistic_regression, quadratic, scores
@@ -140,9 +141,9 @@ def extra(seeds: int, small: bool) -> Evidence:
     """What memory costs; who is used, and with what, for every kappa."""
     import pandas as pd
 
-    b, number = np.random.default_rng(0).normal(size=(M, 5)), jnp.arange(M, dtype=jnp.int32)
+    b = np.random.default_rng(0).normal(size=(M, 5))
     eye = jnp.broadcast_to(jnp.eye(5), (M, 5, 5))
-    shards = Shards(eye, jnp.asarray(b, jnp.float32), number, number, jnp.ones(M, jnp.int32), 1)
+    shards = in_order(jnp.asarray(b, jnp.float32), M, eye)
     best = jnp.asarray(b.mean(0), jnp.float32)
     gap = Metric(lambda best, x: {"gap": ((x - best) ** 2).sum()}, best)
     bare = partial(unbiased_fedavg, quadratic(5), steps=1, batch=None, up=np.full(M, 0.5), memory=np.zeros(M))

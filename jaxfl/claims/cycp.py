@@ -24,6 +24,7 @@ from jaxfl.claims.images import SIZE, everything, fashion, stand_in
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Metric, Scenario, Shards
 from jaxfl.data import partition, synthetic
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import Dataset
 from jaxfl.engine.run import run
 from jaxfl.learn.task import Task, classification, linear_regression, quadratic, scores
@@ -56,9 +57,8 @@ def bowls(seed: int, alike: float = 0.0) -> tuple[Shards, Metric]:
     rng = np.random.default_rng(seed)
     curve, centre = rng.uniform(0.5, 2, (M, D)), np.repeat(rng.normal(size=(GROUPS, D)), M // GROUPS, 0)
     b = np.sqrt(alike) * centre + np.sqrt(1 - alike) * rng.normal(size=(M, D))
-    number = jnp.arange(M, dtype=jnp.int32)
     a = jnp.asarray(curve[:, :, None] * np.eye(D), jnp.float32)
-    shards = Shards(a, jnp.asarray(b, jnp.float32), number, number, jnp.ones(M, jnp.int32), 1)
+    shards = in_order(jnp.asarray(b, jnp.float32), M, a)
     return shards, distance((curve * b).sum(0) / curve.sum(0))
 
 

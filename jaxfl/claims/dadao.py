@@ -30,6 +30,7 @@ from jaxfl.algorithms.gossip.dadao import clocked, dadao
 from jaxfl.algorithms.gossip.gradient_tracking import gradient_tracking
 from jaxfl.claims.evidence import Check, Evidence, check, first_at
 from jaxfl.core import Graph, Metric, Shards
+from jaxfl.data.cut import in_order
 from jaxfl.engine.run import run
 from jaxfl.learn.task import quadratic
 from jaxfl.report.style import COLOURS, DASHES, legend_above, new_figure, styled
@@ -57,9 +58,8 @@ def data_of(kappa: float, seed: int) -> tuple[Shards, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     curve = np.geomspace(1, kappa, D)
     b, start = rng.normal(0, 3, (N, D)), rng.normal(0, 3, D)
-    at = jnp.arange(N, dtype=jnp.int32)
     A = jnp.asarray(np.broadcast_to(np.diag(curve), (N, D, D)), jnp.float32)
-    return Shards(A, jnp.asarray(b / curve, jnp.float32), at, at, jnp.ones(N, jnp.int32), 1), b.mean(0) / curve, start
+    return in_order(jnp.asarray(b / curve, jnp.float32), N, A), b.mean(0) / curve, start
 
 
 def errors(optimum: np.ndarray) -> Metric:

@@ -35,6 +35,7 @@ from jaxfl.claims.evidence import check, tail
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Metric, Scenario, Shards
 from jaxfl.data import sets
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import generator
 from jaxfl.learn.task import logistic_regression, quadratic
 from jaxfl.world import cohort
@@ -91,9 +92,8 @@ def quadratics(seed: int) -> dict[str, Setting]:
         away = ((x - arrays[0]) / arrays[1]).ravel()
         return {name: away[k] for k, name in enumerate(names)} | {"error": jnp.linalg.norm(away[:DIM])}
 
-    where = jnp.arange(N, dtype=jnp.int32)
     curvature = jnp.tile(jnp.eye(DIM), (N, 1, 1))
-    data = Shards(curvature, jnp.asarray(centre, jnp.float32), where, where, jnp.ones(N, jnp.int32), 1)
+    data = in_order(jnp.asarray(centre, jnp.float32), N, curvature)
     return {"quadratics": Setting(scenario(data), Metric(measure, (points, jnp.float32(unit))))}
 
 

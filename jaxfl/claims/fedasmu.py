@@ -31,6 +31,7 @@ from jaxfl.claims.evidence import first_at
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Metric, Shards
 from jaxfl.data import partition, sets
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import generator
 from jaxfl.exchange.staleness import constant
 from jaxfl.learn.task import Task, from_functions, logistic_regression, mean_loss
@@ -59,10 +60,7 @@ def quadratics(seed: int) -> dict[str, Setting]:
     centre, noise = rng.normal(size=(N, 1, DIM)), 0.5 * rng.normal(size=(N, SAMPLES, DIM))
     y = centre - centre.mean(0) + noise - noise.mean(1, keepdims=True)
     y = y.reshape(-1, DIM).astype(np.float32)
-    node, order = jnp.arange(N, dtype=jnp.int32), jnp.arange(len(y), dtype=jnp.int32)
-    data = Shards(
-        jnp.zeros((len(y), 0)), jnp.asarray(y), order, node * SAMPLES, jnp.full(N, SAMPLES, jnp.int32), SAMPLES
-    )
+    data = in_order(y, N)
     return {QUADRATICS: Setting(timed(data, np.exp(0.8 * rng.normal(size=N))), distance_to(jnp.zeros(DIM)))}
 
 

@@ -30,6 +30,7 @@ from jaxfl.algorithms.server.fedast import fedast, models, sync_st, timeless
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Metric, Shards
 from jaxfl.data import partition, sets
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import generator
 from jaxfl.learn.task import Task, from_functions, logistic_regression, mean_loss
 from jaxfl.world import cohort
@@ -56,9 +57,7 @@ def quadratics(seed: int, n: int = 200) -> dict[str, Setting]:
     centre = 1.5 + 0.5 * rng.normal(size=(n, 1, 3, DIM))
     noise = np.array([0.3, 0.3, 1.0])[:, None] * rng.normal(size=(n, SAMPLES, 3, DIM))
     y = (centre + noise - noise.mean(1, keepdims=True)).reshape(-1, 3, DIM).astype(np.float32)
-    order, node = jnp.arange(len(y), dtype=jnp.int32), jnp.arange(n, dtype=jnp.int32)
-    sizes = jnp.full(n, SAMPLES, jnp.int32)
-    data = Shards(jnp.zeros((len(y), 3, 0)), jnp.asarray(y), order, node * SAMPLES, sizes, SAMPLES)
+    data = in_order(y, n, jnp.zeros((len(y), 3, 0)))
     best = jnp.asarray(y.mean(0, dtype=np.float64), jnp.float32)
 
     def measure(best, row):

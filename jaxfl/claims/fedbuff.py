@@ -28,8 +28,9 @@ import optax
 from jaxfl.algorithms.asynchronous.fedbuff import papaya
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
-from jaxfl.core import Metric, Scenario, Shards
+from jaxfl.core import Metric, Scenario
 from jaxfl.data import partition, sets
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import generator
 from jaxfl.learn.task import Task, from_functions, logistic_regression, scores
 from jaxfl.measure.metrics import distance_to
@@ -50,10 +51,7 @@ def means(seed: int, clients: int = 2000) -> dict[str, Setting]:
     rng = generator(seed)
     centre = 1 + 0.5 * rng.normal(size=(clients, 1, DIM))
     y = (centre + 0.3 * rng.normal(size=(clients, SAMPLES, DIM))).reshape(-1, DIM).astype(np.float32)
-    node, order = jnp.arange(clients, dtype=jnp.int32), jnp.arange(len(y), dtype=jnp.int32)
-    sizes = jnp.full(clients, SAMPLES, jnp.int32)
-    data = Shards(jnp.zeros((len(y), 0)), jnp.asarray(y), order, node * SAMPLES, sizes, SAMPLES)
-    return {"mean": Setting(scenario(data), distance_to(y.mean(0, dtype=np.float64)))}
+    return {"mean": Setting(scenario(in_order(y, clients)), distance_to(y.mean(0, dtype=np.float64)))}
 
 
 def digits(task: Task, seed: int) -> dict[str, Setting]:

@@ -34,6 +34,7 @@ from jaxfl.claims.evidence import first_at
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Metric, Scenario, Shards
 from jaxfl.data import partition, sets
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import generator
 from jaxfl.learn.task import Task, from_functions, logistic_regression, scores
 from jaxfl.measure.metrics import distance_to
@@ -57,8 +58,7 @@ def quadratics(seed: int) -> dict[str, Setting]:
     rng = generator(seed)
     centre, noise = 2 * rng.normal(size=(N, 1, DIM)), 0.5 * rng.normal(size=(N, 200, DIM))
     y = (centre + noise - noise.mean(1, keepdims=True)).reshape(-1, DIM).astype(np.float32)
-    node, order = jnp.arange(N, dtype=jnp.int32), jnp.arange(len(y), dtype=jnp.int32)
-    data = Shards(jnp.zeros((len(y), 0)), jnp.asarray(y), order, node * 200, jnp.full(N, 200, jnp.int32), 200)
+    data = in_order(y, N)
     return {QUADRATICS: Setting(timed(data, seed, 100), distance_to(y.mean(0, dtype=np.float64)))}
 
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from jaxfl.algorithms.asynchronous.fedfix import fedfix
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
-from jaxfl.core import Metric, Process, Scenario, Shards
+from jaxfl.core import Metric, Process, Scenario
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import generator
 from jaxfl.learn.task import from_functions
 from jaxfl.world.delivery import quorum, ticks
@@ -55,8 +56,7 @@ def quadratics(seed: int) -> dict[str, Setting]:
     """One sample a client, its centre; the metric is the way from the true optimum."""
     centre = generator(seed).normal(size=(N, DIM)).astype(np.float32)
     centre[:, 0] = np.linspace(-1, 1, N)
-    node = jnp.arange(N, dtype=jnp.int32)
-    data = Shards(jnp.zeros((N, 0)), jnp.asarray(centre), node, node, jnp.ones(N, jnp.int32), 1)
+    data = in_order(centre, N)
     off = Metric(
         lambda optimum, x: {name: x[j] - optimum[j] for j, name in enumerate(EACH)}, jnp.asarray(centre.mean(0))
     )

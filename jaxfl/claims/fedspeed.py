@@ -40,8 +40,9 @@ from jaxfl.algorithms.server.scaffold import scaffold
 from jaxfl.claims.evidence import Check, check, tail
 from jaxfl.claims.fedavg import working
 from jaxfl.claims.study import POINTS, Arm, Inequality, Score, Setting, Study
-from jaxfl.core import Metric, Scenario, Shards
+from jaxfl.core import Metric, Scenario
 from jaxfl.data import partition, synthetic
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import digits
 from jaxfl.learn.hooks import sam
 from jaxfl.learn.task import Task, classification, quadratic
@@ -81,8 +82,7 @@ def images(seed: int) -> dict[str, Setting]:
 def bowls(seed: int) -> dict[str, Setting]:
     """Other quadratics, one a client."""
     q = synthetic.gaussian_quadratics(20, 10, seed=seed)
-    i = jnp.arange(20, dtype=jnp.int32)
-    data = Shards(jnp.asarray(q.A), jnp.asarray(q.b), i, i, jnp.ones(20, jnp.int32), 1)
+    data = in_order(q.b, 20, q.A)
     world = scenario(data, cohort=working(cohort.uniform(20, 10, weight=np.ones(20))))
     gap: Metric = distance_to(jnp.asarray(q.optimum, jnp.float32))
     return {name: Setting(bounded(world, k), gap) for name, k in EXACT.items()}

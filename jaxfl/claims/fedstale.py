@@ -27,8 +27,9 @@ import numpy as np
 from jaxfl.algorithms.server.fedstale import fedstale, fedvarp, mifa
 from jaxfl.claims.evidence import Check, check, tail
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
-from jaxfl.core import Metric, Scenario, Shards
+from jaxfl.core import Metric, Scenario
 from jaxfl.data import partition
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import digits
 from jaxfl.learn.task import logistic_regression, quadratic_noise
 from jaxfl.measure.metrics import shared_test
@@ -65,7 +66,6 @@ def quadratics(seed: int) -> dict[str, Setting]:
     A = np.einsum("nij,nj,nkj->nik", turn, rng.uniform(0.5, 2, (N, D)), turn)
     unlike, xi = rng.normal(size=(N, D)), rng.normal(size=(N, SAMPLES, D))
     xi = (xi - xi.mean(1, keepdims=True)).reshape(-1, D)
-    start, order = SAMPLES * jnp.arange(N, dtype=jnp.int32), jnp.arange(N * SAMPLES, dtype=jnp.int32)
     found = {}
     for het, p in ((0.1, 0.1), (0.5, 0.1), (2.0, 0.1), (0.5, 0.3)):
         b = 1 + het * unlike
@@ -73,7 +73,7 @@ def quadratics(seed: int) -> dict[str, Setting]:
         curvature, noise, centre = (
             jnp.asarray(v, jnp.float32) for v in (np.repeat(A, SAMPLES, 0), xi, np.repeat(b, SAMPLES, 0))
         )
-        data = Shards((curvature, noise), centre, order, start, jnp.full(N, SAMPLES, jnp.int32), SAMPLES)
+        data = in_order(centre, N, (curvature, noise))
         metric = Metric(lambda at, x: {"error": ((x - at) ** 2).sum()}, jnp.asarray(optimum, jnp.float32))
         found[named(het, p)] = Setting(scenario(data, cohort=independent(N, chances(N, p))), metric)
     return found

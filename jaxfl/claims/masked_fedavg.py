@@ -32,8 +32,8 @@ from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.claims.evidence import Evidence, check, tail
 from jaxfl.claims.images import SIZE, everything, fashion, stand_in
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
-from jaxfl.core import Shards
 from jaxfl.data import partition
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import generator
 from jaxfl.engine.run import run
 from jaxfl.exchange.network import Network
@@ -99,8 +99,7 @@ def least_squares(seed: int) -> dict[str, Setting]:
         noise -= u @ (u.T @ noise)
         x, y = [*x, inputs], [*y, inputs @ w + 0.5 * noise / np.sqrt((noise**2).mean())]
     flat = lambda a: jnp.asarray(np.concatenate(a), jnp.float32)
-    start = jnp.arange(N) * SAMPLES
-    data = Shards(flat(x), flat(y), jnp.arange(N * SAMPLES), start, jnp.full(N, SAMPLES), SAMPLES)
+    data = in_order(flat(y), N, flat(x))
     world = scenario(data, cohort=cohort.everyone(N))
     return {"least squares": Setting(world, distance_to(jnp.asarray(w, jnp.float32)))}
 

@@ -29,6 +29,7 @@ from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Shards
 from jaxfl.data import partition, sets
 from jaxfl.data.corrupt import flipped_labels
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import generator
 from jaxfl.exchange import attacks, rules
 from jaxfl.exchange.network import Network
@@ -70,8 +71,7 @@ def sphere(seed: int, samples: int = 512) -> Shards:
     """Standard normal targets of every worker, each with its negative, so that the optimum is 0."""
     half = generator(seed).normal(size=(N, samples // 2, D))
     y = np.concatenate([half, -half], 1).reshape(-1, D).astype(np.float32)
-    order, start = jnp.arange(len(y), dtype=jnp.int32), jnp.arange(N, dtype=jnp.int32) * samples
-    return Shards(jnp.zeros((len(y), 0)), jnp.asarray(y), order, start, jnp.full(N, samples, jnp.int32), samples)
+    return in_order(y, N)
 
 
 def long_tail(data: sets.Dataset, least: float, seed: int) -> sets.Dataset:

@@ -33,8 +33,9 @@ from jaxfl.algorithms.server.fedopt import fedadam, fedopt
 from jaxfl.algorithms.server.savic import savic
 from jaxfl.claims.evidence import first_at, tail
 from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
-from jaxfl.core import Metric, Shards
+from jaxfl.core import Metric
 from jaxfl.data import partition
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import digits, generator
 from jaxfl.learn.task import Task, classification, quadratic_noise
 from jaxfl.measure.metrics import shared_test
@@ -56,8 +57,7 @@ def quadratics(curvature: np.ndarray, seed: int, samples: int = 32) -> Setting:
     xi -= xi.mean(1, keepdims=True)
     each = lambda v: jnp.asarray(np.repeat(v, samples, 0), jnp.float32)
     x, y = (each(a[:, :, None] * np.eye(d)), jnp.asarray(xi.reshape(-1, d), jnp.float32)), each(b)
-    number = jnp.arange(M * samples, dtype=jnp.int32)
-    shards = Shards(x, y, number, number[::samples], jnp.full(M, samples, jnp.int32), samples)
+    shards = in_order(y, M, x)
     best = (a * b).sum(0) / a.sum(0)
     arrays = tuple(jnp.asarray(v, jnp.float32) for v in (a.mean(0), best))
     measure = lambda arrays, x: {"excess": 0.5 * (arrays[0] * (x - arrays[1]) ** 2).sum()}

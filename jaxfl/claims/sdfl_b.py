@@ -33,6 +33,7 @@ from jaxfl.claims.study import Arm, Inequality, Score, Setting, Study
 from jaxfl.core import Metric, Scenario, Shards
 from jaxfl.data import partition
 from jaxfl.data.corrupt import flipped_labels
+from jaxfl.data.cut import in_order
 from jaxfl.data.sets import digits
 from jaxfl.exchange.attacks import gaussian
 from jaxfl.exchange.network import Network
@@ -65,12 +66,11 @@ def quadratics(seed: int) -> dict[str, Setting]:
     rng = np.random.default_rng(seed)
     unlike, xi = rng.normal(size=(N, D)), rng.normal(size=(N, SAMPLES, D))
     xi = jnp.asarray((xi - xi.mean(1, keepdims=True)).reshape(-1, D), jnp.float32)
-    start, order = SAMPLES * jnp.arange(N, dtype=jnp.int32), jnp.arange(N * SAMPLES, dtype=jnp.int32)
     curvature, found = jnp.broadcast_to(jnp.eye(D), (N * SAMPLES, D, D)), {}
     for name, spread in ((NEAR, 0.3), (FAR, 1.0)):
         b = spread * unlike
         centre = jnp.asarray(np.repeat(b, SAMPLES, 0), jnp.float32)
-        data = Shards((curvature, xi), centre, order, start, jnp.full(N, SAMPLES, jnp.int32), SAMPLES)
+        data = in_order(centre, N, (curvature, xi))
         honest = jnp.asarray(b[BAD:].mean(0), jnp.float32)
         metric = Metric(lambda at, x: {"distance": jnp.linalg.norm(x - at)}, honest)
         found[name] = Setting(live(data, seed), metric)

@@ -1,9 +1,12 @@
 """One data set cut into one shard a node by tables of indices: no sample is copied or padded."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Shards, constant
+from jaxfl.core import Shards, Tree, constant
 from jaxfl.data.sets import Dataset
 from jaxfl.errors import InputError
 
@@ -33,6 +36,26 @@ def cut(x: jax.Array, y: jax.Array, order: np.ndarray, size: np.ndarray, room: i
     order = np.pad(order, (0, max(0, room - len(order))))
     table = (constant(a, np.int32) for a in (order, np.cumsum(size) - size, size))
     return Shards(x, y, *table, longest=min(bound(size), max(1, len(order))))
+
+
+def in_order(y: Any, n: int, x: Tree = None) -> Shards:
+    """The shards of samples that were made node by node: of `N` every one of `n` nodes has the next `N / n`.
+
+    Args:
+        y: targets `[N, ...]`.
+        n: nodes.
+        x: inputs, leaves `[N, ...]`; None: none, `[N, 0]`.
+
+    Raises:
+        InputError: `n` does not divide `N`.
+    """
+    count = len(y)
+    if n < 1 or count % n:
+        raise InputError(f"n = {n}: a number that divides the {count} samples is needed.")
+    each, order = count // n, np.arange(count)
+    table = (constant(a, np.int32) for a in (order, order[::each], np.full(n, each)))
+    x = jnp.zeros((count, 0)) if x is None else jax.tree.map(jnp.asarray, x)
+    return Shards(x, jnp.asarray(y), *table, longest=each)
 
 
 def bound(size: np.ndarray) -> int:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxfl.data.cut import in_order
 from jaxfl.data.partition import (
     _repair,
     by_client,
@@ -328,3 +329,16 @@ def test_a_cpu_reads_samples_where_they_are_unless_their_owner_may_write_to_them
     shards = iid(mine, 5)
     mine.x[:] = 0
     np.testing.assert_array_equal(shards.x, known.x)
+
+
+def test_samples_in_order_are_dealt_node_by_node():
+    """Six samples of three nodes are two each, without a copy or another order; a rest is refused."""
+    y = np.arange(12.0, dtype=np.float32).reshape(6, 2)
+    found = in_order(y, 3, (y[:, :1], y))
+    for i in range(3):
+        own = found.order[found.start[i] : found.start[i] + found.size[i]]
+        np.testing.assert_array_equal(found.y[own], y[2 * i : 2 * i + 2])
+    np.testing.assert_array_equal(found.x[1], y)
+    assert (found.longest, in_order(y, 6).x.shape) == (2, (6, 0))
+    with pytest.raises(InputError, match="n = 4: a number that divides the 6 samples"):
+        in_order(y, 4)
