@@ -38,7 +38,7 @@ from jaxfl.exchange.codecs import FLOAT, PLAIN, Codec, Collective
 from jaxfl.exchange.inboxes import graph_of, inboxes
 from jaxfl.exchange.mix import everywhere
 from jaxfl.exchange.noise import Noise
-from jaxfl.exchange.slots import check, require_each
+from jaxfl.exchange.slots import check, require_each, require_whole
 from jaxfl.learn.layers import Part
 from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import map_memory, map_nodes, put_rows, rows_of
@@ -154,9 +154,7 @@ class Network(NamedTuple):
         holds against the messages in rules that need it, such as what it aggregated before. It logs nothing: for those
         who count time themselves.
         """
-        for slot in ("personal", "submodel"):
-            if getattr(self, slot) is not None:
-                raise InputError(f"net.{slot} is set, but this system hands out and combines whole models.")
+        require_whole(self, "this system hands out and combines whole models")
         if self.noise is not None and not noise.silent(self.noise.down):
             raise InputError("net.noise is set, but this system hands out models by itself, as they are.")
         return self._combine(key, env, mail, messages, reference)[:3]

@@ -44,6 +44,13 @@ def check(net: Any) -> None:
         net._replace(collective=None).fill("the network", collective=net.collective)
 
 
+def require_whole(net: Any, why: str) -> None:
+    """Raise `InputError`, with `why`, for a `Network` in which nodes keep, or are handed, a part of the model alone."""
+    for slot in ("personal", "submodel"):
+        if getattr(net, slot) is not None:
+            raise InputError(f"net.{slot} is set, but {why}.")
+
+
 def _check_submodel(net: Any) -> None:
     if net.submodel is None:
         return

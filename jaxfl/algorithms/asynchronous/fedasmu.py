@@ -32,8 +32,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxfl.core import Algorithm, Array, Env, Shards, State, n_nodes, node_keys, stream, tile
-from jaxfl.errors import InputError, require
+from jaxfl.errors import require
 from jaxfl.exchange.network import Network
+from jaxfl.exchange.slots import require_whole
 from jaxfl.exchange.versions import push, recall, versions
 from jaxfl.learn.local import batch_loss, local_sgd, one_batch
 from jaxfl.learn.task import Task
@@ -106,9 +107,7 @@ def fedasmu(
     require("slots", slots, least=2, whole=True)
     require("longest", longest, least=0, whole=True)
     require("steps", steps, least=1, whole=True)
-    for slot in ("personal", "submodel"):
-        if getattr(net, slot) is not None:
-            raise InputError(f"net.{slot} is set, but here whole models are mixed.")
+    require_whole(net, "here whole models are mixed")
     train, learns = local_sgd(task, optax.sgd(lr), steps=steps, batch=batch), merge and adapt
     share = lambda xi: jnp.clip(mu * xi / (1 + mu * xi), 0, 1)
 

@@ -31,10 +31,11 @@ import numpy as np
 import optax
 
 from jaxfl.core import Algorithm, Array, State, n_nodes, shares, stream
-from jaxfl.errors import InputError, require
+from jaxfl.errors import require
 from jaxfl.exchange import rules
 from jaxfl.exchange.codecs import PLAIN
 from jaxfl.exchange.network import Network
+from jaxfl.exchange.slots import require_whole
 from jaxfl.learn.local import displacement, local_gradient, local_sgd
 from jaxfl.learn.task import Task
 from jaxfl.paper import Example, Paper, System
@@ -89,9 +90,8 @@ def allocated(
     require("strength", strength, above=0)
     require("up", np.ones(1) if up is None else up, above=0, most=1)
     require("memory", np.zeros(1) if memory is None else memory, least=-1, most=1)
-    for slot in ("personal", "submodel") if asks else ():
-        if getattr(net, slot) is not None:
-            raise InputError(f"net.{slot} is set, but this system asks for the loss of the server's whole model.")
+    if asks:
+        require_whole(net, "this system asks for the loss of the server's whole model")
     learn = displacement(local_sgd(task, optax.sgd(lr), steps=None if epochs else steps, epochs=epochs, batch=batch))
     gradient = local_gradient(task)
     exact = net._replace(codec=PLAIN, rule=rules.mean, attack=None, collective=None, noise=None)

@@ -38,6 +38,7 @@ import optax
 from jaxfl.core import Algorithm, Array, Cohort, Env, Metric, Shards, State, n_nodes, stream
 from jaxfl.errors import InputError, require
 from jaxfl.exchange.network import Network
+from jaxfl.exchange.slots import require_whole
 from jaxfl.exchange.timing import transfer
 from jaxfl.exchange.versions import push, recall, versions
 from jaxfl.learn.local import local_sgd
@@ -250,9 +251,7 @@ def _member(
     require("tasks", tasks, least=1, whole=True)
     require("sample", sample, least=1, whole=True)
     require("lr", lr, above=0)
-    for slot in ("personal", "submodel"):
-        if getattr(net, slot) is not None:
-            raise InputError(f"net.{slot} is set, but models here are of several tasks, whole and alike for all.")
+    require_whole(net, "models here are of several tasks, whole and alike for all")
     train = local_sgd(task, optax.sgd(lr), steps=None if epochs else steps, epochs=epochs, batch=batch)
 
     def member(key: Array, data: Shards, i: Array, x: Array, *, which: Array, **more: Any) -> tuple[Array, dict]:
