@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxfl.core import Array
 from jaxfl.errors import require
-from jaxfl.exchange.rules import mean
+from jaxfl.exchange.rules import by_columns, mean
 
 
 def everything(doubtful: Array, trusted: Array) -> Array:
@@ -66,19 +66,24 @@ def selective(choose: Callable, grouped: bool = False) -> Callable:
     """
 
     def rule(own: Array, heard: Array, weight: Array) -> Array:
-        del own
+        def some(move: Array, taken: Array) -> Array:
+            sums = (mean(own, a, weight) for a in (jnp.where(taken, move, 0), taken.astype(move.dtype)))
+            return next(sums) / _or_one(next(sums))
+
         d = (heard.shape[1] - 1) // 2
-        move, doubtful = heard[:, :d], heard[:, -1:] > 0.5
-        weight = weight[:, None]
-        trusted = _mean(move, weight * ~doubtful)
-        taken = jnp.where(doubtful, choose(move, trusted), True)
-        everyone = _mean(heard[:, d:-1], weight * (doubtful if grouped else True))
-        return jnp.concatenate([_mean(move, weight * taken), everyone, jnp.zeros(1)])
+        move, doubtful = heard[:, :d], heard[:, -1] > 0.5
+        trusted = _mean(own, move, weight * ~doubtful)
+        taken = ~doubtful[:, None] | choose(move, trusted)
+        everyone = _mean(own, heard[:, d:-1], weight * (doubtful if grouped else True))
+        return jnp.concatenate([by_columns(some, move, taken), everyone, jnp.zeros(1)])
 
     return rule
 
 
-def _mean(move: Array, weight: Array) -> Array:
-    add = lambda rows: mean(rows[0], rows, jnp.ones(rows.shape[0]))  # a dot, as in the rule
-    total = add(weight)
-    return add(weight * move) / jnp.where(total > 0, total, 1)
+def _mean(own: Array, rows: Array, weight: Array) -> Array:
+    """The mean `[d]` of `rows` `[c, d]` by weights of any sum; 0 where that is 0."""
+    return mean(own, rows, weight) / _or_one(mean(own, jnp.ones((rows.shape[0], 1)), weight))
+
+
+def _or_one(weight: Array) -> Array:
+    return jnp.where(weight > 0, weight, 1)

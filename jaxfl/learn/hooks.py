@@ -22,6 +22,7 @@ from jaxfl.errors import InputError, require
 from jaxfl.learn.layers import Part
 from jaxfl.learn.preconditioner import divided
 from jaxfl.learn.task import Task
+from jaxfl.mapping.sums import norm
 
 Hook = optax.GradientTransformationExtraArgs
 
@@ -65,7 +66,7 @@ def sam(rho: float | Array, alpha: float | Array = 1.0, *, normalised: bool = Tr
     require("alpha", alpha, least=0, most=1)
 
     def ascend(g, p, *, grad_fn, **_):
-        scale = rho / (optax.tree.norm(g) + 1e-12) if normalised else rho
+        scale = rho / (norm(g) + 1e-12) if normalised else rho
         there = grad_fn(jax.tree.map(lambda p, g: p + scale * g, p, g))
         return jax.tree.map(lambda g, a: (1 - alpha) * g + alpha * a, g, there)
 

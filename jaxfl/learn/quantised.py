@@ -16,13 +16,14 @@ from jaxfl.errors import require
 from jaxfl.exchange.codecs import FLOAT, symmetric
 from jaxfl.learn.layers import layers
 from jaxfl.learn.task import Task
+from jaxfl.mapping.sums import total
 
 
 def ternary(w: Array) -> Array:
     """`w` rounded to `-s`, 0 and `s`."""
     size = jnp.abs(w)
-    kept = size > 0.7 * size.mean()
-    scale = jnp.where(kept, size, 0).sum() / jnp.maximum(kept.sum(), 1)
+    kept = size > 0.7 * total(size) / size.size
+    scale = total(jnp.where(kept, size, 0)) / jnp.maximum(total(kept.astype(w.dtype)), 1)
     return scale * jnp.sign(w) * kept
 
 

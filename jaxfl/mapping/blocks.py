@@ -49,7 +49,22 @@ def row_of(stacked: Tree) -> Tree:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked)
 
 
-def in_blocks(f: Callable, stacked: Tree, memory: Tree, weight: Array | None, size: int) -> tuple[Tree, Tree]:
+def taken(memory: Tree, place: Array | None) -> Tree:
+    """The rows of `memory` at `place`, all of which are there; all rows in their order for None."""
+    return memory if place is None else jax.tree.map(lambda a: a.at[place].get(mode="promise_in_bounds"), memory)
+
+
+def placed(memory: Tree, place: Array | None, new: Tree) -> Tree:
+    """`memory` with `new` rows at `place`, all of which are there and no two alike; `new` itself for None."""
+    if place is None:
+        return new
+    put = lambda a, b: a.at[place].set(b, mode="promise_in_bounds")
+    return jax.tree.map(put, memory, new)
+
+
+def in_blocks(
+    f: Callable, stacked: Tree, memory: Tree, place: Array | None, weight: Array | None, size: int
+) -> tuple[Tree, Tree]:
     """`f(row, kept) -> (result, kept)` of every row: `size` rows as one vmap, and the blocks as a loop.
 
     Arguments and results are those of `mapping.map_nodes`; what is kept is overwritten block by block. Where `size`
@@ -60,8 +75,8 @@ def in_blocks(f: Callable, stacked: Tree, memory: Tree, weight: Array | None, si
     summed = lambda weight, messages: jnp.matmul(weight, present(weight, messages), precision=jax.lax.Precision.HIGHEST)
     together = lambda total, rest: rest if weight is None else (total, rest)
     if size >= count:
-        out, memory = jax.vmap(f)(stacked, memory)
-        return (out if weight is None else (summed(weight, out[0]), out[1])), memory
+        out, new = jax.vmap(f)(stacked, taken(memory, place))
+        return (out if weight is None else (summed(weight, out[0]), out[1])), placed(memory, place, new)
 
     if size == 1:  # without an axis of 1, which XLA takes away again by a copy of all results
         one, sum_up = f, lambda weight, message: jnp.where(weight != 0, weight * message, 0)
@@ -75,16 +90,21 @@ def in_blocks(f: Callable, stacked: Tree, memory: Tree, weight: Array | None, si
     again = blocks * size - count  # rows of the last block that the one before has computed
     rows = lambda tree, start: jax.tree.map(lambda a: read(a, start), tree)
     put = lambda tree, new, start: jax.tree.map(lambda a, b: write(a, b, start), tree, new)
+    if place is None:
+        remembered, remember = rows, put
+    else:
+        remembered = lambda memory, start: taken(memory, read(place, start))
+        remember = lambda memory, new, start: placed(memory, read(place, start), new)
     first_of = lambda k: jnp.minimum(k * size, count - size) if again else k * size
-    at_first = rows(memory, count - size) if again else None
+    at_first = remembered(memory, count - size) if again else None
 
     def step(carry: tuple, k: Array) -> tuple[tuple, None]:
         total, results, memory, before = carry
         start, last = first_of(k), k == blocks - 1
         # what the block before keeps is written only now, so that all reading comes after it: where XLA sees a reader
         # that could come after the writing, it copies the whole of it in every step
-        memory = put(memory, before, first_of(jnp.maximum(k - 1, 0)))
-        mine = rows(memory, start)
+        memory = remember(memory, before, first_of(jnp.maximum(k - 1, 0)))
+        mine = remembered(memory, start)
         if again:
             mine = jax.tree.map(lambda a, b: jnp.where(last, a, b), at_first, mine)
         out, new = one(rows(stacked, start), mine)
@@ -103,8 +123,8 @@ def in_blocks(f: Callable, stacked: Tree, memory: Tree, weight: Array | None, si
     if weight is not None:
         total, out = jnp.zeros(out[0].shape, out[0].dtype), out[1]
     results = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), out) if again else ()
-    start = total, results, memory, rows(memory, 0)
+    start = total, results, memory, remembered(memory, 0)
     (total, results, memory, last), outs = jax.lax.scan(step, start, jnp.arange(blocks))
     if not again:
         results = outs if size == 1 else jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outs)
-    return together(total, results), put(memory, last, count - size)
+    return together(total, results), remember(memory, last, count - size)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxfl.core import Array, Cohort, Tree, is_key
-from jaxfl.mapping.blocks import block_size, in_blocks, row_of
+from jaxfl.mapping.blocks import block_size, in_blocks, placed, row_of, taken
 from jaxfl.mapping.draws import draws_apart
 from jaxfl.mapping.shards import AXIS, fill, node_shards, over_shards, unfill
 
@@ -39,7 +39,14 @@ def _matmul_bytes(f: Callable, shared: Tree, stacked: Tree) -> int:
 
 
 def map_nodes(
-    f: Callable, shared: Tree, stacked: Tree, *, memory: Tree = None, bytes_each: int = 0, weight: Array | None = None
+    f: Callable,
+    shared: Tree,
+    stacked: Tree,
+    *,
+    memory: Tree = None,
+    place: Array | None = None,
+    bytes_each: int = 0,
+    weight: Array | None = None,
 ) -> Tree:
     """`f(shared, row)` for every row of `stacked` (leaves `[c, ...]`), results stacked `[c, ...]`.
 
@@ -47,8 +54,10 @@ def map_nodes(
         f: function of one node.
         shared: what every node sees (replicated over devices).
         stacked: pytree with leading axis `c`.
-        kept: pytree with leading axis `c` whose rows `f` replaces; then it is `f(shared, row, kept) -> (result, kept)`,
-            and so is what is returned. Blocks write over what they read, so that there is one copy of it all.
+        memory: pytree with leading axis `c` whose rows `f` replaces; then it is `f(shared, row, mine) -> (result,
+            mine)`, and so is what is returned. Blocks write over what they read, so that there is one copy of it all.
+        place: `[c]`, no two alike: then `memory` has leaves `[n, ...]`, and these are the rows that are read and
+            replaced. On several devices each has the rows that its own part of `stacked` asks for.
         bytes_each: memory of one node's work where it exceeds its rows.
         weight: `[c]`; then the result of `f` is a message `[m]` and something else, and of the messages only the sum by
             weight is kept, `[m]`: added up while they are in cache, they never exist all at once. What weighs 0 need
@@ -59,31 +68,34 @@ def map_nodes(
         return map_nodes(plain, shared, stacked, memory=(), bytes_each=bytes_each, weight=weight)[0]
     count = jax.tree.leaves(stacked)[0].shape[0]
     whole = lambda shared, both: f(shared, *both)
-    row = max(bytes_each, _bytes_each((stacked, memory), count))
+    remembered = jax.tree.leaves(memory)
+    row = _bytes_each(stacked, count) + (_bytes_each(memory, remembered[0].shape[0]) if remembered else 0)
+    row = max(bytes_each, row)
     matrix = _matmul_bytes(whole, shared, (stacked, memory))
     # a matrix larger than the row is made of activations, which are in cache together with their gradient
     each = 2 * matrix if matrix > row else row
 
-    def local(shared: Tree, stacked: Tree, memory: Tree, weight: Array | None) -> Tree:
+    def local(shared: Tree, stacked: Tree, memory: Tree, place: Array | None, weight: Array | None) -> Tree:
         here = jax.tree.leaves(stacked)[0].shape[0]
         size = block_size(here, each)
         if size >= here:
-            return in_blocks(partial(f, shared), stacked, memory, weight, size)
+            return in_blocks(partial(f, shared), stacked, memory, place, weight, size)
         draw, rest = draws_apart(whole, shared, (row_of(stacked), row_of(memory)))
-        drawn = jax.vmap(lambda row, memory: draw(shared, (row, memory)))(stacked, memory)
-        g = lambda row, memory: rest(shared, (row[0], memory), row[1])
-        return in_blocks(g, (stacked, drawn), memory, weight, size)
+        drawn = jax.vmap(lambda row, mine: draw(shared, (row, mine)))(stacked, taken(memory, place))
+        g = lambda row, mine: rest(shared, (row[0], mine), row[1])
+        return in_blocks(g, (stacked, drawn), memory, place, weight, size)
 
     if node_shards() == 1:
-        return local(shared, stacked, memory, weight)
+        return local(shared, stacked, memory, place, weight)
 
-    def share(shared: Tree, stacked: Tree, memory: Tree, weight: Array | None) -> Tree:
-        out, memory = local(shared, stacked, memory, weight)
+    def share(shared: Tree, stacked: Tree, memory: Tree, place: Array | None, weight: Array | None) -> Tree:
+        place = None if place is None else _place(place, jax.tree.leaves(memory)[0])
+        out, memory = local(shared, stacked, memory, place, weight)
         return (out if weight is None else (jax.lax.psum(out[0], AXIS), out[1])), memory
 
     of_all = P(AXIS) if weight is None else (P(), P(AXIS))
-    in_specs = P(), P(AXIS), P(AXIS), P(AXIS)
-    return over_shards(share, count, in_specs, (of_all, P(AXIS)))(shared, stacked, memory, weight)
+    in_specs = P(), P(AXIS), P(AXIS), P(AXIS), P(AXIS)
+    return over_shards(share, count, in_specs, (of_all, P(AXIS)))(shared, stacked, memory, place, weight)
 
 
 def rows_of(c: Cohort, rows: Tree) -> Tree:
@@ -91,7 +103,7 @@ def rows_of(c: Cohort, rows: Tree) -> Tree:
     if _everyone(c, rows):
         return rows
     if node_shards() == 1:
-        return jax.tree.map(lambda a: a[c.ids], rows)
+        return taken(rows, c.ids)
 
     def own(ids: Array, rows: Tree) -> Tree:  # ids of this device's own rows
         return jax.tree.map(lambda a: a[_place(ids, a)], rows)
@@ -119,7 +131,7 @@ def put_rows(c: Cohort, rows: Tree, new: Tree) -> Tree:
     if _everyone(c, rows):
         return new
     if node_shards() == 1:
-        return jax.tree.map(lambda a, v: a.at[c.ids].set(v), rows, new)
+        return placed(rows, c.ids, new)
 
     def own(ids: Array, rows: Tree, new: Tree) -> Tree:
         return jax.tree.map(lambda a, v: a.at[_place(ids, a)].set(v, mode="drop"), rows, new)
@@ -171,8 +183,13 @@ def map_memory(
         out, new = f(shared, row, mine)
         return out, new if here is None else jax.tree.map(lambda a, b: jnp.where(here, a, b), new, mine)
 
-    out, rows = map_nodes(one, shared, (stacked, present), memory=rows_of(c, memory), **more)
-    return out, put_rows(c, memory, rows)
+    rows = stacked, present
+    if _everyone(c, memory):
+        return map_nodes(one, shared, rows, memory=memory, **more)
+    if _at_home(c, memory):
+        return map_nodes(one, shared, rows, memory=memory, place=c.ids, **more)
+    out, new = map_nodes(one, shared, rows, memory=rows_of(c, memory), **more)
+    return out, put_rows(c, memory, new)
 
 
 def programs_in(eqn: Any) -> list[Any]:

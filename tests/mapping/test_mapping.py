@@ -52,6 +52,30 @@ def test_what_nodes_keep_is_replaced_row_by_row(block, weighed):
     chex.assert_trees_all_equal(after, {"sum": 1 + rows, "rounds": 1 + jnp.arange(11)})
 
 
+@pytest.mark.parametrize("block", [None, 1, 3, 4, 11])
+def test_members_rows_are_read_and_replaced_where_they_are(block):
+    """11 of 29 rows; those of nobody keep every bit, and there is one copy of them all, also in a loop over rounds."""
+    rng = np.random.default_rng(0)
+    rows, memory = rng.normal(size=(11, 3)).astype("f"), rng.normal(size=(29, 3, 2**12)).astype("f")
+    place = rng.permutation(29)[:11]
+    f = lambda s, row, mine: (mine["model"][:, 0] * row, {"model": s * mine["model"], "rounds": mine["rounds"] + 1})
+
+    def rounds(memory):
+        once = lambda memory, _: map_nodes(f, jnp.float32(2), rows, memory=memory, place=jnp.asarray(place))[::-1]
+        return jax.lax.scan(once, memory, length=2)
+
+    before = {"model": jnp.asarray(memory), "rounds": jnp.arange(29)}
+    with block_of(block):
+        program = jax.jit(rounds, donate_argnums=0).lower(before).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 2.2 * memory[place].nbytes < memory.nbytes
+    after, said = program(before)
+    np.testing.assert_array_equal(said, [memory[place, :, 0] * rows, 2 * memory[place, :, 0] * rows])
+    times = np.ones(29, int)
+    times[place] = 4
+    np.testing.assert_array_equal(after["model"], times[:, None, None] * memory)
+    np.testing.assert_array_equal(after["rounds"], np.arange(29) + 2 * (times > 1))
+
+
 def test_the_gradient_through_what_nodes_keep_does_not_depend_on_blocks():
     def loss(x, memory):
         f = lambda x, row, memory: (jnp.sin(memory * row).sum(), jnp.cos(x * memory) + row)
