@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxfl.core import Algorithm, Array, Env, Metric, Scenario, State, Tree
-from jaxfl.engine import checkpoint, identity, keys, watch
+from jaxfl.engine import checkpoint, identity, keys, programs, watch
 from jaxfl.engine.arguments import (
     built,
     check_algorithm,
@@ -324,7 +324,7 @@ def run(
     if folder is not None:
         checkpoint.check_new(folder, resume)
         wait_for_all("folder checked")
-
+    programs.bounded(_start, _chunk, _evaluate)
     given = hyper
     metric, algorithm, evaluate = evaluate, canonical(algorithm), shared_measure(evaluate)
     mesh, labels, runs, draw, x, fixed = inputs(scenario, model, seed, seeds, hyper, mesh)

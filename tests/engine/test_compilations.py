@@ -19,6 +19,8 @@ from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.algorithms.server.fedprox import fedprox
 from jaxfl.data import partition
 from jaxfl.data.sets import digits, from_arrays
+from jaxfl.engine import programs
+from jaxfl.engine import run as engine
 from jaxfl.engine.run import run
 from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import stateless
@@ -52,6 +54,18 @@ def world(kind="federated", seed=0):
 
 def metric(task):
     return shared_test(task, jnp.asarray(DIGITS.test_x[:50]), jnp.asarray(DIGITS.test_y[:50]))
+
+
+def test_a_process_keeps_so_many_programs_and_no_more(monkeypatch):
+    """Of one shape more all others are forgotten; the numbers are the same before and after."""
+    monkeypatch.setattr(programs, "MOST", 3)
+    task, sizes, ends = logistic_regression(64, 10), [], []
+    for n in (3, 4, 5, 6, 7, 3):
+        done = run(fedavg(task, steps=1, batch=2), scenario(partition.iid(DIGITS, n)), task.init, 1)
+        sizes.append(engine._chunk._cache_size())
+        ends.append(done.state.shared["x"])
+    assert max(sizes) <= 3
+    np.testing.assert_array_equal(ends[0], ends[-1])
 
 
 @pytest.mark.parametrize(("make", "kind"), [(fedprox, "federated"), (dsgd, "gossip")])
