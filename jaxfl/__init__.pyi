@@ -63,6 +63,9 @@ from .core import (
     State as State,
 )
 from .core import (
+    ages as ages,
+)
+from .core import (
     n_nodes as n_nodes,
 )
 from .core import (
@@ -77,13 +80,16 @@ from .core import (
 from .core import (
     tile as tile,
 )
+from .core import (
+    without as without,
+)
 from .data import corrupt as corrupt
 from .data import partition as partition
 from .data import synthetic as synthetic
 from .data import text as text
 from .engine import callbacks as callbacks
 from .engine.plan import plan as plan
-from .engine.run import rollout as rollout
+from .engine.rollout import rollout as rollout
 from .engine.run import run as run
 from .engine.runs import grid as grid
 from .engine.saved import load_model as load_model

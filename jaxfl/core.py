@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 
 from jaxfl.errors import InputError
@@ -21,6 +22,7 @@ Array = jax.Array
 Tree = Any
 ROUNDING = 5e-7  # an own weight below is what is left of 1 by the rounding of the others to float32
 ALL_STEPS = 2**31 - 1  # no bound on a node's local steps
+LEFT_OUT = "left out "  # begins the names, in traced rounds, of what a system knowingly makes nothing of
 
 
 @jax.tree_util.register_dataclass
@@ -69,18 +71,24 @@ class Strata:
     """A static promise: of `n` nodes in `count` equal blocks, block `b` holds the members in block `b` of the slots.
 
     It lets a device that owns whole blocks of nodes read and write their members' rows alone. With one block a node
-    every node sits in the slot of its number. One block promises nothing.
+    every node sits in the slot of its number. One block promises nothing. `everyone` promises that moreover nobody is
+    absent but those who are down.
     """
 
     count: int = 1
+    everyone: bool = False
 
 
 class Cohort(NamedTuple):
-    """Who acts in a round. All arrays are `[c]`, but for `total`, `waiting` and `updates`."""
+    """Who acts in a round. All arrays are `[c]`, but for `total`, `waiting` and `updates`.
+
+    It may leave nodes out, and what is not None of `age`, `steps`, `selected`, `total` and `updates` says how members
+    differ from fresh ones who all do the same work: a system that would not notice is refused (`engine.heard`).
+    """
 
     ids: Array  # int32, distinct node ids
     weight: Array  # float32, how much a member counts; 0 = absent
-    age: Array  # int32, server versions since the member's model was read (0 = fresh)
+    age: Array | None = None  # int32, server versions since the member's model was read (None = all are fresh)
     steps: Array | None = None  # int32, local steps a member runs (None = all of them)
     selected: Array | None = None  # bool, who was handed the model, in time or not (None = those of weight > 0)
     strata: Strata = Strata()  # static
@@ -279,6 +287,22 @@ def shares(env: Env) -> Array:
     return jnp.full(n, 1 / n, jnp.float32) if env.share is None else env.share
 
 
+def ages(c: Cohort) -> Array:
+    """How old the model is that each member read, `[c]` int32, in versions of the server."""
+    return jnp.zeros(c.ids.shape, jnp.int32) if c.age is None else c.age
+
+
+def without(c: Cohort, *names: str) -> Cohort:
+    """The cohort without the fields of these names, of which a system knows, and rightly makes nothing.
+
+    It says so once a result depends on the `weight` of what is returned. Who reads a field need not say anything.
+    """
+    weight = c.weight
+    for name in names:
+        weight = checkpoint_name(weight, LEFT_OUT + name)
+    return c._replace(weight=weight, **dict.fromkeys(names))
+
+
 def counts(c: Cohort) -> Array:
     """How much each member counts in a mean, `[c]`: `weight` over its sum, or over `total` where that is given."""
     return c.weight / jnp.maximum(c.weight.sum() if c.total is None else c.total, 1e-12)
@@ -320,6 +344,13 @@ def constant(values: Any, dtype: Any = None) -> Array:
         return jnp.asarray(values, dtype)
     with jax.ensure_compile_time_eval():
         return jax.device_put(np.array(values, dtype))
+
+
+def frozen(values: Any, dtype: Any = None) -> np.ndarray:
+    """Values of the host that nobody can change, a copy: functions over equal ones are alike (`mapping.canonical`)."""
+    made = np.array(values, dtype)
+    made.setflags(write=False)
+    return made
 
 
 def is_key(a: Any) -> bool:

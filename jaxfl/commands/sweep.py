@@ -14,6 +14,7 @@ from jaxfl.commands.start import mesh_of
 from jaxfl.engine import checkpoint
 from jaxfl.engine import run as engine
 from jaxfl.engine.arguments import check_scores
+from jaxfl.engine.rollout import rollout
 from jaxfl.engine.runs import grid
 from jaxfl.errors import InputError
 from jaxfl.options import fit, kept
@@ -104,9 +105,7 @@ def _score(name: str | None, arm: Arm, point: dict[str, float]) -> str:
     """
     key = jax.random.key(0)
     model = jax.eval_shape(arm.model, key) if callable(arm.model) else arm.model
-    state, logs = jax.eval_shape(
-        lambda x, hyper: engine.rollout(arm.algorithm, arm.scenario, x, 1, hyper=hyper), model, point
-    )
+    state, logs = jax.eval_shape(lambda x, hyper: rollout(arm.algorithm, arm.scenario, x, 1, hyper=hyper), model, point)
     read = engine.build(arm.algorithm, point).read
     scores = jax.eval_shape(
         lambda a, state: check_scores(arm.metric.measure(a, read(state)))[0], arm.metric.arrays, state

@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Algorithm, Array, Metric, Scenario, Tree
 from jaxfl.engine import rates
 from jaxfl.engine.arguments import check_counts, check_names, check_parts
+from jaxfl.engine.heard import require_heard
 from jaxfl.engine.hlo import Work, counts, works
 from jaxfl.engine.run import _chunk, _evaluate, _start, inputs, shapes_on, shared_measure
 from jaxfl.engine.runs import side_by_side
@@ -151,6 +152,7 @@ def plan(
         carry = shapes_on(mesh, start.out_info, runs, n)
         runs = side_by_side(runs, carry[1])
         traced = _chunk.trace(algorithm, scenario.step, every, runs, block, np.int32(0), carry, *fixed)
+        require_heard(traced.jaxpr)
         scored = None
         if evaluate is not None:
             scored = _evaluate.trace(algorithm, evaluate.measure, runs, block, n, carry[1], fixed[1], test)

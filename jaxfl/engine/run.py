@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxfl.core import Algorithm, Array, Env, Metric, Scenario, State, Tree
-from jaxfl.engine import checkpoint, identity, keys, programs, watch
+from jaxfl.engine import checkpoint, heard, identity, keys, programs, watch
 from jaxfl.engine.arguments import (
     built,
     check_algorithm,
@@ -78,7 +78,7 @@ def build(algorithm: Algorithm | Callable[..., Algorithm], hyper: dict) -> Algor
 
 
 def _env(t, now, data, byz, links):
-    return Env(t, now.seconds, data, now.graph, now.cohort, byz, now.alive, links, now.share)
+    return Env(t, now.seconds, data, now.graph, heard.marked(now), byz, now.alive, links, now.share)
 
 
 def _first(algorithm, scenario, draw, x, key, hyper, arrays, data, byz, links):
@@ -119,6 +119,7 @@ def _rounds(algorithm, step, count, t, carry, key, hyper, arrays, data, byz, lin
             raise InputError("links are given, but this system logs no `seconds`: train by `at`, send by net's verbs.")
         new = new if now.alive is None else _down_stay(now.alive, state, new)
         own = {"seconds": now.seconds + log.get("seconds", 0.0), "waiting": now.cohort.waiting}
+        own["updates"] = None if now.cohort.updates is None else now.cohort.updates.sum()
         return (world, in_shards(new, n)), dict(log) | {name: v for name, v in own.items() if v is not None}
 
     return jax.lax.scan(body, carry, t + jnp.arange(count))
@@ -164,49 +165,6 @@ def _by_run(tree: Tree, runs: Runs | None) -> dict[str, np.ndarray]:
     return got if runs is not None else {name: np.asarray(a)[None] for name, a in got.items()}
 
 
-def rollout(
-    algorithm: Algorithm | Callable[..., Algorithm],
-    scenario: Scenario,
-    model: Array,
-    rounds: int,
-    *,
-    seed: int = 0,
-    hyper: dict | None = None,
-) -> tuple[State, dict]:
-    """A whole simulation as a pure function: final state and logs `[rounds, ...]`.
-
-    It may be differentiated, vmapped and jitted, with respect to `model` `[d]`, `hyper`, or arrays inside `scenario`
-    (mixing weights, data). It computes what `run` computes, of the same numbers (else InputError)."""
-    rounds = whole("rounds", rounds, 0)
-    world = scenario.arrays, scenario.data, scenario.byz, scenario.links
-    carry = _first(algorithm, scenario[:2], None, model, keys.run_key(seed), hyper or {}, *world)
-    (_, (_, state)), logs = rollout_from(algorithm, scenario, (0, carry), rounds, seed=seed, hyper=hyper)
-    return state, logs
-
-
-def rollout_from(
-    algorithm: Algorithm | Callable[..., Algorithm],
-    scenario: Scenario,
-    carry: Tree,
-    rounds: int,
-    *,
-    seed: int | Array = 0,
-    hyper: dict | None = None,
-) -> tuple[Tree, dict]:
-    """`rollout` from where a run stopped: the new carry and the logs `[rounds, ...]`.
-
-    `carry` is `(t, (state of the world, State))`, such as `Result.carry` of a run without a seed axis, whose running
-    totals are not read: the logs say what the rounds cost. A run with seeds is vmapped over the second part and `seed`.
-    The world of the further rounds may differ from that of the run in its arrays, and the algorithm in what it logs.
-    """
-    rounds, (t, carry) = whole("rounds", rounds, 0), carry[:2]
-    world = scenario.arrays, scenario.data, scenario.byz, scenario.links
-    carry, logs = _rounds(
-        algorithm, scenario.step, rounds, jnp.int32(t), carry, keys.run_key(seed), hyper or {}, *world
-    )
-    return (t + rounds, carry), logs
-
-
 def shared_measure(evaluate: Metric | None) -> Metric | None:
     """The metric with the one function of its make, of which there is a compiled program perhaps."""
     return None if evaluate is None else evaluate._replace(measure=canonical(evaluate.measure))
@@ -242,8 +200,9 @@ def _foreseen(algorithm, scenario, evaluate, labels, count, how, model, fixed) -
     (runs, seed_block, block, mesh), (draw, x), n = how, model, scenario.byz.shape[0]
     carry = shapes_on(mesh, _start.eval_shape(algorithm, scenario[:2], draw, runs, x, *fixed), runs, n)
     runs = side_by_side(runs, carry[1], seed_block)
-    _, logs = _chunk.eval_shape(algorithm, scenario.step, count, runs, block, np.int32(0), carry, *fixed)
-    scores = {}
+    traced = _chunk.trace(algorithm, scenario.step, count, runs, block, np.int32(0), carry, *fixed)
+    heard.require_heard(traced.jaxpr)
+    scores, logs = {}, traced.out_info[1]
     if evaluate is not None:
         scores, _ = _evaluate.eval_shape(
             algorithm, evaluate.measure, runs, block, n, carry[1], fixed[1], evaluate.arrays

@@ -18,24 +18,23 @@ import jax.numpy as jnp
 from jaxfl.core import Array, Cohort, Log, Tree, counts, stream
 from jaxfl.errors import InputError
 from jaxfl.learn.submodels import Sub
-from jaxfl.mapping.at import takes
+from jaxfl.mapping.at import must_take, takes
 
 WHOLE = 1e-6  # a number is trained by all if the members who did not count less than this
 
 
-def trimmed(learn: Callable, submodel: Callable, memory: dict) -> Callable:
+def trimmed(learn: Callable, submodel: Callable, memory: tuple[str, ...]) -> Callable:
     """`learn` of ONE node that trains a sub-model; its message `[m]` is followed by what it covers, `[2 m]`.
 
-    Of what the node keeps (`memory`, by name) an array like a model changes in the numbers that it holds; a tree, such
-    as an optimizer's state, is as `learn` logs it. It logs `held`, how many numbers it holds, `said`, how many of these
-    it sends, and `noise`, the share of `|x|^2` that it was not handed.
+    Of what the node keeps, by the names `memory`, an array like a model changes in the numbers that it holds; a tree,
+    such as an optimizer's state, is as `learn` logs it. It logs `held`, how many numbers it holds, `said`, how many of
+    these it sends, and `noise`, the share of `|x|^2` that it was not handed.
 
     Raises:
         InputError: while tracing, a `learn` that takes no `held` and so would train whole models.
     """
     knows = takes(learn)
-    if not knows("held"):
-        raise InputError("net.submodel is set, but what this system's nodes learn by trains whole models.")
+    learn = must_take(learn, "held", "net.submodel is set, but what this system's nodes learn by trains whole models.")
 
     def member(key: Array, data: Any, i: Array, x: Array, *, t: Array, **arguments: Tree) -> tuple[Array, dict]:
         sub = submodel(stream(key, "submodel"), i, t, x)

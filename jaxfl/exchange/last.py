@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxfl.core import Array, Env, n_nodes, shares, tile
+from jaxfl.core import Array, Env, n_nodes, shares, tile, without
 from jaxfl.errors import InputError
 from jaxfl.exchange import rules
 from jaxfl.exchange.network import Collected, Network
@@ -46,7 +46,7 @@ def renew(env: Env, rows: Array, mean: Array, got: Collected) -> Renewed:
     c, heard = env.cohort, got.heard
     if heard is None:
         raise InputError("got has no message of each member: collect them with hear=True.")
-    news = (c.weight > 0) & (got.each["steps"] > 0)
+    news = (without(c, "total").weight > 0) & (got.each["steps"] > 0)
     last = rows_of(c, rows)
     new = jnp.where(news[:, None], heard, last)
     mean = mean + rules.mean(mean, new - last, jnp.where(news, shares(env)[c.ids], 0))

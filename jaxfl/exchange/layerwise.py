@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array
+from jaxfl.core import Array, frozen
 from jaxfl.errors import InputError
 
 
@@ -52,4 +52,4 @@ def shared_means(share: np.ndarray, kind: Array, count: Array) -> Array:
 def kinds_of(profile: Sequence[int]) -> tuple[tuple[int, ...], np.ndarray]:
     """The different entries of a profile, ascending, and which of them each entry is."""
     different = tuple(sorted(set(profile)))
-    return different, np.array([different.index(entry) for entry in profile])
+    return different, frozen([different.index(entry) for entry in profile])

@@ -30,6 +30,7 @@ from jaxfl.core import (
     own_weight,
     stream,
     tile,
+    without,
 )
 from jaxfl.errors import InputError, require_rows
 from jaxfl.exchange import coverage, noise, personal, rules, timing
@@ -164,7 +165,7 @@ class Network(NamedTuple):
         c = env.cohort
         self._hear_once(c)
         require_rows("messages", messages, c.ids.shape[0])
-        weight = counts(c._replace(total=None))  # that sum to one, as rules need them
+        weight = counts(without(c, "total"))  # that sum to one, as rules need them
         present, bad = weight > 0, env.byz[c.ids]
         own = jnp.zeros(messages.shape[1], messages.dtype) if reference is None else reference
         if self.collective is None:
@@ -258,9 +259,9 @@ class Network(NamedTuple):
         if part is not None:
             learn, memory = personal.keeping(learn, part), {"personal": mail.nodes[-1]} | dict(memory or {})
         if cut is not None:
-            learn = coverage.trimmed(learn, cut, memory or {})
+            learn = coverage.trimmed(learn, cut, tuple(memory or ()))
         if self.noise is not None:
-            learn = noise.handed(learn, self.noise, {*(shared or {}), *own})
+            learn = noise.handed(learn, self.noise, frozenset({*(shared or {}), *own}))
         train = lift(c, learn, counts(c) if plain else None)
         out, new, each = train(key, env, x, dict(shared or {}) | dict(known or {}), memory, **own)
         out, covers = (out, None) if cut is None else jnp.split(out, 2, -1)
@@ -332,7 +333,7 @@ class Network(NamedTuple):
     def _gossip_once(self, key: Array, env: Env, g: Graph, mail: Mail, messages: Array, own: Array):
         (n, m), byz = messages.shape, env.byz
         up = jnp.ones(n) if env.alive is None else env.alive.astype(jnp.float32)
-        who = Cohort(jnp.arange(n), up, jnp.zeros(n, jnp.int32), strata=Strata(n))
+        who = Cohort(jnp.arange(n), up, strata=Strata(n))
         speak = (g.weight != 0).any(1) if isinstance(g, Events) else env.alive  # without a partner nothing is coded
         sent, mail, bits = self._send(key, mail, who, messages, speak)
         tiers, came = tiers_of(g), lambda g: jnp.where(g.weight != 0, bits[g.nbr], 0)

@@ -55,7 +55,7 @@ def sent(key: Array, ids: Array, messages: Array, noise: Noise) -> Array:
     return map_nodes(lambda _, row: added(*row), (), rows)
 
 
-def handed(learn: Callable, noise: Noise, names: set[str]) -> Callable:
+def handed(learn: Callable, noise: Noise, names: frozenset[str]) -> Callable:
     """`learn` of ONE node that receives its model, and the arguments of these `names`, over its noisy link."""
     if silent(noise.down):
         return learn

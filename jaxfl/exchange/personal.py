@@ -17,6 +17,7 @@ import numpy as np
 from jaxfl.core import Algorithm, Array, Cohort, Mail, State, Tree
 from jaxfl.errors import InputError
 from jaxfl.learn.layers import Part
+from jaxfl.mapping.at import must_take
 from jaxfl.mapping.nodes import map_nodes
 
 
@@ -51,14 +52,20 @@ def split(part: Part, m: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def keeping(learn: Callable, part: Part) -> Callable:
-    """`learn` of ONE node that keeps its columns, as its memory `personal`; it logs `same`, see `handed_back`."""
+    """`learn` of ONE node that keeps its columns, as its memory `personal`; it logs `same`, see `handed_back`.
+
+    Raises:
+        InputError: while tracing, a `learn` that takes no `personal`, or logs none.
+    """
+    says = "net.personal is set, but what this system's nodes learn by keeps no part of a model."
+    learn = must_take(learn, "personal", says)
 
     def member(key: Array, data: Any, i: Array, x: Array, *, personal: Own, **arguments: Tree) -> tuple[Array, dict]:
         at = part.columns
         mine = jnp.where(personal.met, personal.columns, x[at])
         row, log = learn(key, data, i, x, personal=(part, mine), **arguments)
         if "personal" not in log:
-            raise InputError("net.personal is set, but what this system's nodes learn by keeps no part of a model.")
+            raise InputError(says)
         said = row[split(part, row.shape[0])[0]].reshape(-1, len(at))
         same = jnp.stack([(said == 0).all(), (said == x[at]).all()])
         return row, log | {"personal": Own(log["personal"], jnp.bool_(True), part), "same": same}

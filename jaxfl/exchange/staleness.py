@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxfl.core import Array, Cohort
+from jaxfl.core import Array, Cohort, ages
 from jaxfl.errors import require
 
 
@@ -52,20 +52,23 @@ FRESH = Staleness()
 
 
 def counted(rule: Staleness, cohort: Cohort) -> tuple[Cohort, Array | None, dict]:
+    """As `weighed`; where no earlier version counts, without scale and log, as who is fresh is not discounted."""
+    cohort, scale, log = weighed(rule, cohort)
+    return (cohort, scale, log) if rule.longest else (cohort, None, {})
+
+
+def weighed(rule: Staleness, cohort: Cohort) -> tuple[Cohort, Array | None, dict]:
     """The cohort with discounted weights, 0 where too old, what its weighted mean is to be scaled by, and a log.
 
     The scale is `sum of discounted weights / sum of weights` over those who are not too old: 1 if nothing is stale.
-    None: no scale. The log holds the mean `age` of those asked and how many of them were `dropped`; it is empty where
-    no earlier version counts.
+    None: no scale. The log holds the mean `age` of those asked and how many of them were `dropped`.
     """
     selected = cohort.weight > 0 if cohort.selected is None else cohort.selected
-    old = cohort.age > rule.longest
+    age = ages(cohort)
+    old = age > rule.longest
     weight = jnp.where(old, 0, cohort.weight)
-    discounted = weight * rule.discount(cohort.age)
-    cohort = cohort._replace(weight=discounted, selected=selected)
-    if not rule.longest:
-        return cohort, None, {}
-    age = jnp.where(selected, cohort.age, 0).sum() / jnp.maximum(selected.sum(), 1)
-    log = {"age": age, "dropped": (selected & old).sum()}
+    discounted = weight * rule.discount(age)
+    mean = jnp.where(selected, age, 0).sum() / jnp.maximum(selected.sum(), 1)
+    log = {"age": mean, "dropped": (selected & old).sum()}
     scale = None if rule.normalised or cohort.total is not None else discounted.sum() / jnp.maximum(weight.sum(), 1e-12)
-    return cohort, scale, log
+    return cohort._replace(weight=discounted, selected=selected), scale, log

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array
+from jaxfl.core import Array, frozen
 from jaxfl.errors import InputError
 from jaxfl.learn.layers import Layer, layers, part
 from jaxfl.learn.task import Task
@@ -33,7 +33,7 @@ def identity(task: Task, *patterns: str) -> np.ndarray:
         kernel = np.zeros(a.shape, np.float32)
         kernel[tuple(side // 2 for side in window)] = np.eye(inputs)
         row[a.start : a.stop] = kernel.ravel()
-    return row
+    return frozen(row)
 
 
 def deeper(task: Task, row: Array, larger: Task, kept: Sequence[int]) -> Array:

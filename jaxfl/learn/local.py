@@ -58,6 +58,11 @@ def one_batch(key: Array, data: Shards, i: Array, batch: int | None) -> tuple[Ar
     return drawn_batches(key, data, i, 1, batch)[0], None
 
 
+def steps_of(size: Any, steps: int | None, epochs: int | None, batch: int | None) -> Any:
+    """How many local steps `local_sgd` of these arguments runs, `[]` or, of `epochs`, by the `size` `[n]` of shards."""
+    return steps if not epochs else epochs if batch is None else epochs * -(-size // batch)
+
+
 def _batches(key, data, i, steps, epochs, batch):
     """Indices, masks (None where every batch is full) of all local steps."""
     if batch is None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxfl.core import Array
+from jaxfl.core import Array, frozen
 from jaxfl.errors import InputError, require
 from jaxfl.learn.layers import layers, part
 from jaxfl.learn.task import Task
@@ -73,7 +73,7 @@ def units(task: Task) -> Units:
                 raise InputError(f"task is no chain of layers: {a.path} has {a.shape[-2]} inputs after {before} units.")
             table.reads[span] = np.broadcast_to(np.arange(a.shape[-2])[:, None] % before, a.shape).ravel()
             table.inputs[span] = before
-    return table
+    return Units(*map(frozen, table))
 
 
 def window(table: Units, share: Array, first: Array | int = 0) -> Array:
@@ -121,7 +121,7 @@ def magnitude(task: Task, profile: Profile) -> Policy:
     """The `share` of the numbers of the model that are largest in magnitude, `ceil(share d)` and their equals."""
     shares = of_shares(profile)
     traced = isinstance(shares, Tracer)
-    kinds, kind = (shares, np.arange(len(shares))) if traced else np.unique(shares, return_inverse=True)
+    kinds, kind = (shares, np.arange(len(shares))) if traced else map(frozen, np.unique(shares, return_inverse=True))
 
     def policy(key, i, t, x):
         least = jax.vmap(lambda share: least_of(x, share))(jnp.asarray(kinds))  # once a round: no node is asked
@@ -170,7 +170,7 @@ def levels(task: Task, groups: Sequence[Sequence[str]]) -> np.ndarray:
     if (level < 0).any():
         missing = next(a.path for a in layers(task) if (level[a.start : a.stop] < 0).any())
         raise InputError(f"groups leaves out {missing}, but every layer must belong to a group.")
-    return level
+    return frozen(level)
 
 
 def by_level(level: np.ndarray, values: Array) -> Array:
@@ -218,6 +218,7 @@ def nested(task: Task, stacks: Sequence[Sequence[str]], profile: Profile) -> Pol
     for stack in stacks:
         for j, block in enumerate(stack):
             level[part(task, f"{block}/*").columns] = j
+    level = frozen(level)
     return lambda key, i, t, x: Sub(jnp.asarray(level) < of_node(profile, i))
 
 

@@ -4,9 +4,10 @@ The round's bounds reach every node by themselves: who may run fewer steps (`Coh
 is. What the work cost is in the log.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,14 +59,15 @@ def lift(who: Who, learn: Callable, weight: Array | None = None) -> Callable:
     """`at` without the log: `(rows, memory, each)`, for verbs that count time themselves."""
     c, ids = (who, who.ids) if isinstance(who, Cohort) else (None, who)
     knows = takes(learn)
+    says = "learn takes no `steps`, but this world bounds the steps of nodes (stragglers, churn)."
+    learn = must_take(learn, "steps", says)
 
     def lifted(key: Array, env: Env, x: Array, shared: dict | None = None, memory: dict | None = None, **own: Tree):
         keys = node_keys(stream(key, "learn"), ids)
         common = dict(shared or {}) | ({"t": env.t} if knows("t") else {})
         bound = _bound(who, env, own.pop("steps", None))
-        if bound is not None and not knows("steps"):
-            raise InputError("learn takes no `steps`, but this world bounds the steps of nodes (stragglers, churn).")
         own = {name: v for name, v in {**own, "steps": bound}.items() if v is not None}
+        stays = c is None and bound is not None
         (common if x.ndim == 1 else own)["x"] = x
 
         def one(shared, row, mine):
@@ -78,7 +80,7 @@ def lift(who: Who, learn: Callable, weight: Array | None = None) -> Callable:
             if forgotten:
                 raise InputError(f"learn does not log {', '.join(forgotten)}, but must: it is what a node keeps now.")
             new = {name: log[name] for name in mine}
-            if c is None and bound is not None:
+            if stays:
                 new = jax.tree.map(lambda a, b: jnp.where(args["steps"] > 0, a, b), new, mine)
             return (y, {name: v for name, v in log.items() if name not in mine}), new
 
@@ -150,5 +152,24 @@ def _bound(who: Who, env: Env, own: Array | None) -> Array | None:
 def takes(learn: Callable) -> Callable[[str], bool]:
     """Whether `learn` takes an argument of a name."""
     parameters = inspect.signature(learn).parameters
-    more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return lambda name: more or name in parameters
+    more, names = any(p.kind is p.VAR_KEYWORD for p in parameters.values()), frozenset(parameters)
+    return lambda name: more or name in names
+
+
+def must_take(learn: Callable, name: str, says: str) -> Callable:
+    """`learn`; if it is given an argument `name` that it, or what it hands its arguments on to, does not take, `says`.
+
+    Raises:
+        InputError: when called, with the sentence `says`.
+    """
+
+    @functools.wraps(learn)
+    def called(*arguments: Any, **named: Any) -> tuple:
+        try:
+            return learn(*arguments, **named)
+        except TypeError as error:
+            if f"unexpected keyword argument '{name}'" not in str(error):
+                raise
+            raise InputError(says) from error
+
+    return called

@@ -36,6 +36,17 @@ def block_of(size: int | None) -> Iterator[None]:
         _block.reset(token)
 
 
+def in_this_block(f: Callable) -> Callable:
+    """`f`, always traced with the blocks that are forced now."""
+    size = _block.get()
+
+    def traced(*args: Tree) -> Tree:
+        with block_of(size):
+            return f(*args)
+
+    return traced
+
+
 def block_size(count: int, bytes_each: int) -> int:
     """Nodes of one block: as many as the budget holds, or a little fewer where that fills the last block better."""
     budget = CACHE_BYTES if jax.default_backend() == "cpu" else ACCELERATOR_BYTES

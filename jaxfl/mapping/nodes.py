@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
 
 from jaxfl.core import Array, Cohort, Tree, is_key
-from jaxfl.mapping.blocks import block_size, in_blocks, placed, row_of, taken
+from jaxfl.mapping.blocks import block_size, in_blocks, in_this_block, placed, row_of, taken
+from jaxfl.mapping.canonical import once
 from jaxfl.mapping.draws import draws_apart
 from jaxfl.mapping.shards import AXIS, fill, node_shards, over_shards, unfill
 
@@ -24,18 +26,14 @@ def _bytes_each(stacked: Tree, count: int) -> int:
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves) // max(count, 1)
 
 
-def _matmul_bytes(f: Callable, shared: Tree, stacked: Tree) -> int:
-    """The largest matrix that `f` multiplies for one node, in bytes: parameters, activations, windows of images."""
-
-    def largest(jaxpr: Any) -> int:
-        found = [0]
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name == "dot_general":
-                found += [math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in (*eqn.invars, *eqn.outvars)]
-            found += [largest(inner) for inner in programs_in(eqn)]
-        return max(found)
-
-    return largest(jax.make_jaxpr(f)(shared, row_of(stacked)).jaxpr)
+def _matmul_bytes(program: Any) -> int:
+    """The largest matrix that one node's program multiplies, in bytes: parameters, activations, windows of images."""
+    found = [0]
+    for eqn in program.eqns:
+        if eqn.primitive.name == "dot_general":
+            found += [math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in (*eqn.invars, *eqn.outvars)]
+        found += map(_matmul_bytes, programs_in(eqn))
+    return max(found)
 
 
 def map_nodes(
@@ -67,11 +65,14 @@ def map_nodes(
         plain = lambda shared, row, memory: (f(shared, row), memory)
         return map_nodes(plain, shared, stacked, memory=(), bytes_each=bytes_each, weight=weight)[0]
     count = jax.tree.leaves(stacked)[0].shape[0]
+    found = once(in_this_block(f))
+    matrix = _matmul_bytes(found.trace(shared, row_of(stacked), row_of(memory)).jaxpr.jaxpr)
+    if any(isinstance(a, Tracer) for a in jax.tree.leaves((shared, stacked, memory))):
+        f = found
     whole = lambda shared, both: f(shared, *both)
     remembered = jax.tree.leaves(memory)
     row = _bytes_each(stacked, count) + (_bytes_each(memory, remembered[0].shape[0]) if remembered else 0)
     row = max(bytes_each, row)
-    matrix = _matmul_bytes(whole, shared, (stacked, memory))
     # a matrix larger than the row is made of activations, which are in cache together with their gradient
     each = 2 * matrix if matrix > row else row
 

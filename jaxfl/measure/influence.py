@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxfl.core import Algorithm, Array, Env, Graph, Scenario, State, Tree
-from jaxfl.engine.run import build, rollout_from
+from jaxfl.engine.rollout import rollout_from
+from jaxfl.engine.run import build
 from jaxfl.errors import InputError, require
 from jaxfl.world.work import skipping
 

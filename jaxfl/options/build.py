@@ -141,7 +141,7 @@ def build(
         parts["cohort"] = clock_of(setup, speeds, built, data, task.dim, chosen, law, own.clock)
     elif speeds is not None:
         parts |= {"links": speeds, "round_seconds": 0.0}
-    if system.kind == "server":
+    if system.kind == "server" and ("sample" not in takes or own.cohort is not None):
         parts["cohort"] = _participation(setup, name, own.cohort)
     if law is not None and system.kind in ("server", "gossip") and timed(setup):
         parts["cohort"] = _barrier(setup, name, takes, parts.get("cohort"), law, partial(steps_of, data, chosen))

@@ -53,7 +53,7 @@ def fit(world: World, label: str, options: Mapping[str, Any], swept: Mapping[str
     arm = build(plain, name, options, swept, own)
     if not judged:
         return Fit(arm, unheard)
-    hyper, known = {key: values[0] for key, values in swept.items()}, law.Known({}, {})
+    hyper, known = {key: values[0] for key, values in swept.items()}, law.Known({}, {}, {}, {})
 
     def word_of(arm: Arm) -> str:
         return law.program(arm.algorithm, arm.scenario, arm.model, hyper, known)

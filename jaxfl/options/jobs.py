@@ -14,12 +14,13 @@ from jax.core import eval_jaxpr
 from jaxfl.core import Algorithm, Cohort, Env, Links, Process, Shards
 from jaxfl.engine.law import alive
 from jaxfl.errors import InputError
+from jaxfl.learn import local
 from jaxfl.mapping.canonical import canonical
 from jaxfl.options import times
 from jaxfl.options.config import Setup
 from jaxfl.paper import Workers
-from jaxfl.world import clock, durations, pace, traces
-from jaxfl.world.deadline import deadline
+from jaxfl.world import clock, deadline, durations, pace, traces
+from jaxfl.world.links import to_server
 from jaxfl.world.traces import Trace
 
 
@@ -88,13 +89,14 @@ def barrier(setup: Setup, members: Process, law: Law, steps: Callable[[], Any]) 
     Raises:
         InputError: more answers than members, or members of a clock.
     """
-    limit, keep, least, late = times.deadline(setup.deadline or "inf")
+    if setup.deadline is None:
+        return reduce(pace.varied, law.factors, deadline.barrier(members, law.seconds))
+    limit, keep, least, late = times.deadline(setup.deadline)
     partial = steps() if late == "partial" else None
     try:
-        rounds = deadline(members, law.seconds, limit, keep=keep, least=least, partial=partial)
+        rounds = deadline.deadline(members, law.seconds, limit, keep=keep, least=least, partial=partial)
     except InputError as error:
-        said = "" if setup.deadline is None else f"deadline is {setup.deadline}: "
-        raise InputError(f"{said}{error}") from error
+        raise InputError(f"deadline is {setup.deadline}: {error}") from error
     return reduce(pace.varied, law.factors, rounds)
 
 
@@ -122,7 +124,9 @@ def clock_of(
     """
     n, seconds, steps = setup.nodes, law.seconds, steps_of(data, options)
     if links is not None:
-        down, up = _message_bits(algorithm, data, dim, n)
+        near = to_server(links)
+        free = np.isinf([near.up, near.down]).all() and not np.any(near.latency)
+        down, up = (0.0, 0.0) if free else _message_bits(algorithm, data, dim, n)
         moved = durations.on_links(links, down_bits=down, up_bits=up, steps=steps)
         seconds = durations.total(seconds, moved)
     own = (made or buffered)(Workers(n, setup.concurrency or 1, setup.goal or 1, seconds, steps))
@@ -139,8 +143,7 @@ def _message_bits(algorithm: Algorithm, data: Any, dim: int, n: int) -> tuple[fl
 @lru_cache(maxsize=64)
 def _bits(algorithm: Algorithm, structure: Any, leaves: tuple, dim: int, n: int) -> tuple[float, float]:
     """Only the cost is asked for, which shapes alone decide: nothing is trained, nor compiled."""
-    zero = jnp.zeros(1, jnp.int32)
-    alone = Cohort(zero, jnp.ones(1), zero)
+    alone = Cohort(jnp.zeros(1, jnp.int32), jnp.ones(1))
 
     def cost(key, x, data):
         env = Env(jnp.int32(0), jnp.float32(0), data, None, alone, jnp.zeros(n, bool))
@@ -157,9 +160,7 @@ def _bits(algorithm: Algorithm, structure: Any, leaves: tuple, dim: int, n: int)
 
 def steps_of(data: Any, options: Mapping[str, Any]) -> Any:
     """Local steps of a job, `[]` or by node `[n]`: an epoch of a small shard has fewer."""
-    epochs, batch = options.get("epochs"), options.get("batch")
-    if not epochs and "steps" not in options:
+    if not options.get("epochs") and "steps" not in options:
         raise InputError("steps are unknown, as the system has no such option.")
-    if not epochs:
-        return options["steps"]
-    return epochs if batch is None else epochs * -(-np.asarray(data.size) // batch)
+    size = np.asarray(data.size) if isinstance(data, Shards) else None
+    return local.steps_of(size, *map(options.get, ("steps", "epochs", "batch")))

@@ -63,7 +63,7 @@ def timeline(schedule: Schedule, ax: Any = None, *, nodes: Sequence[int] | None 
     line = np.full(schedule.nodes, -1)
     line[shown] = np.arange(len(shown))
     t, slot = np.nonzero(asked & (line[np.asarray(c.ids)] >= 0))
-    age = np.asarray(c.age)[t, slot]
+    age = np.zeros(t.size, int) if c.age is None else np.asarray(c.age)[t, slot]
     made, turn = _versions(c)
     begin, end, y = starts[np.searchsorted(made, made[t] + turn[slot] - age)], ends[t], line[np.asarray(c.ids)[t, slot]]
     fine = counts[t, slot]

@@ -3,7 +3,7 @@
 Every process keeps the base weights `[n]` in `arrays["weight"]`. By default a node counts as much as it has samples:
 `scenario` fills them in where its data are `Shards`; elsewhere all count 1. `weight=jnp.ones(n)` makes nodes count
 alike in any world. Ids are distinct and ascending, so a slot order never depends on how they were drawn. All members
-are fresh (`age` 0) and run every local step; `clock` yields the others.
+are fresh and run every local step; `clock` yields the others.
 """
 
 import math
@@ -80,7 +80,7 @@ def thinned(cohort: Cohort, share: Array) -> Cohort:
     if total is not None:
         left = jnp.where(present, share, 0).sum() / jnp.maximum(present.sum(), 1)
         total = jnp.where(left > 0, left, 1) * total  # of nobody no mean is taken
-    return cohort._replace(weight=cohort.weight * share, total=total)
+    return cohort._replace(weight=cohort.weight * share, total=total, strata=Strata(cohort.strata.count))
 
 
 def labels(name: str, n: int, groups: Any) -> np.ndarray:
@@ -118,8 +118,8 @@ def _probability(name: str, p: Any, n: int, least: float = 0.0) -> np.ndarray:
     return values
 
 
-def _cohort(ids: Array, weight: Array, strata: int = 1) -> Cohort:
-    return Cohort(ids.astype(jnp.int32), weight, jnp.zeros(ids.shape, jnp.int32), strata=Strata(strata))
+def _cohort(ids: Array, weight: Array, strata: int = 1, everyone: bool = False) -> Cohort:
+    return Cohort(ids.astype(jnp.int32), weight, strata=Strata(strata, everyone))
 
 
 def subset(key: Array, n: int, c: int) -> Array:
@@ -149,7 +149,7 @@ def everyone(n: int, weight: Any = None) -> Process:
     """All nodes in every round; `c = n`."""
 
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Cohort]:
-        return s, _cohort(jnp.arange(n, dtype=jnp.int32), arrays["weight"], n)
+        return s, _cohort(jnp.arange(n, dtype=jnp.int32), arrays["weight"], n, everyone=True)
 
     return process(step, base_arrays(n, weight))
 

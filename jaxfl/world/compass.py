@@ -26,6 +26,7 @@ from jaxfl.errors import require
 from jaxfl.world.clock import require_by_node
 from jaxfl.world.cohort import base_arrays
 from jaxfl.world.durations import Seconds, drawing
+from jaxfl.world.pace import smoothed
 from jaxfl.world.process import process
 
 GRAIN = 1e-3  # of a step: what is missed by less than this is missed by rounding
@@ -106,8 +107,7 @@ def compass(
         def answer(s: Compass, now: Array, event: Array) -> tuple[Compass, Array, Array]:
             i = jnp.argmin(s.left)
             first, k = s.group[i] == FIRST, s.group[i]
-            seen = jnp.where(first, s.pace[i], s.speed[i] + arrays["beta"] * (s.pace[i] - s.speed[i]))
-            s = s._replace(speed=s.speed.at[i].set(seen))
+            s = s._replace(speed=s.speed.at[i].set(smoothed(s.speed[i], s.pace[i], first, arrays["beta"])))
             missed = (k == CLOSED) | ((k >= 0) & (now > s.latest[k]))
 
             def buffered(s: Compass) -> Compass:

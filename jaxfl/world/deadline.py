@@ -1,18 +1,56 @@
-"""Synchronous rounds that end by the clock: who is late counts nothing, or for what it did."""
+"""Synchronous rounds by the clock: they last until all are done, or end before, and who is late counts nothing or less.
+
+Durations are whole jobs with their transfers, and a node's time does not depend on who else is asked.
+"""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxfl.core import ALL_STEPS, Array, Cohort, Process, constant
 from jaxfl.errors import InputError, require
+from jaxfl.mapping.canonical import once
 from jaxfl.world.clock import lasting, require_by_node
 from jaxfl.world.cohort import base_of, thinned
 from jaxfl.world.durations import Seconds, drawing
-from jaxfl.world.process import process
+from jaxfl.world.process import process, yielded
+
+
+def barrier(members: Process, seconds: Seconds) -> Process:
+    """Rounds that last as long as the slowest of their `members` takes; nobody to be waited for takes no time.
+
+    Systems of all kinds run on them, as nobody is late. In gossip the members are `cohort.everyone(n)`.
+
+    Args:
+        members: who is asked: a process that yields a `Cohort`.
+        seconds: how long a job takes.
+
+    Raises:
+        InputError: members of a clock, or numbers that are not by node.
+    """
+    first, pick, draw, _ = _asked(members, seconds)
+
+    def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, tuple[Cohort, Array]]:
+        s, c = once(pick)(key, arrays["members"], s, t)
+        spent = lasting(draw, key, arrays, c.ids, c.ids)
+        return s, (c, jnp.max(jnp.where(c.weight > 0, spent, 0.0), initial=0.0))
+
+    arrays = {"members": members.arrays, "seconds": seconds.arrays}
+    return process(step, arrays, lambda key, arrays: first(key, arrays["members"]))
+
+
+def _asked(members: Process, seconds: Seconds) -> tuple[Callable, Callable, Callable, int]:
+    """How members begin and are picked, how long a job of theirs takes, and how many they are."""
+    first, pick, _ = members
+    value = yielded(members)
+    if not isinstance(value, Cohort):
+        raise InputError("members is a clock already, but a deadline needs a process that yields a Cohort alone.")
+    if (base := base_of(members)) is not None:
+        require_by_node(seconds, base.shape[0])
+    return first, pick, drawing(seconds), value.ids.shape[0]
 
 
 def deadline(
@@ -38,7 +76,7 @@ def deadline(
 
     Args:
         members: who is asked: a process that yields a `Cohort`.
-        seconds: how long a job takes, its transfers among it. A node's time does not depend on who else is asked.
+        seconds: how long a job takes.
         limit: the longest round in seconds, above 0; infinite: none.
         keep: answers that end a round; None: all.
         least: members that must count.
@@ -47,26 +85,20 @@ def deadline(
     Raises:
         InputError: a number out of range, `least` above 1 without a limit, numbers that are not by node.
     """
-    first, pick, _ = members
-    value = jax.eval_shape(lambda k, a: pick(k, a, first(k, a), jnp.int32(0))[1], jax.random.key(0), members.arrays)
-    if not isinstance(value, Cohort):
-        raise InputError("members is a clock already, but a deadline needs a process that yields a Cohort alone.")
-    size, base = value.ids.shape[0], base_of(members)
+    first, pick, draw, size = _asked(members, seconds)
+    base = base_of(members)
     require("limit", limit, least=1e-37, most=math.inf)  # of less float32 makes 0
     require("keep", keep, least=1, most=size, whole=True, none=True)
     require("least", least, least=1, most=size if keep is None else keep, whole=True)
     if least > 1 and limit == math.inf:
         raise InputError(f"least is {least}, but limit is infinite: a round that is void must end some day.")
-    if base is not None:
-        require_by_node(seconds, base.shape[0])
     work = None if partial is None else np.asarray(partial)
     require("partial", work, least=1, below=ALL_STEPS, whole=True, none=True)
     if work is not None and work.shape not in ((), *(() if base is None else (base.shape,))):
         raise InputError(f"partial has shape {list(work.shape)}, but must be one number, or one a node.")
-    draw = drawing(seconds)
 
     def step(key: Array, arrays: dict, s: Any, t: Array) -> tuple[Any, tuple[Cohort, Array]]:
-        s, c = pick(key, arrays["members"], s, t)
+        s, c = once(pick)(key, arrays["members"], s, t)
         spent = lasting(draw, key, arrays, c.ids, c.ids)
         present = c.weight > 0
         order = jnp.where(present, spent, jnp.inf)

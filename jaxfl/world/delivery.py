@@ -87,7 +87,8 @@ def quorum(
     """A round ends with the `goal`-th answer, or `timeout` seconds after it began with those that are there.
 
     With `timeout` infinite it is FedBuff whose clients wait in the buffer; `goal = 1` with everyone at work is
-    asynchronous training without sampling, and `goal = n` a barrier. `timeout` is traced. Costs as `ticks`.
+    asynchronous training without sampling, and `goal = n` a barrier (of systems that remember no earlier versions it is
+    `deadline.deadline(cohort.everyone(n), seconds)`). `timeout` is traced. Costs as `ticks`, O(C) where `goal` is 1.
 
     Args:
         n: nodes.
@@ -180,7 +181,7 @@ def _working(
     elapsed: Callable,
     slack: float,
 ) -> Process:
-    """`concurrency` jobs that run until a round `ends(seconds left [C] ascending, limits)` seconds after it began.
+    """`concurrency` jobs that run until a round ends, `ends(seconds left of the capacity's soonest, limits)` later.
 
     `elapsed(jobs, over)` are the seconds since the dispatch of those who go on, at the end of the round; `jobs.age` has
     the new version already.
@@ -199,10 +200,10 @@ def _working(
 
     def step(key: Array, arrays: dict, jobs: Jobs, t: Array) -> tuple[Jobs, tuple[Cohort, Array]]:
         left = jobs.spent - jobs.since
-        left, ids, place = jax.lax.sort((left, jobs.ids, jnp.arange(working, dtype=jnp.int32)), num_keys=2)
-        over = ends(left, arrays["limits"])
-        done = left <= over + slack * jobs.spent[place]
-        came, ids, place = done[:most], ids[:most], place[:most]
+        place = _soonest(left, jobs.ids, most)
+        over = ends(left[place], arrays["limits"])
+        done, ids = left <= over + slack * jobs.spent, jobs.ids[place]
+        came = done[place]
         c = Cohort(ids, jnp.where(came, arrays["weight"][ids], 0), jobs.age[place], waiting=done.sum() - came.sum())
 
         sent = ids
@@ -218,3 +219,10 @@ def _working(
         return jax.tree.map(put, older, new), (c, over)
 
     return process(step, {**base, "seconds": seconds.arrays, "limits": limits}, init)
+
+
+def _soonest(left: Array, ids: Array, count: int) -> Array:
+    """Where the `count` jobs are that end first, of `left` seconds and nodes `ids` `[C]`; ties in order of node."""
+    if count == 1:
+        return jnp.argmin(jnp.where(left == left.min(), ids, jnp.iinfo(jnp.int32).max))[None]
+    return jax.lax.sort((left, ids, jnp.arange(len(ids), dtype=jnp.int32)), num_keys=2)[2][:count]

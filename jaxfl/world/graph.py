@@ -14,7 +14,6 @@ import numpy as np
 from jaxfl.core import Graph, constant
 from jaxfl.errors import InputError, require
 from jaxfl.world.tiers import Tiers, edges, in_tiers, tiers_of, wasteful
-from jaxfl.world.tiers import degrees as degrees
 
 
 def _count(name: str, value: int, least: int) -> int:

@@ -10,7 +10,6 @@ and give both to `varied`:
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +18,7 @@ from jaxfl.errors import InputError, require
 from jaxfl.mapping.canonical import canonical
 from jaxfl.world.cohort import availability
 from jaxfl.world.durations import Seconds
-from jaxfl.world.process import process
+from jaxfl.world.process import process, yielded
 
 ROUND = "factor of the round"  # marks the factors [n] of a law, as they are where nobody varies them
 
@@ -50,7 +49,7 @@ def varied(clock: Process, factors: Process) -> Process:
     _filled(arrays, lambda a: shapes.append(a.shape) or a)
     if not shapes:
         raise InputError("clock has no durations that change with the rounds: make it of a law `pace.by_round`.")
-    like = jax.eval_shape(lambda k: next_factor(k, own, first_factor(k, own), jnp.int32(0))[1], jax.random.key(0))
+    like = yielded(factors)
     if getattr(like, "shape", None) != shapes[0]:
         raise InputError(f"factors do not yield {list(shapes[0])}: one factor a node of the clock is needed.")
 
@@ -126,6 +125,11 @@ def unseen(n: int) -> Speeds:
     return Speeds(jnp.zeros(n), jnp.zeros(n, jnp.int32))
 
 
+def smoothed(was: Array, now: Array, first: Array, rate: float | Array) -> Array:
+    """An exponential moving average: `now` where it is the `first` value, else `rate` of the way from `was` to it."""
+    return jnp.where(first, now, was + rate * (now - was))
+
+
 def seen(speeds: Speeds, ids: Array, seconds: Array, steps: Array, rate: float | Array = 0.3) -> Speeds:
     """Exponential moving averages of seconds a step, after jobs of `steps` `[c]` that took `seconds` `[c]`.
 
@@ -142,5 +146,5 @@ def seen(speeds: Speeds, ids: Array, seconds: Array, steps: Array, rate: float |
     told = steps > 0
     now = seconds / jnp.maximum(steps, 1)
     was, count = speeds.seconds[ids], speeds.seen[ids]
-    new = jnp.where(count > 0, was + rate * (now - was), now)
+    new = smoothed(was, now, count == 0, rate)
     return Speeds(speeds.seconds.at[ids].set(jnp.where(told, new, was)), speeds.seen.at[ids].add(told))

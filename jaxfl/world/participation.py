@@ -111,10 +111,12 @@ def _drawn(seconds: Seconds, n: int, draws: int, seed: int) -> np.ndarray:
     require("draws", draws, least=1, whole=True)
     require_by_node(seconds, n)
 
-    draw = drawing(seconds)
-
-    def of(i: Array, keys: Array) -> Array:
-        return jax.vmap(lambda k: draw(k, seconds.arrays, i))(keys)
-
     keys = jax.vmap(lambda k: jax.random.split(k, draws))(node_keys(jax.random.key(seed), jnp.arange(n)))
-    return np.asarray(jax.jit(jax.vmap(of))(jnp.arange(n), keys), np.float64)
+    return np.asarray(_draw_all(drawing(seconds))(jnp.arange(n), keys, seconds.arrays), np.float64)
+
+
+@lru_cache(maxsize=16)
+def _draw_all(draw: Callable) -> Callable:
+    """`(ids [n], keys [n, draws], arrays) -> seconds [n, draws]`."""
+    of = lambda i, keys, arrays: jax.vmap(lambda k: draw(k, arrays, i))(keys)
+    return jax.jit(jax.vmap(of, (0, 0, None)))

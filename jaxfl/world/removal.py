@@ -108,7 +108,7 @@ def without_data(cohort: Process, n: int, nodes: Any, at: int = 0) -> Process:
         c, *more = (c,) if isinstance(c, Cohort) else c
         has = ~(arrays["lost"][c.ids] & (t >= arrays["at"]))
         steps = jnp.where(has, ALL_STEPS if c.steps is None else c.steps, 0).astype(jnp.int32)
-        c = thinned(c, has.astype(jnp.float32))._replace(steps=steps)
+        c = thinned(c, has.astype(jnp.float32))._replace(steps=steps, strata=c.strata)  # the steps say all of it
         return s, (c, *more) if more else c
 
     arrays = {"members": inner, "lost": constant(_mask(n, nodes, at)), "at": constant(at, np.int32)}

@@ -10,12 +10,12 @@ from jax.core import Tracer
 
 from jaxfl.core import ALL_STEPS, Array, Cohort, Graph, Links, Now, Process, Scenario, Shards, Tree, constant, stream
 from jaxfl.errors import InputError, require
-from jaxfl.mapping.canonical import canonical
+from jaxfl.mapping.canonical import canonical, once
 from jaxfl.world.cohort import base_of, everyone, weighted
 from jaxfl.world.events import Events, paced
 from jaxfl.world.links import by_node
 from jaxfl.world.max_plus import Clocks
-from jaxfl.world.process import process
+from jaxfl.world.process import process, yielded
 from jaxfl.world.promises import require_weights
 from jaxfl.world.tiers import Tiers, tiers_of
 from jaxfl.world.topology import as_process, between
@@ -89,7 +89,7 @@ def scenario(
         raise InputError(f"round_seconds = {round_seconds}: a finite time of at least 0 is needed.")
     where = process(lambda key, arrays, s, t: (s, None)) if topology is None else as_process(topology)
     who = everyone(n) if cohort is None else cohort
-    graph, members = _value(where), _value(who)
+    graph, members = yielded(where), yielded(who)
     timed = isinstance(members, tuple) and not isinstance(members, Cohort)
     members = members[0] if timed else members
     if graph is not None and tiers_of(graph).n != n:
@@ -100,12 +100,14 @@ def scenario(
         raise InputError("cohort is set, but the clocks of this topology (world.events) say who acts: leave it out.")
     if clocks is not None:
         _require_one_time(clocks, links, timed or isinstance(graph, Events), graph, n)
+    if links is not None and isinstance(members, Cohort) and members.updates is not None:
+        raise InputError("links are given, but in waves the durations of jobs are all that takes time: leave them out.")
     base = base_of(who)
     if not isinstance(members, Cohort) or members.ids.shape[0] > n or (base is not None and base.shape != (n,)):
         raise InputError(f"cohort is not drawn from {n} nodes: a process that yields a Cohort of them is needed.")
     who = weighted(who, sizes)
     up = process(lambda key, arrays, s, t: (s, None)) if churn is None else churn
-    alive = _value(up)
+    alive = yielded(up)
     if churn is not None and (getattr(alive, "shape", None) != (n,) or alive.dtype != bool):
         raise InputError(f"churn does not yield who of {n} nodes is up: a process of [{n}] bool is needed.")
     if links is not None and any(np.shape(v) != (n,) for v in by_node(links)):
@@ -121,15 +123,15 @@ def scenario(
     begin, tick = (None, None) if clocks is None else clocks[:2]
 
     def init(key: Array, arrays: dict) -> tuple:
-        at_where = first_where(stream(key, "topology"), arrays["topology"])
-        at_up = first_up(stream(key, "churn"), arrays["churn"])
+        at_where = once(first_where)(stream(key, "topology"), arrays["topology"])
+        at_up = once(first_up)(stream(key, "churn"), arrays["churn"])
         timers = () if begin is None else (begin(n, graph),)
-        return at_where, first_who(stream(key, "cohort"), arrays["cohort"]), at_up, *timers
+        return at_where, once(first_who)(stream(key, "cohort"), arrays["cohort"]), at_up, *timers
 
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Now]:
-        at_where, graph = next_where(stream(key, "topology"), arrays["topology"], s[0], t)
-        at_who, c = next_who(stream(key, "cohort"), arrays["cohort"], s[1], t)
-        at_up, alive = next_up(stream(key, "churn"), arrays["churn"], s[2], t)
+        at_where, graph = once(next_where)(stream(key, "topology"), arrays["topology"], s[0], t)
+        at_who, c = once(next_who)(stream(key, "cohort"), arrays["cohort"], s[1], t)
+        at_up, alive = once(next_up)(stream(key, "churn"), arrays["churn"], s[2], t)
         c, seconds = c if timed else (c, arrays["seconds"])
         if isinstance(graph, Events):
             c, seconds = paced(c, graph), graph.seconds
@@ -196,12 +198,3 @@ def _shares(base: Array | None, n: int) -> Array:
         return base / base.sum()
     weight = np.ones(n) if base is None else np.asarray(base, np.float64)
     return constant(weight / weight.sum(), np.float32)
-
-
-def _value(process: Process) -> Any:
-    """Shapes of what a process yields, without running it."""
-
-    def first(key: Array, arrays: Tree) -> Any:
-        return process.step(key, arrays, process.init(key, arrays), jnp.int32(0))[1]
-
-    return jax.eval_shape(first, jax.random.key(0), process.arrays)

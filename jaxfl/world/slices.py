@@ -9,7 +9,6 @@ be computed before it is asked for: a contacted member runs, in one go, all the 
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,7 +16,7 @@ from jaxfl.core import ALL_STEPS, Array, Cohort, Process, constant, stream
 from jaxfl.errors import InputError, require
 from jaxfl.world.cohort import base_of
 from jaxfl.world.exponential import uniform
-from jaxfl.world.process import process
+from jaxfl.world.process import process, yielded
 
 
 class Work(NamedTuple):
@@ -48,7 +47,7 @@ def slices(members: Process, rate: Any, slots: int, *, cap: int = ALL_STEPS - 1,
     """
     first, pick, _ = members
     base = base_of(members)
-    value = jax.eval_shape(lambda k, a: pick(k, a, first(k, a), jnp.int32(0))[1], jax.random.key(0), members.arrays)
+    value = yielded(members)
     if base is None or not isinstance(value, Cohort) or value.steps is not None:
         raise InputError("members must be a process of world.cohort, and neither a clock nor one that sets steps.")
     n, p = base.shape[0], np.asarray(rate, np.float64)

@@ -16,7 +16,7 @@ from jaxfl.errors import InputError, require
 from jaxfl.world.cohort import subset
 from jaxfl.world.graph import require_no_hermit
 from jaxfl.world.mixing import from_matrix, from_networkx, push_weights
-from jaxfl.world.process import process
+from jaxfl.world.process import process, yielded
 from jaxfl.world.promises import require_weights
 from jaxfl.world.tiers import Tiers
 
@@ -248,10 +248,9 @@ def lossy(topology: Graph | Process, loss: Any) -> Process:
     Raises:
         InputError: a number outside 0..1, or another shape.
     """
-    start, walk, below = as_process(topology)
+    start, walk, below = inner = as_process(topology)
     p = np.asarray(loss, np.float64)
-    like = jax.eval_shape(lambda key: walk(key, below, start(key, below), jnp.int32(0))[1], jax.random.key(0))
-    n = like.nbr.shape[0]
+    n = yielded(inner).nbr.shape[0]
     if p.shape not in ((), (n,), (n, n)) or not ((p >= 0) & (p <= 1)).all():
         raise InputError(
             f"loss = {loss}: a probability from 0 to 1, one a sender [{n}] or an edge [{n}, {n}], is needed."

@@ -41,7 +41,7 @@ def successive(n: int, c: int, p: Any, weight: Any = None) -> Process:
     def step(key: Array, arrays: dict, s: tuple, t: Array) -> tuple[tuple, Cohort]:
         arrival = jnp.log(exponential(stream(key, "successive cohort"), (n,))) - arrays["log_p"]
         ids = jnp.sort(jax.lax.top_k(-arrival, c)[1]).astype(jnp.int32)
-        return s, Cohort(ids, arrays["weight"][ids], jnp.zeros(c, jnp.int32))
+        return s, Cohort(ids, arrays["weight"][ids])
 
     return process(step, base | {"log_p": constant(np.log(prefer), np.float32)})
 
@@ -70,7 +70,7 @@ def independent(n: int, p: Any, *, corrected: bool = True, weight: Any = None) -
         p, weight = arrays["p"], arrays["weight"]
         there = uniform(stream(key, "independent cohort"), (n,)) <= p
         ids, counts = jnp.arange(n, dtype=jnp.int32), weight / p if corrected else weight
-        c = Cohort(ids, jnp.where(there, counts, 0), jnp.zeros(n, jnp.int32), strata=Strata(n))
+        c = Cohort(ids, jnp.where(there, counts, 0), strata=Strata(n))
         return s, c._replace(total=weight.sum() if corrected else None)
 
     return process(step, base | {"p": constant(np.broadcast_to(values, (n,)), np.float32)})

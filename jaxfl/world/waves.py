@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfl.core import PER_MEMBER, Array, Cohort, Process
+from jaxfl.core import PER_MEMBER, Array, Cohort, Process, ages
 from jaxfl.errors import InputError, require
 from jaxfl.world.cohort import base_of
-from jaxfl.world.process import process
+from jaxfl.world.process import process, yielded
 
 
 class Ahead(NamedTuple):
@@ -42,8 +42,7 @@ def waves(clock: Process, most: int) -> Process:
     """
     require("most", most, least=1, whole=True)
     first, pick, _ = clock
-    begin = lambda key, arrays: pick(key, arrays, first(key, arrays), jnp.int32(0))[1]
-    value, base = jax.eval_shape(begin, jax.random.key(0), clock.arrays), base_of(clock)
+    value, base = yielded(clock), base_of(clock)
     if not isinstance(value, tuple) or isinstance(value, Cohort) or value[0].updates is not None or base is None:
         raise InputError("clock is no clock of single rounds: waves are made of one that yields (Cohort, seconds).")
     each, n = value[0].ids.shape[0], base.shape[0]
@@ -63,7 +62,7 @@ def waves(clock: Process, most: int) -> Process:
         def joins(now: tuple) -> Array:
             count, s, _ = now
             c = s.next[0]
-            return (count < most) & ((c.age >= count) | (c.weight == 0)).all()
+            return (count < most) & ((ages(c) >= count) | (c.weight == 0)).all()
 
         def take(now: tuple) -> tuple:
             count, s, taken = now

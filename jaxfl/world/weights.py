@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Array, Cohort, Tree, constant
+from jaxfl.core import Array, Cohort, Strata, Tree, constant
 from jaxfl.errors import InputError, require
 
 
@@ -70,4 +70,4 @@ def reweighed(cohort: Cohort, of: Callable, arrays: Tree) -> Cohort:
     here, total = cohort.weight > 0, cohort.weight.sum()
     share = cohort.weight / jnp.where(total > 0, total, 1)
     new = jnp.where(here, jnp.maximum(of(share, cohort.ids, arrays), 0), 0)
-    return cohort._replace(weight=jnp.where(new.sum() > 0, new, share))
+    return cohort._replace(weight=jnp.where(new.sum() > 0, new, share), strata=Strata(cohort.strata.count))

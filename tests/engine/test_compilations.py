@@ -17,15 +17,17 @@ from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.algorithms.server.fedprox import fedprox
+from jaxfl.core import frozen
 from jaxfl.data import partition
 from jaxfl.data.sets import digits, from_arrays
 from jaxfl.engine import programs
 from jaxfl.engine import run as engine
 from jaxfl.engine.run import run
 from jaxfl.exchange.network import Network
+from jaxfl.learn import submodels
 from jaxfl.learn.hooks import stateless
 from jaxfl.learn.task import logistic_regression
-from jaxfl.mapping.canonical import canonical
+from jaxfl.mapping.canonical import SMALL, canonical
 from jaxfl.measure.metrics import shared_test
 from jaxfl.world import cohort, graph, links, mixing
 from jaxfl.world.scenario import scenario
@@ -188,7 +190,7 @@ def test_numbers_are_told_apart_by_type_and_bits():
 WEIGHT = 0.5
 
 
-def test_what_a_user_wrote_or_an_array_is_never_taken_for_another():
+def test_what_a_user_wrote_is_never_taken_for_another():
     """A user's function may read a name that has changed since."""
 
     def pull():
@@ -199,13 +201,29 @@ def test_what_a_user_wrote_or_an_array_is_never_taken_for_another():
     one, two = make(), make()
     assert canonical(one) is one
     assert canonical(two) is two
-    rates = [fedavg(task, lr=jnp.float32(0.1)) for _ in range(2)]
-    assert [canonical(a) for a in rates] == rates
-    assert canonical(rates[0]) is not canonical(rates[1])
     traced = jax.make_jaxpr(lambda lr: canonical(fedavg(task, lr=lr)).read is None or lr)(0.1)
     assert traced is not None
     assert canonical(test_numbers_are_told_apart_by_type_and_bits) is test_numbers_are_told_apart_by_type_and_bits
     assert canonical([]) == []
+
+
+def test_small_arrays_that_cannot_change_are_told_apart_by_their_bits():
+    task = logistic_regression(64, 10)
+    rate = lambda value: canonical(fedavg(task, lr=value))
+    same = jnp.float32(0.1)
+    assert rate(same) is rate(jnp.float32(0.1)) is rate(same)
+    kinds = [jnp.float32(0.1), jnp.float32(0.2), jnp.bfloat16(0.1), jnp.asarray(0.1), np.float32(0.1), 0.1]
+    assert len({id(rate(value)) for value in kinds}) == len(kinds)
+    held = lambda a: canonical(submodels.fixed(a))
+    fixed = np.eye(3, dtype=bool)
+    assert held(frozen(fixed)) is held(frozen(fixed)) is not held(frozen(~fixed))
+    assert held(frozen(fixed)) is not held(frozen(fixed.reshape(1, 9)))
+    assert held(fixed) is not held(fixed)  # it may be changed between the two
+    large = jnp.zeros((2, SMALL), bool)
+    assert held(large) is not held(large)
+    gone = jnp.zeros(3)
+    gone.delete()
+    assert held(gone) is not held(gone)
 
 
 NEXT_PROCESS = """

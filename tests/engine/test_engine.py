@@ -18,7 +18,8 @@ from jaxfl.core import Env, Metric
 from jaxfl.data import partition
 from jaxfl.data.sets import from_arrays
 from jaxfl.engine import run as engine
-from jaxfl.engine.run import rollout, run
+from jaxfl.engine.rollout import rollout
+from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.task import logistic_regression

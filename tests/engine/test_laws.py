@@ -19,7 +19,8 @@ from jaxfl.algorithms.server.fedopt import fedadagrad, fedadam, fedopt, fedyogi
 from jaxfl.algorithms.server.fedprox import fedprox
 from jaxfl.algorithms.server.momentum_fl import fedavg_m, fedavg_m_vr, scaffold_m, scaffold_m_vr
 from jaxfl.algorithms.server.scaffold import scaffold
-from jaxfl.engine.run import rollout, run
+from jaxfl.engine.rollout import rollout
+from jaxfl.engine.run import run
 from jaxfl.measure.metrics import consensus_distance
 from jaxfl.programs.gossip_averaging import gossip_averaging
 from jaxfl.world import cohort, graph, mixing, topology

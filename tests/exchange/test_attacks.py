@@ -157,7 +157,7 @@ def test_one_of_several_attacks_by_a_traced_number_keeps_its_own_memory_only():
 
 def env_of(g, byz, alive=None):
     n = g.nbr.shape[0]
-    who = Cohort(jnp.arange(n), jnp.ones(n), jnp.zeros(n, jnp.int32))
+    who = Cohort(jnp.arange(n), jnp.ones(n))
     return Env(jnp.int32(0), jnp.float32(0), (), g, who, jnp.asarray(byz), alive)
 
 

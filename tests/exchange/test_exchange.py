@@ -28,7 +28,7 @@ def env_of(g=None, n=None, ids=None, weight=None):
     n = g.nbr.shape[0] if n is None else n
     ids = jnp.arange(n) if ids is None else jnp.asarray(ids)
     weight = jnp.ones(ids.shape[0]) if weight is None else jnp.asarray(weight, jnp.float32)
-    who = Cohort(ids, weight, jnp.zeros(ids.shape[0], jnp.int32))
+    who = Cohort(ids, weight)
     return Env(jnp.int32(0), jnp.float32(0), (), g, who, jnp.zeros(n, bool))
 
 
@@ -250,7 +250,7 @@ def test_the_ledger_by_node_sums_to_the_round():
 
 def test_rows_of_a_cohort_are_read_and_put_back_where_members_are_present():
     rows = {"a": jnp.arange(12.0).reshape(6, 2), "b": jnp.arange(6)}
-    who = Cohort(jnp.array([4, 1]), jnp.ones(2), jnp.zeros(2, jnp.int32))
+    who = Cohort(jnp.array([4, 1]), jnp.ones(2))
     mine = nodes.rows_of(who, rows)
     np.testing.assert_array_equal(mine["a"], [[8, 9], [2, 3]])
     np.testing.assert_array_equal(

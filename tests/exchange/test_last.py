@@ -30,7 +30,7 @@ def asked(key, arrays, s, t):
     """Four of six, one of them absent, another one idle."""
     ids = jnp.asarray(IDS, jnp.int32)[t % len(IDS)]
     weight = arrays["weight"][ids].at[2].set(0)
-    return s, Cohort(ids, weight, jnp.zeros(4, jnp.int32), jnp.asarray(STEPS, jnp.int32))
+    return s, Cohort(ids, weight, steps=jnp.asarray(STEPS, jnp.int32))
 
 
 def world():
@@ -98,7 +98,7 @@ def test_what_arrived_is_remembered_and_its_mean_is_that_of_the_table(net):
 def test_hearing_each_changes_neither_the_mean_nor_the_costs():
     w = world()
     net, env_of = Network(), lambda c: Env(jnp.int32(0), jnp.float32(0), w.data, None, c, w.byz)
-    c = Cohort(jnp.arange(4), jnp.array([1.0, 2, 0, 3]), jnp.zeros(4, jnp.int32))
+    c = Cohort(jnp.arange(4), jnp.array([1.0, 2, 0, 3]))
     member = lambda key, data, i, x: (data.y[i] * (1 + i), {"steps": jnp.float32(1), "gradients": jnp.float32(1)})
 
     def collect(hear):
@@ -116,7 +116,7 @@ def test_hearing_each_changes_neither_the_mean_nor_the_costs():
 def test_a_round_touches_the_rows_of_its_members_alone():
     """No operation but the writing itself gives anything of `n` rows."""
     n, c = 1000, 3
-    who = Cohort(jnp.arange(c), jnp.ones(c), jnp.zeros(c, jnp.int32))
+    who = Cohort(jnp.arange(c), jnp.ones(c))
     share, byz = jnp.full(n, 1 / n), jnp.zeros(n, bool)
     env = Env(jnp.int32(0), jnp.float32(0), (), None, who, byz, share=share)
 

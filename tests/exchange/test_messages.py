@@ -14,7 +14,8 @@ from jaxfl.algorithms.server.fedprox import fedprox
 from jaxfl.core import Metric, Outbox, Program
 from jaxfl.data.sets import digits
 from jaxfl.engine.plan import plan
-from jaxfl.engine.run import rollout, run
+from jaxfl.engine.rollout import rollout
+from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.measure.metrics import shared_test
 from jaxfl.models.networks import MLP

@@ -20,7 +20,7 @@ NET = Network(noise=Noise(jnp.asarray(UP), jnp.asarray(DOWN)))
 def env(graph=None, byz=()):
     ids = jnp.arange(N)
     liars = jnp.isin(ids, jnp.asarray(byz, int))
-    cohort = Cohort(ids, jnp.array([1.0, 2, 3, 4]), jnp.zeros(N, jnp.int32))
+    cohort = Cohort(ids, jnp.array([1.0, 2, 3, 4]))
     return Env(jnp.int32(0), jnp.float32(0), (), graph, cohort, liars)
 
 

@@ -54,7 +54,7 @@ FIRST = TASK.init(jax.random.key(3))
 def asked(t):
     """Three of five in round `t`, the second of them absent, with unequal weights."""
     ids = jnp.array([[0, 2, 3], [4, 1, 0], [2, 3, 4], [1, 0, 2]], jnp.int32)[t]
-    return Cohort(ids, jnp.array([1.0, 0.0, 2.5]), jnp.zeros(3, jnp.int32))
+    return Cohort(ids, jnp.array([1.0, 0.0, 2.5]))
 
 
 def world(**more):

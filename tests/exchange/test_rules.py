@@ -160,7 +160,7 @@ def test_where_the_diagonal_is_zero_a_receiver_does_not_hear_itself():
     rng = np.random.default_rng(0)
     w = rng.random((9, 9)) * (1 - np.eye(9)) * (rng.random((9, 9)) < 0.7)
     g, x = mixing.from_matrix(w / w.sum(1, keepdims=True)), rng.normal(size=(9, 4))
-    who = Cohort(jnp.arange(9), jnp.ones(9), jnp.zeros(9, jnp.int32))
+    who = Cohort(jnp.arange(9), jnp.ones(9))
     env = Env(jnp.int32(0), jnp.float32(0), (), g, who, jnp.zeros(9, bool))
     got = jax.jit(lambda x: Network(rules.median()).gossip(jax.random.key(0), env, Mail(), x)[0])(jnp.float32(x))
     np.testing.assert_allclose(got, [np.median(x[row > 0], axis=0) for row in w], atol=1e-6)

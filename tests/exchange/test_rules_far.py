@@ -89,7 +89,7 @@ def test_a_thousand_nodes_fit_beside_their_messages(rule):
     n, m = 1000, 20_000
     g = mixing.metropolis(graph.random_regular(n, 16, seed=0))
     rows, row = jax.ShapeDtypeStruct((n, m), jnp.float32), jax.ShapeDtypeStruct((m,), jnp.float32)
-    net, who = Network(rule, attack=attacks.alie()), Cohort(np.arange(n), np.ones(n), np.zeros(n, np.int32))
+    net, who = Network(rule, attack=attacks.alie()), Cohort(np.arange(n), np.ones(n))
     env = Env(np.int32(0), np.float32(0), (), None, who, np.arange(n) < 9)
 
     def temporary(f, *shapes):

@@ -70,7 +70,7 @@ def test_what_counts_of_a_cohort():
 
 def env(weight):
     c = len(weight)
-    who = Cohort(jnp.arange(c), jnp.asarray(weight, jnp.float32), jnp.zeros(c, jnp.int32))
+    who = Cohort(jnp.arange(c), jnp.asarray(weight, jnp.float32))
     return Env(jnp.int32(0), jnp.float32(0), (), None, who, jnp.zeros(c, bool))
 
 

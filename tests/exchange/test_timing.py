@@ -21,7 +21,7 @@ SPEED = links(
 def env_of(ids=(0, 1, 2, 3), weight=None, selected=None, speed: Links | None = SPEED, g=None, alive=None, seconds=0.0):
     weight = jnp.ones(len(ids)) if weight is None else jnp.asarray(weight, jnp.float32)
     selected = None if selected is None else jnp.asarray(selected)
-    who = Cohort(jnp.asarray(ids), weight, jnp.zeros(len(ids), jnp.int32), selected=selected)
+    who = Cohort(jnp.asarray(ids), weight, selected=selected)
     alive = None if alive is None else jnp.asarray(alive)
     return Env(jnp.int32(0), jnp.float32(seconds), (), g, who, jnp.zeros(4, bool), alive, speed)
 

@@ -13,7 +13,8 @@ from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.engine import checkpoint
 from jaxfl.engine.history import TOTALS, Recorder
-from jaxfl.engine.run import Carry, rollout_from, run
+from jaxfl.engine.rollout import rollout_from
+from jaxfl.engine.run import Carry, run
 from jaxfl.errors import InputError
 from jaxfl.report import plots, tables
 

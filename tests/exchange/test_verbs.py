@@ -6,7 +6,7 @@ import networkx
 import numpy as np
 import optax
 import pytest
-from common import quadratics, ring
+from common import one_sample_each, quadratics, ring
 
 from jaxfl.algorithms.asynchronous import fedasync, fedbuff
 from jaxfl.algorithms.gossip import clipped_gossip
@@ -25,14 +25,18 @@ from jaxfl.errors import InputError
 from jaxfl.exchange import attacks, codecs, rules
 from jaxfl.exchange.network import Network
 from jaxfl.learn import hooks
+from jaxfl.learn.layers import part
 from jaxfl.learn.local import local_sgd
+from jaxfl.learn.submodels import width
+from jaxfl.learn.task import logistic_regression
 from jaxfl.mapping.at import at
 from jaxfl.programs.gossip_averaging import gossip_averaging
-from jaxfl.world import churn, clock, cohort, durations, graph, mixing
+from jaxfl.world import churn, clock, cohort, durations, graph, mixing, work
 from jaxfl.world.links import links
 from jaxfl.world.scenario import scenario
 
 N, D = 8, 3
+SOFTMAX = logistic_regression(3, 2)
 FLOATS = 32.0 * D
 SPEED = links(N, up=np.arange(1.0, N + 1), down=100.0, latency=0.5, step=np.linspace(0, 7, N))
 
@@ -113,6 +117,45 @@ def test_a_system_that_counts_no_time_is_refused_where_links_are_given():
     stubborn, crash = trains(lambda key, data, i, x: (x, {"steps": jnp.float32(1)})), churn.crash(N, 0.5, 0)
     with pytest.raises(InputError, match="takes no `steps`"):
         history(stubborn, world(churn=crash)[1])
+
+
+def around(learn):
+    """A member that hands its arguments on, which its signature does not show."""
+    return lambda key, data, i, x, **arguments: learn(key, data, i, x, **arguments)
+
+
+def knows_the_round(key, data, i, x, *, t):
+    return x, {"steps": 1, "gradients": 1}
+
+
+def knows_steps(key, data, i, x, *, t, steps=None):
+    return x, {"steps": 1, "gradients": 1}
+
+
+@pytest.mark.parametrize(
+    ("learn", "bounds", "slots", "says"),
+    [
+        (knows_the_round, True, {}, "learn takes no `steps`, but this world bounds"),
+        (knows_steps, False, {"submodel": width(SOFTMAX, 0.5)}, "net.submodel is set, .* trains whole models"),
+        (knows_steps, False, {"personal": part(SOFTMAX, "*")}, "net.personal is set, .* keeps no part of a model"),
+    ],
+)
+def test_what_a_function_inside_a_member_does_not_take_is_said_in_a_sentence(learn, bounds, slots, says):
+    net, x = Network(**slots), np.ones((4, 3), np.float32)
+    members = work.bounded(cohort.everyone(4), np.full(4, 2)) if bounds else None
+    there = scenario(one_sample_each(x, np.arange(4) % 2), cohort=members)
+
+    def server(member):
+        def round(key, env, s):
+            got = net.collect(key, env, s.mail, member, s.shared["x"])
+            return State({"x": got.mean}, (), got.mail), got.log
+
+        return Algorithm(lambda key, env, x: State({"x": x}, (), net.init(env, x)), round, lambda s: s.shared["x"])
+
+    with pytest.raises(InputError, match=says):
+        run(server(around(around(learn))), there, SOFTMAX.init, 1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):  # what is wrong besides is not hidden
+        run(server(around(lambda *a, **named: knows_steps(*a, other=1))), there, SOFTMAX.init, 1)
 
 
 LOSSY = Network(codec=codecs.error_feedback(codecs.top_k(1)))

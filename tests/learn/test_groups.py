@@ -70,7 +70,7 @@ def test_each_node_is_mapped_with_the_task_of_its_group():
 
 def test_training_in_groups_of_one_architecture_is_training_in_one():
     task, world = digits_world(n=6)
-    cohort = Cohort(jnp.arange(6), jnp.ones(6), jnp.zeros(6, jnp.int32))
+    cohort = Cohort(jnp.arange(6), jnp.ones(6))
     env = Env(jnp.int32(0), jnp.float32(1), world.data, None, cohort, jnp.zeros(6, bool))
     make = partial(local_sgd, optimizer=optax.sgd(0.2, momentum=0.5), steps=3, batch=4, keep_state=True)
     parts = Group(task, (4, 0, 1)), Group(task, (2, 5, 3))

@@ -31,7 +31,7 @@ def test_who_is_absent_keeps_every_bit(block):
     before[[1, 6]] = [[np.nan, -0.0, np.inf, 1e-45]]
     names = {"row": jnp.asarray(before), "count": jnp.arange(N)}
     ids, weight, steps = jnp.array([5, 1, 8, 3]), jnp.array([1.0, 0, 2, 3]), jnp.array([2, 2, 0, 2])
-    members = Cohort(ids, weight, jnp.zeros(4, jnp.int32), steps)
+    members = Cohort(ids, weight, steps=steps)
     env = Env(jnp.int32(0), jnp.float32(0), (), None, members, jnp.zeros(N, bool))
     net, key, x = Network(), jax.random.key(0), jnp.ones(D)
 

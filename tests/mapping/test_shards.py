@@ -37,7 +37,7 @@ def members_on_a_mesh(n, c):
     bare = lambda tree: jax.tree.map(np.asarray, tree | {"key": jax.random.key_data(tree["key"])})
 
     def both(ids, rows, new):
-        who = Cohort(ids, jnp.ones(c), jnp.zeros(c, jnp.int32))
+        who = Cohort(ids, jnp.ones(c))
         return rows_of(who, rows), put_rows(who, rows, new)
 
     with jax.set_mesh(node_mesh()):

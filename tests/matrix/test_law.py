@@ -123,21 +123,22 @@ def deaf_to(spent=None, **fields):
 def always_the_first(env):
     """The members that every round has: the first nodes, all of them up."""
     c = env.cohort.ids.shape[0]
-    return Cohort(jnp.arange(c), jnp.ones(c), jnp.zeros(c, jnp.int32))
+    return Cohort(jnp.arange(c), jnp.ones(c))
 
 
 def test_a_deaf_system_breaks_the_law_by_itself(monkeypatch):
     deaf = {
         "no_links": (deaf_to(0.0, links=lambda env: None), {"links", "mbit", "latency_ms", "step_ms"}),
         "no_liars": (deaf_to(byz=lambda env: jnp.zeros_like(env.byz)), {"byzantine", "attack"}),
-        "no_churn": (deaf_to(cohort=always_the_first), {"strata", "weights", "crash", "availability"}),
     }
-    mute = {"no_seconds": deaf_to(links=lambda env: None)}
+    mute = {"no_seconds": deaf_to(links=lambda env: None), "no_cohort": deaf_to(cohort=always_the_first)}
     for name, system in ({name: entry for name, (entry, _) in deaf.items()} | mute).items():
         monkeypatch.setitem(plugins._registered["system"], name, system)
     assert {name: broken(name) for name in deaf} == {name: options for name, (_, options) in deaf.items()}
     with pytest.raises(InputError, match="logs no `seconds`"):
         broken("no_seconds")
+    with pytest.raises(InputError, match="who takes part"):
+        broken("no_cohort")
 
 
 def test_a_topology_is_judged_in_its_own_degree():

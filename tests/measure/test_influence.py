@@ -16,7 +16,8 @@ from jaxfl.core import Mail, State
 from jaxfl.data import partition
 from jaxfl.data.corrupt import flipped_labels, noisy_inputs
 from jaxfl.data.sets import digits, from_arrays
-from jaxfl.engine.run import rollout_from, run
+from jaxfl.engine.rollout import rollout_from
+from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.learn.task import logistic_regression
 from jaxfl.measure.influence import effect, first_order, halves, proximal, totals, watched

@@ -11,7 +11,8 @@ from members import SHARE, WEIGHT, N, absent, changed, drawn, slope
 
 from jaxfl.algorithms.asynchronous.anarchic import afa_cd, afa_cs
 from jaxfl.algorithms.asynchronous.fedbuff import fedbuff
-from jaxfl.engine.run import rollout, run
+from jaxfl.engine.rollout import rollout
+from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.exchange import codecs, rules
 from jaxfl.exchange.network import Network

@@ -13,7 +13,8 @@ from members import WEIGHT, N, absent, changed, cohorts
 
 from jaxfl.algorithms.server.diloco import all_reduce, diloco
 from jaxfl.algorithms.server.dilocox import adaptive, cocktail_sgd, dilocox, gentle
-from jaxfl.engine.run import rollout, run
+from jaxfl.engine.rollout import rollout
+from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.exchange.codecs import error_feedback, top_k
 from jaxfl.exchange.network import Network

@@ -12,7 +12,8 @@ from jaxfl.algorithms.asynchronous.favano import favano, quafl
 from jaxfl.algorithms.server.fedopt import fedopt
 from jaxfl.claims import favano as claim
 from jaxfl.core import Metric
-from jaxfl.engine.run import rollout_from, run
+from jaxfl.engine.rollout import rollout_from
+from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.exchange import codecs
 from jaxfl.exchange.network import Network

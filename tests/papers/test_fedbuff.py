@@ -18,7 +18,8 @@ from jaxfl.algorithms.server.fedprox import fedprox
 from jaxfl.claims.fedbuff import arrives
 from jaxfl.core import Cohort, Metric
 from jaxfl.engine.keys import init_key, round_key, run_key
-from jaxfl.engine.run import rollout, run
+from jaxfl.engine.rollout import rollout
+from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.secure import enclave

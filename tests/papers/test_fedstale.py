@@ -94,7 +94,7 @@ def test_unbiased_for_every_beta_and_memory():
     @jax.jit
     def move(beta, weight, total):
         f = fedstale(task, beta=beta, **KW)
-        c = Cohort(everyone, weight, jnp.zeros(n, jnp.int32), total=total)
+        c = Cohort(everyone, weight, total=total)
         env = Env(jnp.int32(0), jnp.float32(0), data, None, c, jnp.zeros(n, bool), share=jnp.asarray(alpha))
         first = f.init(jax.random.key(0), env, x)
         state = State(first.shared | {"mean": jnp.asarray(alpha @ h, jnp.float32)}, jnp.asarray(h), first.mail)

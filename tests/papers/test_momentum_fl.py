@@ -13,7 +13,8 @@ from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.algorithms.server.momentum_fl import fedavg_m, fedavg_m_vr, scaffold_m_vr
 from jaxfl.claims import momentum_fl as claim
 from jaxfl.data import partition, synthetic
-from jaxfl.engine.run import rollout, run
+from jaxfl.engine.rollout import rollout
+from jaxfl.engine.run import run
 from jaxfl.learn import task as tasks
 from jaxfl.world import cohort
 from jaxfl.world.scenario import scenario

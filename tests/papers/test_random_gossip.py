@@ -7,7 +7,8 @@ import pytest
 from clocks import waves
 from common import rounds
 
-from jaxfl.engine.run import rollout, run
+from jaxfl.engine.rollout import rollout
+from jaxfl.engine.run import run
 from jaxfl.errors import InputError
 from jaxfl.paper import Given
 from jaxfl.programs.gossip_averaging import gossip_averaging

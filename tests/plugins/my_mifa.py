@@ -28,7 +28,7 @@ def my_mifa(task, net=fl.Network(), *, lr=0.1, steps=5, batch=8):
     def round(key, env, s):
         c, x = env.cohort, s.shared["x"]
         weight = jnp.where(c.weight > 0, fl.shares(env)[c.ids], 0)  # among all clients, not among the members
-        counted = env._replace(cohort=c._replace(weight=weight, total=None))
+        counted = env._replace(cohort=fl.without(c._replace(weight=weight), "total"))
         got = net.collect(key, counted, s.mail, member, x, memory={"last": s.nodes})
         v = s.shared["v"] + weight.sum() * got.mean
         new = {"x": jnp.where(got.present, x + v, x), "v": v}

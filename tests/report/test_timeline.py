@@ -7,7 +7,7 @@ import pytest
 from common import one_sample_each
 
 from jaxfl.core import Algorithm, State
-from jaxfl.engine.run import rollout
+from jaxfl.engine.rollout import rollout
 from jaxfl.engine.schedule import Schedule, schedule
 from jaxfl.errors import InputError
 from jaxfl.report.style import png
@@ -33,15 +33,16 @@ def late():
 
 
 def test_the_schedule_is_that_of_a_run(late):
+    seen = ("ids", "weight", "selected")
     watch = Algorithm(
         lambda key, env, x: State({"x": x}),
-        lambda key, env, s: (s, {"ids": env.cohort.ids, "weight": env.cohort.weight, "up": env.alive}),
+        lambda key, env, s: (s, {name: getattr(env.cohort, name) for name in seen} | {"up": env.alive}),
         lambda s: s.shared["x"],
     )
     _, logs = rollout(watch, late, jnp.zeros(1), ROUNDS, seed=3)
     got = schedule(late, ROUNDS, seed=3)
-    np.testing.assert_array_equal(got.cohort.ids, logs["ids"])
-    np.testing.assert_array_equal(got.cohort.weight, logs["weight"])
+    for name in seen:
+        np.testing.assert_array_equal(getattr(got.cohort, name), logs[name])
     np.testing.assert_array_equal(got.alive, logs["up"])
     np.testing.assert_allclose(got.seconds, logs["seconds"])
     assert got.nodes == N

@@ -60,7 +60,8 @@ def test_cohorts_are_distinct_ascending_and_weighted(name):
     assert (np.diff(ids, axis=1) > 0).all()
     assert ids.min() >= 0
     assert ids.max() <= 19
-    assert (np.asarray(drawn.age) == 0).all()
+    assert drawn.age is None
+    assert drawn.strata.everyone == (name == "everyone")
     assert drawn.steps is None
     if name != "importance":
         assert drawn.total is None

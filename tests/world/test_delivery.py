@@ -11,7 +11,6 @@ from common import quadratics, rounds
 
 from jaxfl.algorithms.asynchronous.cdfl import cdfl
 from jaxfl.algorithms.asynchronous.fedbuff import fedbuff
-from jaxfl.algorithms.server.cafed import cafed
 from jaxfl.algorithms.server.fedavg import fedavg
 from jaxfl.core import stream
 from jaxfl.engine.run import run
@@ -270,11 +269,21 @@ def test_equal_speeds_are_the_synchronous_run_bit_for_bit():
         np.testing.assert_array_equal(took, np.ones(5))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_soonest_jobs_are_those_of_a_sort_and_ties_go_to_the_lowest_node(count):
+    rng = np.random.default_rng(0)
+    find = jax.jit(lambda left, ids: delivery._soonest(left, ids, count))
+    for _ in range(50):
+        left, ids = rng.integers(0, 4, 9) / 2, rng.permutation(20)[:9]
+        left[rng.random(9) < 0.2] = np.inf
+        np.testing.assert_array_equal(find(jnp.float32(left), jnp.int32(ids)), np.lexsort((ids, left))[:count])
+
+
 def test_who_waits_is_in_the_log_and_other_numbers_compile_nothing():
     _, problem, data = quadratics(n=8, d=3)
     clock = delivery.ticks(8, 1.0, fixed(0.5), capacity=3)
     world = scenario(data, cohort=clock)
-    for make in (fedbuff, cafed, cdfl):  # who collects once, twice, or contact by contact
+    for make in (fedbuff, cdfl):  # who collects, or hears contact by contact
         history = run(make(problem, lr=0.05, steps=1, batch=1), world, jnp.ones(3), 4).history
         np.testing.assert_array_equal(history["waiting"][1:], [5, 5, 5, 5])
     a, b = delivery.ticks(8, 1.0, lognormal(1.0)), delivery.ticks(8, 2.0, lognormal(3.0))

@@ -94,7 +94,7 @@ def test_averages_wave_by_wave_are_those_one_by_one_bit_for_bit():
     @jax.jit
     def whole(x, waves):
         def meet(x, g):
-            everyone = Cohort(jnp.arange(N), jnp.ones(N), jnp.zeros(N, jnp.int32))
+            everyone = Cohort(jnp.arange(N), jnp.ones(N))
             env = Env(jnp.int32(0), jnp.float32(0), (), g, everyone, byzantine(N))
             mixed, _, log = net.gossip(jax.random.key(0), env, net.init(env, x[0]), x)
             return mixed, log["up_bits"]

@@ -107,11 +107,11 @@ def test_what_wraps_a_cohort_keeps_its_strata():
     now = jax.eval_shape(first, key, here.arrays)
     assert now.cohort.strata == Strata(4)
     assert jax.eval_shape(lambda c: counted(FRESH, c)[0], now.cohort).strata == Strata(4)
-    assert cohort.everyone(5).step(key, cohort.everyone(5).arrays, (), 0)[1].strata == Strata(5)
+    assert cohort.everyone(5).step(key, cohort.everyone(5).arrays, (), 0)[1].strata == Strata(5, everyone=True)
 
 
 def test_where_all_are_members_rows_are_neither_gathered_nor_scattered():
-    who = Cohort(jnp.arange(6), jnp.ones(6), jnp.zeros(6, jnp.int32), strata=Strata(6))
+    who = Cohort(jnp.arange(6), jnp.ones(6), strata=Strata(6))
     rows, present = jnp.arange(12.0).reshape(6, 2), jnp.arange(6) % 2 == 0
 
     def change(rows, present):

@@ -19,7 +19,7 @@ from more than `longest` versions ago is dropped.
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, State
+from jaxfl.core import Algorithm, Array, State, ages
 from jaxfl.errors import require
 from jaxfl.exchange import last
 from jaxfl.exchange.network import Network
@@ -77,7 +77,7 @@ def anarchic(
     def round(key, env, s):
         c, _, aged = counted(Staleness(longest, normalised=True), env.cohort)
         env, x, past = env._replace(cohort=c), s.shared["x"], s.shared["past"]
-        got = net.collect(key, env, s.mail, member, recall(past, c.age), hear=silo)
+        got = net.collect(key, env, s.mail, member, recall(past, ages(c)), hear=silo)
         if silo:
             new = last.renew(env, s.nodes, s.shared["mean"], got)
             move, nodes, more = new.mean, new.table, {"mean": new.mean}

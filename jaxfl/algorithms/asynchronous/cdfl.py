@@ -23,16 +23,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, Cohort, State, n_nodes, stream, tile
+from jaxfl.core import Algorithm, Array, State, n_nodes, stream, tile, without
 from jaxfl.errors import InputError, require
-from jaxfl.exchange import mixtures, timing
-from jaxfl.exchange.codecs import FLOAT
+from jaxfl.exchange import mixtures
 from jaxfl.exchange.network import Network
+from jaxfl.exchange.one_by_one import Turn, one_by_one
 from jaxfl.exchange.staleness import polynomial
 from jaxfl.learn.hooks import prox
 from jaxfl.learn.local import batch_loss, local_sgd, one_batch
 from jaxfl.learn.task import Task
-from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import put_rows, rows_of
 from jaxfl.paper import Paper, System
 
@@ -169,30 +168,29 @@ def _contacts(net, learn, of, answer, lr, clusters, alpha, discount, spread, *, 
         return State({"models": models, "contacts": jnp.int32(0)}, nodes, net.init(env, own))
 
     def round(key, env, s):
-        c, n = env.cohort, n_nodes(env)
-        mine = rows_of(c, s.nodes)
-        shared = {"models": s.shared["models"]} if whole else {}
-        rows, _, each = lift(c, learn)(key, env, mine["w"], shared)
-        asked = {"share": each.pop("share")} if whole else {}
+        c, n = without(env.cohort, "age", "total", "updates"), n_nodes(env)  # who calls comes from the model it has
+        shared = {"models": s.shared["models"]} if whole else None
 
-        def contact(carry: tuple, now: tuple) -> tuple:
-            (models, mail, count), (j, i, weight, row, mine, each) = carry, now
-            one, here = Cohort(i[None], weight[None], jnp.zeros(1, jnp.int32)), weight > 0
-            sent, mail, bits = net.combine(jax.random.fold_in(key, j), env._replace(cohort=one), mail, row[None])
+        def contact(server: dict, turn: Turn, combine: Callable) -> tuple:
+            models, count, here = server["models"], server["contacts"], turn.members.weight[0] > 0
+            mine, each = jax.tree.map(lambda a: a[0], (turn.kept, turn.each))
+            sent, cost = combine(turn.members, turn.rows)
             u, moves = of(sent, models, count, each)
             age = jnp.maximum(count - mine["heard"], 0)
             pull = jnp.where(here, alpha * moves * fade(age / n), 0)
             models = models + pull[:, None] * (sent - models)
             count = count + here
             new = {"w": answer(sent, models, u), "heard": count, "share": u}
-            return (models, mail, count), (jax.tree.map(lambda a, b: jnp.where(here, a, b), new, mine), bits[0])
+            new = jax.tree.map(lambda a, b: jnp.where(here, a, b)[None], new, mine)
+            return {"models": models, "contacts": count}, new, cost
 
-        first = s.shared["models"], s.mail, s.shared["contacts"]
-        turns = jnp.arange(c.ids.size), c.ids, c.weight, rows, mine, asked
-        (models, mail, count), (new, bits) = jax.lax.scan(contact, first, turns)
-        handed = FLOAT * rows.shape[1] * (clusters if whole else 1)
-        log = reported(c, each) | timing.through_server(env, each["steps"], handed, bits)
-        return State({"models": models, "contacts": count}, put_rows(c, s.nodes, new), mail), log
+        mine = rows_of(c, s.nodes)
+        handed = mine["w"].shape[1] * (clusters if whole else 1)
+        got = one_by_one(
+            net, key, env._replace(cohort=c), s.mail, learn, mine["w"], contact, s.shared,
+            shared=shared, kept=mine, alone=True, handed=handed,
+        )  # fmt: skip
+        return State(got.server, put_rows(c, s.nodes, got.kept), got.mail), got.log
 
     return Algorithm(init, round, read=lambda s: s.nodes["w"])
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.core import Algorithm, Array, Process, State, n_nodes, tile
+from jaxfl.core import Algorithm, Array, Process, State, ages, n_nodes, tile
 from jaxfl.errors import InputError, nearest, require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.local import local_sgd
@@ -109,7 +109,7 @@ def _visited(task: Task, net: Network, lr, reweight: str, averages: bool, steps:
         x_new = x + m / (m + 1) * got.mean
         left = (x + m * got.each["model"]) / (m + 1) if averages else x_new
         new["model"] = jnp.where(here[:, None], left, old["model"])
-        age = jnp.where(here, c.age, 0).sum() / jnp.maximum(m, 1)
+        age = jnp.where(here, ages(c), 0).sum() / jnp.maximum(m, 1)
         return State(x_new, put_rows(c, s.nodes, new), got.mail), got.log | {"age": age}
 
     return Algorithm(init, round, read=lambda s: s.shared)

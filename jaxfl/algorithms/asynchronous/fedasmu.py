@@ -31,10 +31,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, Env, Shards, State, n_nodes, node_keys, stream, tile
+from jaxfl.core import Algorithm, Array, Env, Shards, State, ages, n_nodes, node_keys, stream, tile
 from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.slots import require_whole
+from jaxfl.exchange.staleness import Staleness, weighed
 from jaxfl.exchange.versions import push, recall, versions
 from jaxfl.learn.local import batch_loss, local_sgd, one_batch
 from jaxfl.learn.task import Task
@@ -163,12 +164,12 @@ def fedasmu(
     def round(key: Array, env: Env, s: State) -> tuple[State, dict]:
         x, past, c, mine = s.shared["x"], s.shared["past"], env.cohort, rows_of(env.cohort, s.nodes)
         since = s.shared["since"] + env.seconds  # how long ago each version was made, when the answers come
-        selected = c.weight > 0 if c.selected is None else c.selected
-        t, age, old = jnp.float32(env.t + 1), jnp.minimum(c.age, longest), c.age > longest
-        weight = jnp.where(old, 0, c.weight)
+        t, age = jnp.float32(env.t + 1), jnp.minimum(ages(c), longest)
         alpha = jax.vmap(alpha_of, (0, None, 0))(mine["control"], t, age)
-        mean = lambda v: jnp.where(weight > 0, v, 0).sum() / jnp.maximum((weight > 0).sum(), 1)
-        log = {"age": jnp.where(selected, c.age, 0).sum() / jnp.maximum(selected.sum(), 1), "alpha": mean(alpha)}
+        counts, scale, log = weighed(Staleness(longest, lambda age: alpha), c)
+        here = (c.weight > 0) & (ages(c) <= longest)
+        mean = lambda v: jnp.where(here, v, 0).sum() / jnp.maximum(here.sum(), 1)
+        log |= {"alpha": mean(alpha)}
         own: dict[str, Any] = {"age": age}
         if merge:
             slot = jnp.full(age.shape, slots // 2)
@@ -178,13 +179,12 @@ def fedasmu(
             own |= {"slot": slot, "newer": age - pulled, "fresh": recall(past, pulled)}
             beta = jax.vmap(beta_of, (0, None, 0, 0))(mine["control"], t, age, age - pulled)
             log |= {"pulled": mean(age - pulled), "beta": mean(jnp.where(age > pulled, beta, 0))}
-        env = env._replace(cohort=c._replace(weight=weight * alpha, selected=selected))
+        env = env._replace(cohort=counts)
         travels, known = ({"now": x}, {}) if adapt else (None, {"now": x})
         got = net.collect(key, env, s.mail, member, recall(past, age), travels, known=known, memory=s.nodes, **own)
-        scale = 1.0 if c.total is not None else (weight * alpha).sum() / jnp.maximum(weight.sum(), 1e-12)
-        x = jnp.where(got.present, x + scale * got.mean, x)
+        x = jnp.where(got.present, x + (got.mean if scale is None else scale * got.mean), x)
         shared = {"x": x, "past": push(past, x), "since": jnp.concatenate([jnp.zeros(1), since[:-1]])}
-        return State(shared, got.memory, got.mail), got.log | log | {"dropped": (selected & old).sum()}
+        return State(shared, got.memory, got.mail), got.log | log
 
     def chosen(key: Array, q: Array, at: Array) -> tuple[Array, Array]:
         """The next slot, and its state `[3]`: where it was, where it is, by which action."""

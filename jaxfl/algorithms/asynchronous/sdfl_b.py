@@ -27,17 +27,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, Env, Log, State, n_nodes, node_keys, stream
+from jaxfl.core import Algorithm, Array, State, ages, n_nodes, node_keys, stream
 from jaxfl.errors import InputError, require
-from jaxfl.exchange import timing
-from jaxfl.exchange.codecs import FLOAT
+from jaxfl.exchange.meeting import mean_of, meeting
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.staleness import Staleness, counted, polynomial
 from jaxfl.exchange.trust import Terms, bad_by_loss, elected, groups_of, moved, require_terms
 from jaxfl.exchange.versions import push, recall, versions
 from jaxfl.learn.local import batch_loss, local_sgd, one_batch
 from jaxfl.learn.task import Task
-from jaxfl.mapping.at import slowest
 from jaxfl.paper import Example, Given, Paper, System
 from jaxfl.world.delivery import quorum
 
@@ -119,7 +117,7 @@ def sdfl_b(
         env, n, was = env._replace(cohort=c), n_nodes(env), s.shared
         models, trust, t = was["models"], was["trust"], env.t
         mine, everyone = c.ids % clusters, groups_of(jnp.arange(n) % clusters, clusters)
-        read = recall(was["past"], c.age)[jnp.arange(mine.size), mine]
+        read = recall(was["past"], ages(c))[jnp.arange(mine.size), mine]
         got = net.collect(key, env, s.mail, member, read, known={"models": models}, hear=True, cluster=mine)
         came = (c.weight > 0) & (got.each["steps"] > 0)
         inside = groups_of(mine, clusters) & came
@@ -130,7 +128,7 @@ def sdfl_b(
         bad = bad_by_loss(jnp.median(jnp.stack(seen), 0), inside, factor)
         at = lambda mask: jnp.zeros(n, bool).at[c.ids].set(mask)
         good = at(came & ~bad)
-        trust = moved(trust, good, at(bad), at(came & (c.age > 0)), terms)
+        trust = moved(trust, good, at(bad), at(came & (ages(c) > 0)), terms)
 
         stake, paid = was["stake"], fine * was["stake"] * at(bad)
         pool, due = was["pool"] + paid.sum() + reward, good * (trust >= least) * trust
@@ -139,21 +137,16 @@ def sdfl_b(
         own = trust[c.ids]
         a = jnp.where(came & (own >= least), c.weight * own, 0)
         models = models + _by_cluster(net, heard, groups_of(mine, clusters) * a)
-        among = (everyone * trust).sum(1)
-        mean = among / jnp.maximum(among.sum(), 1e-12) @ models
-        meet = (t + 1) % every == 0
-        models = jnp.where(meet, mean, models)
+        models, met = meeting(env, first[:, 0], models, (everyone * trust).sum(1), (t + 1) % every == 0)
         shared = was | {"models": models, "past": push(was["past"], models), "trust": trust, "pool": pool - pay.sum()}
         shared |= {"stake": stake - paid + pay, "last": was["last"].at[first[:, 0]].set(t)}
-        log = got.log | aged | _exchanged(env, first[:, 0], models.shape[1], meet)
-        log |= {"transactions": came.sum() + 2 * clusters, "trusted": _share(trust >= least, ~env.byz)}
-        log |= {"trusted_liars": _share(trust >= least, env.byz)}
+        log = got.log | aged | met | {"transactions": came.sum() + 2 * clusters}
+        log |= {"trusted": _share(trust >= least, ~env.byz), "trusted_liars": _share(trust >= least, env.byz)}
         return State(shared, (), got.mail), log
 
     def read(s):
         trust, models = s.shared["trust"], s.shared["models"]
-        among = (groups_of(jnp.arange(trust.size) % clusters, clusters) * trust).sum(1)
-        return among / jnp.maximum(among.sum(), 1e-12) @ models
+        return mean_of(models, (groups_of(jnp.arange(trust.size) % clusters, clusters) * trust).sum(1))
 
     return Algorithm(init, round, read)
 
@@ -165,17 +158,6 @@ def _by_cluster(net: Network, heard: Array, weight: Array) -> Array:
     own = jnp.zeros(heard.shape[1])
     some = jnp.where((weight > 0).any(0)[:, None], heard, 0)
     return jnp.where(total > 0, jnp.stack([net.rule(own, some, w) for w in share]), 0)
-
-
-def _exchanged(env: Env, heads: Array, d: int, meet: Array) -> Log:
-    """What it costs that each head sends its model to all others, in a round in which they `meet`."""
-    others = heads.size - 1
-    bits = jnp.full(heads.shape, FLOAT * d * others) * meet
-    log = Log(up_bits=bits.sum(), down_bits=bits.sum())
-    if env.links is not None:
-        mine = jax.tree.map(lambda a: a[heads], env.links)
-        log["seconds"] = slowest(timing.both_ways(mine, bits, bits), jnp.ones(heads.shape, bool))
-    return log
 
 
 def _share(yes: Array, among: Array) -> Array:

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, State, n_nodes, shares, tile
+from jaxfl.core import Algorithm, Array, State, n_nodes, shares, tile, without
 from jaxfl.errors import InputError, require
 from jaxfl.exchange.network import Network
 from jaxfl.learn.hooks import stateless
@@ -96,7 +96,7 @@ def _members(env):
     """The cohort of those who work, all alike, and how many they are."""
     c = env.cohort
     here = (c.weight > 0) if c.steps is None else (c.weight > 0) & (c.steps > 0)
-    return env._replace(cohort=c._replace(weight=1.0 * here, total=None)), here
+    return env._replace(cohort=without(c._replace(weight=1.0 * here), "total")), here
 
 
 def admm(

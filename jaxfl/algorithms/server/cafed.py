@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.core import Algorithm, Array, State, n_nodes, shares, stream
+from jaxfl.core import Algorithm, Array, State, n_nodes, shares, stream, without
 from jaxfl.errors import require
 from jaxfl.exchange import rules
 from jaxfl.exchange.codecs import PLAIN
@@ -122,7 +122,8 @@ def allocated(
             new |= {"loss": known, "asked": ~first | said.present}
         q = new["q"] = allocate(shares(env), share, kept, known, there)
         weight = jnp.where(c.weight > 0, q[c.ids], 0)
-        counted = env._replace(cohort=c._replace(weight=weight, total=None if renormalised else jnp.float32(1)))
+        counted = without(c._replace(weight=weight), "total")
+        counted = env._replace(cohort=counted._replace(total=None if renormalised else jnp.float32(1)))
         got = net.collect(key, counted, s.mail, learn, x, crosses=(0.0 if asks else 1.0, 1.0))
         new["x"] = jnp.where(got.present, x + server_lr * got.mean, x)
         return State(new, (), got.mail), got.log | cost | {"left_out": (q == 0).sum()}

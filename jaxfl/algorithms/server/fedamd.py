@@ -107,7 +107,7 @@ def everyone(env: Env) -> Cohort:
     """All clients who are up, each as it counts in the objective."""
     n = n_nodes(env)
     weight = shares(env) if env.alive is None else jnp.where(env.alive, shares(env), 0)
-    return Cohort(jnp.arange(n), weight, jnp.zeros(n, jnp.int32), strata=Strata(n))
+    return Cohort(jnp.arange(n), weight, strata=Strata(n))
 
 
 def among(c: Cohort, mine: Array, weight: Array) -> Cohort:

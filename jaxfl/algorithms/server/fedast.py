@@ -35,13 +35,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfl.core import Algorithm, Array, Cohort, Env, Metric, Shards, State, n_nodes, stream
+from jaxfl.core import Algorithm, Array, Cohort, Env, Metric, Shards, State, frozen, n_nodes, stream
 from jaxfl.errors import InputError, require
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.slots import require_whole
 from jaxfl.exchange.timing import transfer
 from jaxfl.exchange.versions import push, recall, versions
-from jaxfl.learn.local import local_sgd
+from jaxfl.learn.local import local_sgd, steps_of
 from jaxfl.learn.task import Task, require_task, scores
 from jaxfl.paper import Example, Given, Paper, System
 from jaxfl.world import requests
@@ -269,15 +269,15 @@ def _member(
 def _draws(tasks: int, seconds: Seconds | None, work: Sequence[float] | None, length: tuple) -> Callable:
     """`(env, d) -> (key, task, client) -> seconds`; `length` is `steps`, `epochs` and `batch`."""
     law = shifted_exponential(0.5, 1.0) if seconds is None else seconds
-    longer = np.ones(tasks, np.float32) if work is None else np.asarray(work, np.float32)
+    longer = frozen(np.ones(tasks) if work is None else work, np.float32)
     if longer.shape != (tasks,) or not (np.isfinite(longer) & (longer > 0)).all():
         raise InputError(f"work is {work}, but must be a number above 0 for each of {tasks} tasks.")
-    inner, (steps, epochs, batch) = law.draw, length
+    inner = law.draw
 
     def of(env: Env, d: int) -> Callable:
         ways = jnp.zeros(n_nodes(env))
         if env.links is not None:
-            run = steps if not epochs else epochs if batch is None else epochs * -(-env.data.size // batch)
+            run = steps_of(env.data.size, *length)
             down, up = (jnp.float32(32 * numbers) for numbers in (d, d + 1))
             near = to_server(env.links)
             ways = transfer(near.down, near.latency, down) + transfer(near.up, near.latency, up) + run * near.step

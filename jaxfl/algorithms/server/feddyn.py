@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, State, counts, n_nodes, shares, tile
+from jaxfl.core import Algorithm, Array, State, counts, n_nodes, shares, tile, without
 from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.learn import server as servers
@@ -89,7 +89,7 @@ def with_duals(
         c, n, x = env.cohort, n_nodes(env), s.shared["x"]
         here = (c.weight > 0).astype(jnp.float32)
         if not weighted:
-            env = env._replace(cohort=c._replace(weight=here, total=None))  # the mean is plain: p is in the a_k
+            env = env._replace(cohort=without(c._replace(weight=here), "total"))  # a plain mean: p is in the a_k
         own, more = {"a": alpha / (n * shares(env)[c.ids])}, {}
         if twice:
             own["factor"] = here / jnp.where(here > 0, here.sum() * counts(c), 1)

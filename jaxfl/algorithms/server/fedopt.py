@@ -21,7 +21,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from jaxfl.core import Algorithm, Array, State, n_nodes
+from jaxfl.core import Algorithm, Array, State, ages, n_nodes
 from jaxfl.errors import require
 from jaxfl.exchange.network import Network
 from jaxfl.exchange.one_by_one import one_by_one, place
@@ -80,15 +80,15 @@ def fedopt(
     def in_waves(key, env, s):
         c = env.cohort
         heard, _, aged = counted(stale, c)
-        read = recall(s.shared["past"], c.age - place(c)) if stale.longest else s.shared["x"]
+        read = recall(s.shared["past"], ages(c) - place(c)) if stale.longest else s.shared["x"]
 
-        def update(server, members, rows, combine):
+        def update(server, turn, combine):
             x = server["x"]
-            members, scale, _ = counted(stale, members)
-            mean, sent = combine(members, rows - x if stale.mixing else rows)
+            members, scale, _ = counted(stale, turn.members)
+            mean, sent = combine(members, turn.rows - x if stale.mixing else turn.rows)
             delta = mean if scale is None else scale * mean
             x, opt = servers.step(tx, -delta, server["server"], x, (members.weight > 0).any())
-            return {"x": x, "server": opt, "past": push(server["past"], x) if stale.longest else ()}, sent
+            return {"x": x, "server": opt, "past": push(server["past"], x) if stale.longest else ()}, (), sent
 
         memory = {"state": s.nodes} if keep_state else None
         env = env._replace(cohort=c._replace(weight=jnp.where(heard.weight > 0, c.weight, 0), selected=heard.selected))
@@ -101,7 +101,7 @@ def fedopt(
         x, past = s.shared["x"], s.shared["past"]
         c, scale, aged = counted(stale, env.cohort)
         env = env._replace(cohort=c)
-        read = recall(past, c.age) if stale.longest else x  # [c, d] or [d]
+        read = recall(past, ages(c)) if stale.longest else x  # [c, d] or [d]
         known, memory = {"current": x} if stale.mixing else None, {"state": s.nodes} if keep_state else None
         got = net.collect(key, env, s.mail, learn, read, known=known, memory=memory)
         delta = got.mean if scale is None else scale * got.mean

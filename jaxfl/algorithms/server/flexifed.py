@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from jaxfl.algorithms.server.fedadp import DEPTHS, architectures, stacks
-from jaxfl.core import Algorithm, Array, Metric, State, n_nodes
+from jaxfl.core import Algorithm, Array, Metric, State, frozen, n_nodes
 from jaxfl.errors import require
 from jaxfl.exchange import timing
 from jaxfl.exchange.layerwise import kinds_of, mix_layers, shared_means
@@ -62,8 +62,8 @@ def common_layers(
     cut, blocks = architectures(task, depths), submodels.stages(task, name="layers")[0]
     layer, (different, which) = submodels.levels(task, [(f"{block}/*",) for block in blocks]), kinds_of(depths)
     both = lambda j, a, b: head(a, b) if j + 1 == len(blocks) else j <= min(a, b) and common(j, a, b, min(depths))
-    share: np.ndarray = np.stack([[[both(j, a, b) for b in different] for a in different] for j in range(len(blocks))])
-    bits = 32.0 * (share.sum(-1) > 0).T[:, layer].sum(1).astype(np.float32)  # of what a kind shares with anybody
+    share = frozen([[[both(j, a, b) for b in different] for a in different] for j in range(len(blocks))])
+    bits = frozen(32.0 * (share.sum(-1) > 0).T[:, layer].sum(1), np.float32)  # of what a kind shares with anybody
     learn = local_sgd(task, optax.sgd(lr), steps=None if epochs else steps, epochs=epochs, batch=batch)
 
     def member(key, data, i, x, *, t, **more):

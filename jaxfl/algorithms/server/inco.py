@@ -67,10 +67,7 @@ def inco(
     The model has its blocks in `blocks/0/...` and so on: `models.residual.ResidualMLP`, `networks.ResNet`. `kw` as in
     `fedopt`, without `server`.
     """
-    require("lr", lr, above=0)
-    net = net.fill("inco", submodel=prefixes(task, depths, stages))
-    server = optax.chain(mixing(task, stages), optax.sgd(1.0))
-    return fedopt(task, net, local=optax.sgd(lr), server=server, **kw)
+    return _of_prefixes("inco", task, net, lr, depths, stages, True, kw)
 
 
 def heteroavg(
@@ -83,9 +80,14 @@ def heteroavg(
     **kw,
 ) -> Algorithm:
     """HeteroAvg, `inco` without the mixing: of every number the mean over those who have it."""
+    return _of_prefixes("heteroavg", task, net, lr, depths, stages, False, kw)
+
+
+def _of_prefixes(name: str, task: Task, net: Network, lr, depths, stages: int, mixed: bool, kw: dict) -> Algorithm:
     require("lr", lr, above=0)
-    net = net.fill("heteroavg", submodel=prefixes(task, depths, stages))
-    return fedopt(task, net, local=optax.sgd(lr), **kw)
+    net = net.fill(name, submodel=prefixes(task, depths, stages))
+    server = {"server": optax.chain(mixing(task, stages), optax.sgd(1.0))} if mixed else {}
+    return fedopt(task, net, local=optax.sgd(lr), **server, **kw)
 
 
 def _blocks(given: Given) -> Example:

@@ -203,7 +203,7 @@ def modest(
             f = env.links
             moved = jnp.maximum(_slowest(f.up, f.latency, flow.sent), _slowest(f.down, f.latency, flow.received))
             flow = flow._replace(seconds=wait(pick, on) * liveness + moved)
-        present = Cohort(who.ids, who.found.astype(jnp.float32), jnp.zeros(who.ids.shape, jnp.int32))
+        present = Cohort(who.ids, who.found.astype(jnp.float32))
         return (
             views,
             Work(work.rows, who.ids, who.found, uploaded(env, who.ids, work.each["steps"])),
@@ -223,7 +223,7 @@ def modest(
         used = link & (link[:, order].cumsum(1) <= need)[:, jnp.argsort(order)]
 
         def average(used):
-            cohort = Cohort(work.ids, used.astype(jnp.float32), jnp.zeros(used.shape, jnp.int32))
+            cohort = Cohort(work.ids, used.astype(jnp.float32))
             return net.combine(key, env._replace(cohort=cohort), mail, work.rows, held.models[0])
 
         # the messages are encoded alike for every aggregator, so mail is that of the first
