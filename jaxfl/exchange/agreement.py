@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxfl.core import Array
 from jaxfl.errors import require
-from jaxfl.exchange.rules import mean
+from jaxfl.exchange.rules import mean_of, total_or_one
 
 
 def everything(doubtful: Array, trusted: Array) -> Array:
@@ -66,26 +66,19 @@ def selective(choose: Callable, grouped: bool = False) -> Callable:
     """
 
     def rule(own: Array, heard: Array, weight: Array) -> Array:
+        del own
+
         def add(sums: tuple, row: tuple) -> tuple[tuple, None]:
             (move, count), (row, taken, weight) = sums, row
             return (move + jnp.where(taken, weight * row, 0), count + jnp.where(taken, weight, 0)), None
 
         d = (heard.shape[1] - 1) // 2
         move, doubtful = heard[:, :d], heard[:, -1] > 0.5
-        trusted = _mean(own, move, weight * ~doubtful)
+        trusted = mean_of(move, weight * ~doubtful)
         taken = ~doubtful[:, None] | choose(move, trusted)
         # row by row: on a CPU a product would make what it sums column by column
         (some, count), _ = jax.lax.scan(add, (jnp.zeros(d), jnp.zeros(d)), (move, taken, weight))
-        everyone = _mean(own, heard[:, d:-1], weight * (doubtful if grouped else True))
-        return jnp.concatenate([some / _or_one(count), everyone, jnp.zeros(1)])
+        everyone = mean_of(heard[:, d:-1], weight * (doubtful if grouped else True))
+        return jnp.concatenate([some / total_or_one(count), everyone, jnp.zeros(1)])
 
     return rule
-
-
-def _mean(own: Array, rows: Array, weight: Array) -> Array:
-    """The mean `[d]` of `rows` `[c, d]` by weights of any sum; 0 where that is 0."""
-    return mean(own, rows, weight) / _or_one(weight.sum())
-
-
-def _or_one(weight: Array) -> Array:
-    return jnp.where(weight > 0, weight, 1)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxfl.core import Array, Env, Graph, Log
 from jaxfl.exchange import timing
 from jaxfl.exchange.codecs import FLOAT
+from jaxfl.exchange.rules import mean_of
 
 
 def meeting(env: Env, ids: Array, rows: Array, weight: Array, when: Array | bool = True) -> tuple[Array, Log]:
@@ -25,8 +26,3 @@ def meeting(env: Env, ids: Array, rows: Array, weight: Array, when: Array | bool
     if env.links is not None:
         log["seconds"] = timing.over_edges(env, [(ids, Graph(ids[others], jnp.ones(others.shape)), bits)])
     return jnp.where(when, mean_of(rows, weight), rows), log
-
-
-def mean_of(rows: Array, weight: Array) -> Array:
-    """The mean `[d]` by weight, 0 where nobody counts."""
-    return weight / jnp.maximum(weight.sum(), 1e-12) @ rows

@@ -40,6 +40,16 @@ def mean(own: Array, heard: Array, weight: Array) -> Array:
     return jnp.matmul(weight, heard, precision=jax.lax.Precision.HIGHEST)
 
 
+def mean_of(rows: Array, weight: Array) -> Array:
+    """The mean `[m]` of `rows` `[k, m]` by weights of any sum; 0 where nobody counts."""
+    return mean(rows[0], rows, weight) / total_or_one(weight.sum())
+
+
+def total_or_one(weight: Array) -> Array:
+    """What a sum by weight is divided by: the total `weight`, 1 where that is 0."""
+    return jnp.where(weight > 0, weight, 1)
+
+
 def median() -> Callable:
     """The median of each coordinate, the mean of the two middle values of an even number (Yin et al., ICML 2018)."""
     return _by_rank(lambda count, _: ((count - 1) // 2, count // 2))

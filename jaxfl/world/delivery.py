@@ -88,7 +88,7 @@ def quorum(
 
     With `timeout` infinite it is FedBuff whose clients wait in the buffer; `goal = 1` with everyone at work is
     asynchronous training without sampling, and `goal = n` a barrier (of systems that remember no earlier versions it is
-    `deadline.deadline(cohort.everyone(n), seconds)`). `timeout` is traced. Costs as `ticks`, O(C) where `goal` is 1.
+    `deadline.barrier(cohort.everyone(n), seconds)`). `timeout` is traced. Costs as `ticks`, O(C) where `goal` is 1.
 
     Args:
         n: nodes.

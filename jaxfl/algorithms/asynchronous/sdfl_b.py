@@ -29,8 +29,9 @@ import optax
 
 from jaxfl.core import Algorithm, Array, State, ages, n_nodes, node_keys, stream
 from jaxfl.errors import InputError, require
-from jaxfl.exchange.meeting import mean_of, meeting
+from jaxfl.exchange.meeting import meeting
 from jaxfl.exchange.network import Network
+from jaxfl.exchange.rules import mean_of
 from jaxfl.exchange.staleness import Staleness, counted, polynomial
 from jaxfl.exchange.trust import Terms, bad_by_loss, elected, groups_of, moved, require_terms
 from jaxfl.exchange.versions import push, recall, versions
