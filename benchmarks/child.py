@@ -125,8 +125,8 @@ def _rows(args: argparse.Namespace) -> Iterable[dict]:
         return of(args.name, args.case, args.tiny)
     if args.mode == "rows":
         rows = importlib.import_module(f"workloads.{workloads.TABLES[args.name]}").rows
-        more = {"seconds": args.seconds} if args.name == "gpu" else {"only": args.only} if args.only else {}
-        return rows(args.turns, args.tiny, **more)
+        more = {"seconds": args.seconds} if args.name == "gpu" else {}
+        return rows(args.turns, args.tiny, **more, **({"only": args.only} if args.only else {}))
     if args.name in workloads.CORES and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         from jaxfl.engine.sharding import use_cores
 

@@ -4,6 +4,7 @@
     python benchmarks/suite.py w1 w3            some of them
     python benchmarks/suite.py shapes --only w3   a part of `shapes`: of w1, w3, w5, robust, scaffold, diloco
     python benchmarks/suite.py round --only admm  a part of `round`: some of its systems
+    python benchmarks/suite.py gpu --only scale  a part of `gpu`: of workloads, formulations, systems, scale
     python benchmarks/suite.py gpu              all that is asked of an accelerator, in at most 8 minutes
     python benchmarks/suite.py --tiny --out X   all of them so small that nothing is measured, into the folder X
     python benchmarks/suite.py --pages          only write the page and the pictures again
@@ -52,7 +53,7 @@ def own_rows(name: str, turns: int, tiny: bool, seconds: float, only: Sequence[s
     """jaxfl's rows of a workload. A case that fails is a row with an `error`, and the others go on."""
     options = ["--turns", str(turns), *(["--tiny"] if tiny else [])]
     if name in TABLES:
-        more = ["--seconds", str(seconds)] if name == "gpu" else ["--only", *only] if only else []
+        more = [*(["--seconds", str(seconds)] if name == "gpu" else []), *(["--only", *only] if only else [])]
         try:
             yield from run_child("rows", name, *options, *more)
         except RuntimeError as error:
@@ -119,7 +120,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-peers", action="store_true", help="leave other libraries out: their rows stay")
     parser.add_argument("--seconds", type=float, default=450, help="of gpu: nothing is begun after so many")
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="PART", help="of shapes and round: some of their systems"
+        "--only", nargs="+", default=[], metavar="PART", help="of shapes, round and gpu: some of their parts"
     )
     parser.add_argument("--pages", action="store_true", help="measure nothing, write page and pictures")
     parser.add_argument("--out", type=Path, help="folder of results.jsonl and README.md (default: this one)")
@@ -130,7 +131,7 @@ def main(argv: list[str]) -> int:
     for part in args.only:
         known = parts_of(args.names[0]) if len(args.names) == 1 else ()
         if part not in known:
-            words = f"known are {', '.join(known)}." if known else "for shapes or round alone."
+            words = f"known are {', '.join(known)}." if known else "for shapes, round or gpu alone."
             parser.error(f"--only {part}: {words}")
     if args.tiny and args.out is None:
         parser.error("--tiny measures nothing and needs --out, a folder beside the results.")

@@ -74,7 +74,10 @@ TABLES = {
 ORDER = ("w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "g10k", "shapes", "sweep", "events", "waves", "compile")
 ORDER += ("round", "gpu")
 # What `--only` may choose of a table's rows; names are those of `shapes.SYSTEMS`.
-PARTS = {"shapes": ("w1", "w3", "w5", "robust", "scaffold", "diloco")}
+PARTS = {
+    "shapes": ("w1", "w3", "w5", "robust", "scaffold", "diloco"),
+    "gpu": ("workloads", "formulations", "systems", "scale"),
+}
 CORES = ("w1", "w2", "w3", "w5", "w6", "w7")  # on a CPU these run on one device a core, the others on one
 # What other libraries run too: nodes, members of a round, rounds in all.
 PEERS: dict[str, list[tuple[Any, ...]]] = {

@@ -65,7 +65,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
 def rows(until: float, tiny: bool) -> Iterator[dict]:
     """A row a system, those left out at the time `until` without numbers; several processes share the accelerator."""
     names = ["fedavg"] if tiny else list(zoo.systems())
-    count = 1 if tiny else max(1, min(4, (os.cpu_count() or 1) // 2))
+    count = 1 if tiny else max(1, min(8, (os.cpu_count() or 1) // 2))
     with tempfile.TemporaryDirectory() as folder:
         places = {"": Path(folder) / "here", "cpu": Path(folder) / "cpu"}
         started = []

@@ -20,6 +20,7 @@ from jaxfl.errors import InputError, nearest, require
 from jaxfl.exchange.attacks import Attack
 from jaxfl.exchange.network import Network
 from jaxfl.learn.task import Task, check_labels
+from jaxfl.mapping.canonical import once
 
 INT32 = 2**31
 OWN = ("system", "round", "diverged", EVALUATED, *TOTALS.values())  # what no measurement may be called
@@ -68,10 +69,9 @@ def check_parts(algorithm: Any, scenario: Any, model: Any, evaluate: Any, hyper:
 
 def check_liars(algorithm: Any, scenario: Scenario) -> None:
     """Raise InputError if a network of the algorithm, as far as closures show it, attacks in a world without liars."""
-    byz = scenario.byz
-    if isinstance(byz, Tracer) or np.asarray(byz).any():
+    if not any(isinstance(net.attack, Attack) for net in _parts(algorithm, Network)):
         return
-    if any(isinstance(net.attack, Attack) for net in _parts(algorithm, Network)):
+    if not isinstance(scenario.byz, Tracer) and not np.asarray(scenario.byz).any():
         raise InputError("the network has an attack, but nobody lies in this world: say who by scenario(byz=).")
 
 
@@ -177,7 +177,7 @@ def check_model(model: Any) -> None:
     drawn = model
     if callable(model):
         try:
-            drawn = jax.eval_shape(model, jax.random.key(0))
+            drawn = jax.eval_shape(once(model), jax.random.key(0))
         except TypeError as error:
             raise InputError(f"model is {_shown(model)}, which draws no model from a key: {_line(error)}") from error
     leaves = jax.tree.leaves(drawn)

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import math
+import operator
 import os
 import re
 import time
@@ -189,11 +191,12 @@ class Recorder:
         """All rows as a pandas frame sorted by run and round, running totals last."""
         import pandas as pd
 
-        names = list(self.labels[0])
-        table = pd.DataFrame(self.rows) if self.rows else pd.DataFrame(columns=[*names, "round"])
-        table = table.sort_values([*names, "round"], kind="stable").reset_index(drop=True)
-        totals = [total for total in TOTALS.values() if total in table]
-        return table[[c for c in table if c not in totals] + totals].fillna(dict.fromkeys(totals, 0.0))
+        keys = [*self.labels[0], "round"]
+        names = dict.fromkeys(name for row in self.rows for name in row) or dict.fromkeys(keys)
+        totals = dict.fromkeys((total for total in TOTALS.values() if total in names), 0.0)
+        rows = sorted(self.rows, key=operator.itemgetter(*keys))
+        ordered = [*(name for name in names if name not in totals), *totals]
+        return pd.DataFrame({name: [row.get(name, totals.get(name, math.nan)) for row in rows] for name in ordered})
 
 
 def _archives(folder: Path) -> list[tuple[tuple[int, int], Path]]:

@@ -70,15 +70,19 @@ def put(mesh: Mesh, tree: Tree, spec: P = P()) -> Tree:
 
 
 def to_host(tree: Tree) -> Tree:
-    """The leaves of `tree` as NumPy arrays, whole in every process."""
+    """The leaves of `tree` as NumPy arrays, whole in every process; they come together, not one after the other."""
+    here = lambda a: getattr(a, "is_fully_addressable", True) or a.is_fully_replicated
 
     def whole(a):
-        if getattr(a, "is_fully_addressable", True) or a.is_fully_replicated:
+        if here(a):
             return np.asarray(a)
         from jax.experimental import multihost_utils
 
         return multihost_utils.process_allgather(a, tiled=True)
 
+    for a in jax.tree.leaves(tree):
+        if isinstance(a, jax.Array) and here(a):
+            a.copy_to_host_async()
     return jax.tree.map(whole, tree)
 
 
@@ -147,11 +151,14 @@ class Border(NamedTuple):
     def back(self, carry: tuple) -> tuple:
         """For programs, which may take over its memory: a copy of what others still have."""
         world, state = carry
-        copied = jax.tree.map(jnp.copy, world)
-        return copied, _filled(state, self.n, self.several) if self.phantoms else jax.tree.map(jnp.copy, state)
+        if self.phantoms:
+            return _copied(world), _filled(state, self.n, self.several)
+        return _copied(carry)
 
     def shapes(self, carry: tuple) -> tuple:
         """Of what `out` gives."""
+        if not self.phantoms:
+            return carry
         one = partial(by_node, n=self.n)
         return carry[0], jax.eval_shape(jax.vmap(one) if self.several else one, carry[1])
 
@@ -169,6 +176,11 @@ def _first_rows(a: Array, n: int, axis: int) -> np.ndarray:
         into = cut(host, n)[shard.index]
         into[:] = cut(np.asarray(shard.data), into.shape[axis])
     return host
+
+
+@jax.jit
+def _copied(tree: Tree) -> Tree:
+    return jax.tree.map(jnp.copy, tree)
 
 
 @partial(jax.jit, static_argnames=("n", "several"))

@@ -176,16 +176,17 @@ def test_time_ends_what_an_accelerator_does(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(accelerator.time, "time", lambda: now[0])
     slow = lambda: iter([now.__setitem__(0, 200.0) or {"workload": "slow"}])
-    jobs = [("broken", 1, broken), ("slow", 2, slow), ("late", 3, broken)]
+    other = ("scale", "other", 4, broken)
+    jobs = [("systems", "broken", 1, broken), other, ("systems", "slow", 2, slow), ("systems", "late", 3, broken)]
     monkeypatch.setattr(accelerator, "jobs", lambda *_: iter(jobs))
-    failed, done, late = accelerator.rows(1, True, 50)
+    failed, done, late = accelerator.rows(1, True, 50, only=["systems"])
     assert failed == {"workload": "broken", "nodes": 1, "error": "ValueError: no such thing"}
     assert done == {"workload": "slow", "took_seconds": 100}
     assert late == {"workload": "late", "nodes": 3, "left_out": "50 s were over"}
 
 
 def test_what_an_accelerator_does_is_in_order():
-    names = [name for name, _, _ in accelerator.jobs(1, False, 0.0)]
+    names = [name for _, name, _, _ in accelerator.jobs(1, False, 0.0, 0.0)]
     assert names.index("formulations: mixings") == workloads.GPU_FIRST
     assert names[workloads.GPU_FIRST + 3] == "systems"
     assert len(names) == len(workloads.CASES["gpu"]) + 4
@@ -328,7 +329,7 @@ def test_bad_arguments_say_what_is_allowed(tmp_path):
         (["gpu", "--out", str(tmp_path)], "accelerator"),
         (["shapes", "--only", "w2"], "w1, w3"),
         (["round", "--only", "w2"], "fedprox"),
-        (["w1", "--only", "w1"], "for shapes or round alone"),
+        (["w1", "--only", "w1"], "for shapes, round or gpu alone"),
     ):
         done = subprocess.run([sys.executable, str(HERE / "suite.py"), *args], stderr=subprocess.PIPE, text=True)
         assert done.returncode == 2
