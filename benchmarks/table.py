@@ -211,9 +211,11 @@ def _machines(rows: list[dict]) -> str:
 
 def _agreement(rows: list[dict]) -> str:
     """Systems on an accelerator against the CPU."""
-    good = [r for r in rows if r.get("apart", float("inf")) <= r["tolerance"]]
-    lines = [f"{len(good)} of {len(rows)} systems give the numbers of the CPU to {rows[0]['tolerance']:.0e}.\n"]
-    lines += [f"- `{r['system']}`: {r.get('error') or r['apart']}" for r in rows if r not in good]
+    left, done = [r["system"] for r in rows if "left_out" in r], [r for r in rows if "left_out" not in r]
+    good = [r for r in done if r.get("apart", float("inf")) <= r["tolerance"]]
+    lines = [f"{len(good)} of {len(done)} systems give the numbers of the CPU to {rows[0]['tolerance']:.0e}.\n"]
+    lines += [f"- `{r['system']}`: {r.get('error') or format(r['apart'], '.1e')}" for r in done if r not in good]
+    lines += [f"\nLeft out, as the time was over: {', '.join(f'`{name}`' for name in left)}."] if left else []
     return "\n".join(lines) + "\n"
 
 
@@ -241,7 +243,7 @@ def render(rows: list[dict], pictures: Sequence[tuple[str, str]]) -> str:
     beside = [r for r in rows if "round" in r]
     parts += ["## A round of every system\n", *_rounds(beside)] if beside else []
     forms, systems = ([r for r in rows if key in r] for key in ("formulation", "system"))
-    left = [f"{r['workload']} ({r['nodes']:,})" for r in there if "left_out" in r]
+    left = [f"{r['workload']} ({r['nodes']:,}: {r['left_out']})" for r in there if "left_out" in r]
     there = [r for r in there if "formulation" not in r and "left_out" not in r]
     if there:
         devices = ", ".join(dict.fromkeys(f"{r['machine']['device']}" for r in there))
@@ -249,7 +251,7 @@ def render(rows: list[dict], pictures: Sequence[tuple[str, str]]) -> str:
         held = [r for r in there if "run_mb" in r]
         parts += [_table(USE, held)] if held else []
     if left:
-        parts += [f"Left out, as the time was over: {', '.join(left)}.\n"]
+        parts += [f"Left out: {', '.join(left)}.\n"]
     if forms:
         parts += [FORMULATIONS, _table(FORMS, forms)]
     if systems:

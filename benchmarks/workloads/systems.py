@@ -87,7 +87,7 @@ def rows(until: float, tiny: bool) -> Iterator[dict]:
 def _compared(names: list[str], places: list[Path], started: list[subprocess.Popen], until: float) -> Iterator[dict]:
     left = list(names)
     while left:
-        over = time.time() > until or all(process.poll() is not None for process in started)
+        late, ended = time.time() > until, all(process.poll() is not None for process in started)
         for name in list(left):
             row = {"system": name, "tolerance": TOLERANCE}
             errors = [place / f"{name}.txt" for place in places if (place / f"{name}.txt").exists()]
@@ -96,8 +96,10 @@ def _compared(names: list[str], places: list[Path], started: list[subprocess.Pop
                 yield row | {"error": errors[0].read_text()[:300]}
             elif all(path.exists() for path in arrays):
                 yield row | {"apart": apart(*arrays)}
-            elif over:
-                yield row | {"error": "no time left, or its process ended"}
+            elif late:
+                yield row | {"left_out": "its time was over"}
+            elif ended:
+                yield row | {"error": "its process ended"}
             else:
                 continue
             left.remove(name)

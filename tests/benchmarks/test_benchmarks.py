@@ -59,6 +59,7 @@ ROWS = [
     row("W8", suite="gpu", error="no memory"),
     {"suite": "gpu", "system": "fedavg", "tolerance": 1e-3, "apart": 1e-6, "date": "x", "machine": {"device": "x"}},
     {"suite": "gpu", "system": "dsgd", "tolerance": 1e-3, "error": "no", "date": "x", "machine": {"device": "x"}},
+    {"suite": "gpu", "system": "mifa", "tolerance": 1e-3, "left_out": "late", "date": "x", "machine": {"device": "x"}},
     row("W3", nodes=257, devices=2, beside=320, members=257, members_beside=320, least=1.0055, suite="shapes")
     | {"member_seconds": 190e-6, "member_seconds_beside": 95e-6, "ratio": 2.0, "ratio_low": 1.9, "ratio_high": 2.1},
 ]
@@ -314,7 +315,8 @@ def test_page_and_pictures(tmp_path):
     assert page.count("| W3 |") == 4  # a row of shapes is in its own table only
     assert "| W8 | 1,000 |  | failed: no memory |" in page
     assert "| mixing | 1,000 | plain | 20 | 10 | 30 | 2e-07 |" in page
-    assert "Left out, as the time was over: W9 (1,000)." in page
+    assert "Left out: W9 (1,000: 9 s were over)." in page
+    assert "Left out, as the time was over: `mifa`." in page
     assert "1 of 2 systems give the numbers of the CPU to 1e-03." in page
     assert "- `dsgd`: no" in page
     assert "install.py" not in page
