@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Array, Graph, heard_weight, own_weight
 from jaxfl.exchange import rules
 from jaxfl.exchange.ranks import written_out
-from jaxfl.mapping.shards import AXIS, fill, node_shards, over_shards, shard_rows, unfill
+from jaxfl.exchange.shifts import borders, by_shifts, nodes_here, widest_border
+from jaxfl.mapping.shards import AXIS, fill, node_shards, over_shards, unfill
 from jaxfl.world.tiers import Tiers
 
 PIECE_BYTES = 128 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
@@ -41,14 +42,14 @@ def mix(graph: Graph | Tiers, own: Array, sent: Array) -> Array:
         own, sent = _settled(own, sent)
     own_share, own, sent = _differences(graph, own, sent)
     if shifts is not None:
-        return _by_shifts(graph.weight, shifts, sent, own_share, own)
+        return by_shifts(graph.weight, shifts, sent, own_share, own)
     devices = node_shards()
     if devices == 1:
         return _by_table(graph.nbr, graph.weight, sent, own_share * own)
     reach = n if graph.reach is None else graph.reach
 
     def local(nbr: Array, weight: Array, own_share: Array, own: Array, sent: Array) -> Array:
-        if reach > _widest_border(n):
+        if reach > widest_border(n):
             return _by_gather(nbr, weight, own_share, own, sent, devices)
         start = sent.shape[0] * jax.lax.axis_index(AXIS) - reach
         return _by_table((nbr - start) % n, weight, _with_border(sent, reach, n), own_share * own)
@@ -112,77 +113,14 @@ def _common(rows: Array) -> Array:
     return jax.lax.stop_gradient(jnp.where(low > high, 0, jnp.maximum(low, 0) + jnp.minimum(high, 0)))
 
 
-def _by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array, own_share: Array, own: Array) -> Array:
-    n = sent.shape[0]
-    near = [s if 2 * s <= n else s - n for s in shifts]
-    if node_shards() > 1 and max(0, *near) + max(0, *(-s for s in near)) <= _widest_border(n):
-        return _by_halo(weight, sent, near, own_share, own)
-    total = own_share * own
-    for slot, shift in enumerate(shifts):
-        total = total + weight[:, slot, None] * jnp.roll(sent, -shift, axis=0)
-    return total
-
-
-def _widest_border(n: int) -> int:
-    """The most rows that every shard of `n` rows can lend its neighbours; phantoms are none."""
-    devices = node_shards()
-    return n - (devices - 1) * shard_rows(n, devices)
-
-
-def _nodes_here(rows: int, n: int) -> Array | int:
-    """How many of this device's `rows` are nodes; the others, on the last device, are phantoms."""
-    last = _widest_border(n)
-    return rows if last == rows else jnp.where(jax.lax.axis_index(AXIS) == node_shards() - 1, last, rows)
-
-
-def _borders(sent: Array, behind: int, ahead: int, n: int) -> tuple[list[Array], list[Array]]:
-    """The `behind` last rows of the device before and the `ahead` first of the one after, none where these are 0."""
-    devices = node_shards()
-    before, after = [], []
-    if behind:
-        ring = [(r, (r + 1) % devices) for r in range(devices)]
-        last = jax.lax.dynamic_slice_in_dim(sent, _nodes_here(sent.shape[0], n) - behind, behind)
-        before = [jax.lax.ppermute(last, AXIS, ring)]
-    if ahead:
-        ring = [((r + 1) % devices, r) for r in range(devices)]
-        after = [jax.lax.ppermute(sent[:ahead], AXIS, ring)]
-    return before, after
-
-
 def _with_border(sent: Array, reach: int, n: int) -> Array:
     """A device's rows between the `reach` last of the device before and the `reach` first of the one after.
 
     These follow the last row that is a node's: what follows them means nothing.
     """
-    before, after = _borders(sent, reach, reach, n)
-    wide, here = jnp.concatenate([*before, sent, *after]), reach + _nodes_here(sent.shape[0], n)
+    before, after = borders(sent, reach, reach, n)
+    wide, here = jnp.concatenate([*before, sent, *after]), reach + nodes_here(sent.shape[0], n)
     return wide if n % node_shards() == 0 or not reach else jax.lax.dynamic_update_slice_in_dim(wide, after[0], here, 0)
-
-
-def _by_halo(weight: Array, sent: Array, shifts: list[int], own_share: Array, own: Array) -> Array:
-    """Each device receives only the border rows of its two neighbours."""
-    ahead, behind, n = max(0, *shifts), max(0, *(-s for s in shifts)), sent.shape[0]
-
-    def heard(weight: Array, wide: Array, total: Array) -> Array:
-        for slot, shift in enumerate(shifts):
-            total = total + weight[:, slot, None] * jax.lax.dynamic_slice_in_dim(wide, behind + shift, total.shape[0])
-        return total
-
-    def local(weight: Array, sent: Array, own_share: Array, own: Array) -> Array:
-        total = own_share * own
-        before, after = _borders(sent, behind, ahead, n)
-        out = heard(weight, jnp.concatenate([*before, sent, *after]), total)
-        if n % node_shards() == 0 or not ahead:
-            return out
-        # the last shard has phantoms before what is ahead: the rows that hear these are mixed once more
-        start = _nodes_here(sent.shape[0], n) - ahead
-        cut = lambda a, first, count: jax.lax.dynamic_slice_in_dim(a, first, count)
-        near = jnp.concatenate([cut(sent, start - behind, ahead + behind), *after])
-        again = heard(cut(weight, start, ahead), near, cut(total, start, ahead))
-        out = jax.lax.optimization_barrier(out)  # or one loop would ask of every number whether it is mixed again
-        return jax.lax.dynamic_update_slice_in_dim(out, again, start, 0)
-
-    return over_shards(local, n, (P(AXIS),) * 4, P(AXIS))(weight, sent, own_share, own)
 
 
 def _by_gather(nbr: Array, weight: Array, own_share: Array, own: Array, sent: Array, devices: int) -> Array:

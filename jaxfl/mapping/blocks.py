@@ -22,6 +22,7 @@ from jaxfl.core import Array, Tree
 
 CACHE_BYTES = 2 * 2**20  # rows of one block on a CPU: the L2 of a core
 ACCELERATOR_BYTES = 2 * 2**30
+WORTH = 256  # numbers of a row over which a result of its shape is written
 
 _block: contextvars.ContextVar[int | None] = contextvars.ContextVar("block", default=None)
 
@@ -80,6 +81,7 @@ def in_blocks(
 
     Arguments and results are those of `mapping.map_nodes`; what is kept is overwritten block by block. Where `size`
     does not divide the rows the last block ends with the last of them, and rows of the block before are computed again.
+    Results are written over rows of `stacked` of their shape, where there are such.
     """
     count = jax.tree.leaves(stacked)[0].shape[0]
     present = lambda weight, messages: jnp.where((weight != 0)[:, None], messages, 0)
@@ -89,6 +91,8 @@ def in_blocks(
         out, new = jax.vmap(f)(stacked, taken(memory, place))
         return (out if weight is None else (summed(weight, out[0]), out[1])), placed(memory, place, new)
 
+    f, stacked, over, whole = _over_rows(f, stacked, memory, weight is not None)
+    memory = memory, over
     if size == 1:  # without an axis of 1, which XLA takes away again by a copy of all results
         one, sum_up = f, lambda weight, message: jnp.where(weight != 0, weight * message, 0)
         read = lambda a, start: jax.lax.dynamic_index_in_dim(a, start, keepdims=False)
@@ -104,8 +108,11 @@ def in_blocks(
     if place is None:
         remembered, remember = rows, put
     else:
-        remembered = lambda memory, start: taken(memory, read(place, start))
-        remember = lambda memory, new, start: placed(memory, read(place, start), new)
+        remembered = lambda memory, start: (taken(memory[0], read(place, start)), rows(memory[1], start))
+        remember = lambda memory, new, start: (
+            placed(memory[0], read(place, start), new[0]),
+            put(memory[1], new[1], start),
+        )
     first_of = lambda k: jnp.minimum(k * size, count - size) if again else k * size
     at_first = remembered(memory, count - size) if again else None
 
@@ -138,4 +145,37 @@ def in_blocks(
     (total, results, memory, last), outs = jax.lax.scan(step, start, jnp.arange(blocks))
     if not again:
         results = outs if size == 1 else jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outs)
-    return together(total, results), remember(memory, last, count - size)
+    memory, over = remember(memory, last, count - size)
+    return together(total, whole(results, over)), memory
+
+
+def _over_rows(f: Callable, stacked: Tree, memory: Tree, summed: bool) -> tuple[Callable, list, list, Callable]:
+    """`f` and its rows with those apart over which results may be written, since they have the shape of a row.
+
+    Returns `f(row, (kept, over)) -> (result, (kept, over))` in which leaves of the result are where those rows are, the
+    other rows, those rows, and how to put results together: `(results, over) -> results`.
+    """
+    leaves, rows = jax.tree.flatten(stacked)
+    out = jax.eval_shape(f, row_of(stacked), row_of(memory))[0]
+    left, results = jax.tree.flatten(out[1] if summed else out)
+    of_rows, free, pairs = jax.tree.leaves(row_of(stacked)), dict.fromkeys(range(len(leaves))), {}
+    for i, a in enumerate(left):
+        same = [j for j in free if (of_rows[j].shape, of_rows[j].dtype) == (a.shape, a.dtype)]
+        if same and a.size >= WORTH:
+            pairs[i] = same[0]
+            del free[same[0]]
+
+    def apart(row: list, both: tuple) -> tuple:
+        mine, over = both
+        given = {**dict(zip(free, row, strict=True)), **dict(zip(pairs.values(), over, strict=True))}
+        out, new = f(jax.tree.unflatten(rows, [given[j] for j in range(len(leaves))]), mine)
+        message, out = out if summed else (None, out)
+        found = jax.tree.leaves(out)
+        rest = [a for i, a in enumerate(found) if i not in pairs]
+        return ((message, rest) if summed else rest), (new, [found[i] for i in pairs])
+
+    def whole(rest: list, over: list) -> Tree:
+        others, mine = iter(rest), dict(zip(pairs, over, strict=True))
+        return jax.tree.unflatten(results, [mine[i] if i in mine else next(others) for i in range(len(left))])
+
+    return apart, [leaves[j] for j in free], [leaves[j] for j in pairs.values()], whole

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.engine.hlo import counts
 from jaxfl.engine.sharding import node_mesh, put
 from jaxfl.exchange.mix import mix
+from jaxfl.mapping.blocks import block_of
 from jaxfl.mapping.shards import AXIS, fill, unfill
 from jaxfl.world import graph, mixing
 
@@ -46,7 +47,10 @@ graphs |= {
 }
 mesh, out = node_mesh(), {}
 module = sys.modules["jaxfl.exchange.mix"]
-for name, g in [*graphs.items(), ("regular, in pieces", graphs["regular"]), ("star, in pieces", graphs["star"])]:
+sys.modules["jaxfl.exchange.shifts"].WIDE = 1
+parts = [(f"{name}, in pieces", graphs[name]) for name in ("regular", "star")]
+parts += [(f"{name}, in blocks", graphs[name]) for name in ("ring", "uneven ring", "uneven circle ahead")]
+for name, g in [*graphs.items(), *parts]:
     module.PIECE_BYTES = 1 if "pieces" in name else 2**24
     n = len(g.nbr)
     x = rng.normal(size=(64, m)).astype(np.float32)
@@ -60,7 +64,8 @@ for name, g in [*graphs.items(), ("regular, in pieces", graphs["regular"]), ("st
     with jax.set_mesh(mesh):
         rows = put(mesh, jnp.asarray(x), P(AXIS))
         mixed = jax.jit(lambda g, x: fill(mix(g, *[unfill(x, len(g.nbr))] * 2)))
-        mixed = mixed.lower(put(mesh, g), rows).compile()
+        with block_of(2 if "blocks" in name else None):
+            mixed = mixed.lower(put(mesh, g), rows).compile()
         error = np.abs(np.asarray(mixed(put(mesh, g), rows))[:n] - matrix @ x[:n]).max()
         spoilt = np.isnan(np.asarray(mixed(put(mesh, g), put(mesh, jnp.asarray(bad), P(AXIS))))[:n]).any(1)
     hears[21] = True
@@ -88,8 +93,8 @@ def test_every_graph_is_its_matrix_and_spoils_only_those_who_hear(mixed):
 def test_near_neighbours_cost_their_border_rows(mixed):
     """Rows received by each of 8 devices that hold 8 of 64: a ring 2, a torus of rows of 4 the 4 on each side."""
     rows = {name: moved for name, (_, _, moved, _) in mixed.items()}
-    assert rows["ring"] == rows["cut ring"] == 2
-    assert rows["uneven ring"] == rows["uneven cut ring"] == 2
+    assert rows["ring"] == rows["cut ring"] == rows["ring, in blocks"] == 2
+    assert rows["uneven ring"] == rows["uneven cut ring"] == rows["uneven ring, in blocks"] == 2
     assert rows["torus"] == rows["grid"] == 8
     assert rows["uneven torus"] == 6
     np.testing.assert_array_equal([rows[name] for name in WIDE], 64)

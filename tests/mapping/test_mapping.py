@@ -151,3 +151,40 @@ def test_what_a_network_collects_is_what_it_aggregates(net):
     assert whole.pop("down_bits") == 0  # `aggregate` and `at` hand nothing down
     assert float(log.pop("down_bits")) == 4 * 32 * 650
     chex.assert_trees_all_close(log, whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5])
+def test_results_are_written_over_the_rows_that_they_were_made_of(block):
+    """Of 32 rows, in a loop over rounds, with several results, some of no row's shape, and what nodes keep beside."""
+    rng = np.random.default_rng(1)
+    x, count = rng.normal(size=(32, 2**14)).astype("f"), np.arange(32)
+
+    def rounds(x, count):
+        def once(carry, _):
+            f = lambda s, row, kept: ((row["i"], s * row["x"] + kept, row["x"][::1024]), kept + 1)
+            (i, x, few), count = map_nodes(f, 2.0, {"x": carry[0], "i": jnp.arange(32)}, memory=carry[1])
+            return (x, count), (i, few)
+
+        return jax.lax.scan(once, (x, count), length=3)
+
+    with block_of(block):
+        program = jax.jit(rounds, donate_argnums=0).lower(x, count).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 0.3 * x.nbytes
+    (after, kept), (i, few) = program(jnp.asarray(x), count)
+    steps = [x, 2 * x + count[:, None], 4 * x + 3 * count[:, None] + 1]
+    np.testing.assert_allclose(after, 2 * steps[2] + count[:, None] + 2, rtol=1e-6)
+    np.testing.assert_allclose(few, [a[:, ::1024] for a in steps], rtol=1e-6)
+    np.testing.assert_array_equal(kept, count + 3)
+    np.testing.assert_array_equal(i, np.tile(count, (3, 1)))
+
+
+@pytest.mark.parametrize("block", [1, 3, 32])
+def test_rows_that_others_still_read_stay_as_they_are(block):
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(32, 300)).astype("f"))
+    with block_of(block):
+        new, old = jax.jit(lambda x: (map_nodes(lambda s, row: row + s, 1.0, x), x + 0.0))(x)
+        total, both = map_nodes(lambda s, row: (row, (row, s * row)), 2.0, x, weight=jnp.ones(32))
+    np.testing.assert_array_equal(old, x)
+    np.testing.assert_array_equal(new, x + 1)
+    np.testing.assert_allclose(total, x.sum(0), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal(both, (x, 2 * x))
