@@ -73,7 +73,7 @@ TABLES = {
 }
 ORDER = ("w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8", "g10k", "shapes", "sweep", "events", "waves", "compile")
 ORDER += ("round", "gpu")
-# What `--only` may choose of a table's rows; names are those of `shapes.SYSTEMS`.
+# What `--only` may choose of a table's rows: names of `shapes.SYSTEMS`, parts of `accelerator.jobs`.
 PARTS = {
     "shapes": ("w1", "w3", "w5", "robust", "scaffold", "diloco"),
     "gpu": ("workloads", "formulations", "systems", "scale"),

@@ -33,7 +33,7 @@ def matrix(found):
 @pytest.mark.parametrize("block", [1, 2, 7, None])
 @pytest.mark.parametrize("name", CIRCLES)
 def test_blocks_are_the_matrix(name, block, monkeypatch):
-    """Of one's own rows and of others beside them, which come out as they were; no number does not spread further."""
+    """Of one's own rows and of others beside them, of unequal weights; NaN reaches those who hear it alone."""
     monkeypatch.setattr(shifts, "WIDE", 1)
     found = circle(*CIRCLES[name])
     assert found.shifts is not None
