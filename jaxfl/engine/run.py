@@ -42,6 +42,7 @@ from jaxfl.engine.sharding import (
 )
 from jaxfl.errors import InputError
 from jaxfl.exchange.personal import answer
+from jaxfl.exchange.rules import all_finite
 from jaxfl.mapping.blocks import block_of
 from jaxfl.mapping.canonical import canonical
 
@@ -152,7 +153,7 @@ def _evaluate(algorithm, measure, runs, block, n, state, hyper, arrays):
         floats = [a for a in map(jnp.asarray, jax.tree.leaves(found)) if jnp.issubdtype(a.dtype, jnp.floating)]
         if floats:
             rows = [a.reshape(-1, a.shape[-1]) if a.ndim else a[None, None] for a in floats]
-            scores = {"diverged": sum((~jnp.isfinite(r).all(1)).sum() for r in rows)} | scores
+            scores = {"diverged": sum((~all_finite(r)).sum() for r in rows)} | scores
         return (), (scores, each)
 
     with block_of(block):

