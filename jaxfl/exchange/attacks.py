@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxfl.core import Array, Tree
 from jaxfl.errors import require
-from jaxfl.exchange.rules import HIGHEST, by_columns, sum_columns
+from jaxfl.exchange.rules import HIGHEST, all_finite, by_columns, sum_columns
 
 
 class Attack(NamedTuple):
@@ -17,17 +17,19 @@ class Attack(NamedTuple):
 
     At a server `k` is the cohort and `own` the server's reference; on a graph the receiver's own message is the first
     of those heard, with `bad` False. `bad` marks the liars among the senders; what an honest sender said must pass
-    `lie` unchanged.
+    `lie` unchanged. Where a liar says the same to all (`alike`) `lie` may be asked once on a graph, of all nodes as
+    senders and with `own` None: means and coordinate rules then cost what they do without an attack.
     """
 
     init: Callable  # (message [m]) -> memory
     plan: Callable  # (key, memory, sent [c, m], weight [c], bad [c]) -> (memory, known)
     lie: Callable  # (key, known, own [m], heard [k, m], weight [k], bad [k]) -> heard [k, m]
+    alike: bool = False
 
 
-def attack(lie: Callable) -> Attack:
+def attack(lie: Callable, *, alike: bool = False) -> Attack:
     """An attack that plans nothing, from `lie(key, known, own, heard, weight, bad)`."""
-    return Attack(lambda message: (), lambda key, memory, sent, weight, bad: (memory, ()), lie)
+    return Attack(lambda message: (), lambda key, memory, sent, weight, bad: (memory, ()), lie, alike)
 
 
 def sign_flip(scale: float | Array = 1.0) -> Attack:
@@ -37,7 +39,7 @@ def sign_flip(scale: float | Array = 1.0) -> Attack:
     def lie(key, known, own, heard, weight, bad):
         return jnp.where(bad[:, None], -scale * heard, heard)
 
-    return attack(lie)
+    return attack(lie, alike=True)
 
 
 def gaussian(scale: float | Array = 1.0) -> Attack:
@@ -122,7 +124,7 @@ def mimic(warmup: int = 1) -> Attack:
         copied = jnp.where(honest[chosen], chosen, highest)
         return (t + 1, mean, v, chosen), sent[copied]
 
-    return Attack(init, plan, _say_known)
+    return Attack(init, plan, _say_known, alike=True)
 
 
 def one_of(index: int | Array, *attacks: Attack) -> Attack:
@@ -153,12 +155,12 @@ def one_of(index: int | Array, *attacks: Attack) -> Attack:
 
         return jax.lax.switch(jnp.asarray(index, jnp.int32), [partial(branch, i) for i in range(len(attacks))])
 
-    return Attack(init, plan, lie)
+    return Attack(init, plan, lie, all(a.alike for a in attacks))
 
 
 def honesty() -> Attack:
     """No attack: those who may lie say what they are told."""
-    return attack(lambda key, known, own, heard, weight, bad: heard)
+    return attack(lambda key, known, own, heard, weight, bad: heard, alike=True)
 
 
 def _say_known(key, known, own, heard, weight, bad):
@@ -177,12 +179,12 @@ def _colluding(message: Callable, local: bool) -> Attack:
     def plan(key, memory, sent, weight, bad):
         return memory, message(sent, _honest(sent, weight, bad))
 
-    return Attack(lambda message: (), plan, _say_known)
+    return Attack(lambda message: (), plan, _say_known, alike=True)
 
 
 def _honest(x: Array, weight: Array, bad: Array) -> Array:
     """Who of the senders `[c]` is honest, present and finite."""
-    return (weight > 0) & ~bad & (sum_columns(lambda x: (~jnp.isfinite(x)).sum(1), x) == 0)
+    return (weight > 0) & ~bad & all_finite(x)
 
 
 def _moments(x: Array, honest: Array, z: float | Array | None) -> Array:

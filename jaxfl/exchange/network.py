@@ -344,19 +344,22 @@ class Network(NamedTuple):
         if env.links is not None:
             ids = tiers.split(jnp.arange(n))
             log["seconds"] = timing.over_edges(env, [(i, g, came(g)) for i, g in zip(ids, tiers.parts, strict=True)])
-        down = 0.0 if self.noise is None else self.noise.down
-        at_once = everywhere(self.rule, g, m) if self.attack is None and noise.silent(down) else None
-        if at_once is not None:
-            return at_once(own, sent), mail, log
         mail, known = self._plan(key, mail, sent, up, byz)
+        attack, down = self.attack, 0.0 if self.noise is None else self.noise.down
+        alike = noise.silent(down) and (attack is None or attack.alike)
+        at_once = everywhere(self.rule, g, m) if alike else None
+        if at_once is not None:
+            if attack is not None:
+                sent = attack.lie(stream(key, "lie"), known, None, sent, up, byz)
+            return at_once(own, sent), mail, log
 
         def receive(shared, row):
             (sent, byz, known), (key, own, down, own_w, nbr, weight) = shared, row
             heard = jnp.concatenate([own[None], sent[nbr]])
             weight = jnp.concatenate([own_w[None], weight])
-            if self.attack is not None:
+            if attack is not None:
                 bad = jnp.concatenate([jnp.zeros(1, bool), byz[nbr]])
-                heard = self.attack.lie(key, known, own, heard, weight, bad)
+                heard = attack.lie(key, known, own, heard, weight, bad)
             if down is not None:
                 heard = heard.at[1:].set(noise.added(stream(key, "noise"), down, heard[1:]))
             # over a link that is down nothing comes, not even what is not finite

@@ -177,6 +177,29 @@ def test_on_a_graph_statistics_are_of_everyone_or_of_the_neighbourhood(local):
         np.testing.assert_allclose(got[i], W[i] @ told, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:krum with")  # of few messages
+@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack.alike])
+def test_what_liars_say_alike_to_all_is_asked_once_and_heard_by_each(name):
+    """As if every receiver asked anew, whatever the rule; liars keep their own model, a node is down, one diverged."""
+    g, byz = mixing.metropolis(graph.barabasi_albert(12, 3, seed=2)), np.arange(12) % 5 == 3
+    x = RNG.normal(size=(12, 4)).astype("f")
+    x[7, 2] = np.nan
+    env = env_of(g, byz, jnp.asarray(np.arange(12) != 6))
+    for rule in (rules.mean, rules.median(), rules.krum(1), rules.centered_clipping(1.0)):
+        once, anew = (Network(rule, attack=ATTACKS[name]._replace(alike=alike)) for alike in (True, False))
+        (got, mail, _), (want, other, _) = (
+            jax.jit(net.gossip)(KEY, env, net.init(env, x[0]), x) for net in (once, anew)
+        )
+        np.testing.assert_allclose(got, want, atol=1e-6)
+        assert same(mail, other)
+
+
+def test_who_says_something_else_to_each_is_asked_by_each():
+    assert [name for name, attack in ATTACKS.items() if not attack.alike] == ["gaussian", "alie, local", "ipm, local"]
+    assert not attacks.one_of(0, attacks.sign_flip(), attacks.gaussian()).alike
+    assert attacks.one_of(0, attacks.sign_flip(), attacks.honesty()).alike
+
+
 @pytest.mark.filterwarnings("ignore:krum with")  # of three messages
 def test_a_liar_that_sends_nothing_finite_is_not_heard_and_a_dead_link_tells_nothing():
     g = mixing.metropolis(graph.ring(8))
