@@ -1,11 +1,13 @@
 """What `run`, `rollout` and `plan` are given, looked at before anything is compiled: one sentence for what is wrong."""
 
+import contextlib
 import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ from jaxfl.learn.task import Task, check_labels
 from jaxfl.mapping.canonical import once
 
 INT32 = 2**31
+_sound: WeakSet = WeakSet()  # functions that draw models, as was found before
 OWN = ("system", "round", "diverged", EVALUATED, *TOTALS.values())  # what no measurement may be called
 
 
@@ -176,6 +179,8 @@ def check_model(model: Any) -> None:
         )
     drawn = model
     if callable(model):
+        if _seen(model):
+            return
         try:
             drawn = jax.eval_shape(once(model), jax.random.key(0))
         except TypeError as error:
@@ -183,6 +188,16 @@ def check_model(model: Any) -> None:
     leaves = jax.tree.leaves(drawn)
     if not leaves or not all(map(_numbers, leaves)):
         raise InputError(f"model is {_shown(model)}, but must be one or more arrays of numbers, or draw such.")
+    if callable(model):
+        with contextlib.suppress(TypeError):  # what nobody can refer to weakly is looked at anew
+            _sound.add(model)
+
+
+def _seen(model: Callable) -> bool:
+    try:
+        return model in _sound
+    except TypeError:
+        return False
 
 
 def check_metric(evaluate: Any) -> None:

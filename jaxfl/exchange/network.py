@@ -43,6 +43,7 @@ from jaxfl.exchange.slots import check, require_each, require_whole
 from jaxfl.learn.layers import Part
 from jaxfl.mapping.at import lift, reported
 from jaxfl.mapping.nodes import map_memory, map_nodes, put_rows, rows_of
+from jaxfl.mapping.sums import count
 from jaxfl.world.events import Events
 from jaxfl.world.tiers import tiers_of
 
@@ -280,14 +281,14 @@ class Network(NamedTuple):
             out = (out if plain else jnp.zeros(m).at[sent].set(out)).at[mine].set(back)
             mail = mail._replace(nodes=(*mail.nodes[:-1], new.pop("personal")))
         moved = [(x, x.ndim - 1), (shared, 0), (own, 1)]
-        count = lambda held: sum(personal.numbers(tree, axis, part, (d, held)) for tree, axis in moved)
+        numbers = lambda held: sum(personal.numbers(tree, axis, part, (d, held)) for tree, axis in moved)
         filled, held, steps, log = out, d, each["steps"], Log()
         if covers is not None:
             out, bits, log = coverage.combined(c, plain, out, covers, bits, each, d)
             held, steps = each["held"], steps * each["held"] / d
         down, up = crosses
-        log |= reported(c, each) | cost(env, steps, FLOAT * count(held) * down, bits * up)
-        return Collected(out, (c.weight > 0).any(), log, mail, new, each, filled, heard)
+        log |= reported(c, each) | cost(env, steps, FLOAT * numbers(held) * down, bits * up)
+        return Collected(out, count(c.weight > 0) > 0, log, mail, new, each, filled, heard)
 
     def gossip(
         self, key: Array, env: Env, mail: Mail, messages: Array, *, own: Array | None = None, column_stochastic=False

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxfl.core import Array, Cohort, ages
 from jaxfl.errors import require
+from jaxfl.mapping.sums import count
 
 
 def constant() -> Callable:
@@ -68,7 +69,7 @@ def weighed(rule: Staleness, cohort: Cohort) -> tuple[Cohort, Array | None, dict
     old = age > rule.longest
     weight = jnp.where(old, 0, cohort.weight)
     discounted = weight * rule.discount(age)
-    mean = jnp.where(selected, age, 0).sum() / jnp.maximum(selected.sum(), 1)
-    log = {"age": mean, "dropped": (selected & old).sum()}
+    mean = jnp.where(selected, age, 0.0).sum() / jnp.maximum(count(selected), 1)
+    log = {"age": mean, "dropped": count(selected & old)}
     scale = None if rule.normalised or cohort.total is not None else discounted.sum() / jnp.maximum(weight.sum(), 1e-12)
     return cohort._replace(weight=discounted, selected=selected), scale, log

@@ -13,6 +13,7 @@ from jaxfl.core import Array, Env, Graph, Links, Log, n_nodes
 from jaxfl.exchange import fair_share
 from jaxfl.mapping.at import slowest
 from jaxfl.mapping.nodes import rows_of
+from jaxfl.mapping.sums import count
 from jaxfl.world.links import moved, to_server, ways
 
 
@@ -36,7 +37,7 @@ def through_server(env: Env, steps: Array, handed: float | Array, up: Array) -> 
     present = env.cohort.weight > 0
     selected = present if env.cohort.selected is None else env.cohort.selected
     handed = jnp.asarray(handed, jnp.float32)
-    down = selected.sum() * handed if handed.ndim == 0 else jnp.where(selected, handed, 0).sum()
+    down = count(selected) * handed if handed.ndim == 0 else jnp.where(selected, handed, 0.0).sum()
     log = Log(up_bits=jnp.where(present, up, 0).sum(), down_bits=down)
     if env.links is not None:
         mine = rows_of(env.cohort, to_server(env.links))

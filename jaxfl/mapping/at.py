@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxfl.core import ALL_STEPS, Array, Cohort, Env, Log, Tree, n_nodes, node_keys, stream
 from jaxfl.errors import InputError
 from jaxfl.mapping.nodes import map_memory, map_nodes
+from jaxfl.mapping.sums import count
 
 Who = Cohort | Array
 
@@ -104,8 +105,8 @@ def reported(who: Who, each: dict) -> Log:
     log, present = Log(), _present(who, each)
     if "loss" in each:
         ran = present & (each["steps"] > 0)
-        mean = jnp.where(ran, each["loss"], 0.0).sum() / jnp.maximum(ran.sum(), 1)
-        log["loss"] = jnp.where(ran.any(), mean, jnp.nan)
+        mean = jnp.where(ran, each["loss"], 0.0).sum() / jnp.maximum(count(ran), 1)
+        log["loss"] = jnp.where(count(ran) > 0, mean, jnp.nan)
     if "gradients" in each:
         selected = who.selected if isinstance(who, Cohort) else None
         log["gradients"] = jnp.where(present if selected is None else selected, each["gradients"], 0.0).sum()

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.core import Cohort, node_keys
+from jaxfl.core import Cohort, Env, node_keys
 from jaxfl.engine.hlo import counts
 from jaxfl.engine.sharding import node_mesh
+from jaxfl.mapping.at import at
 from jaxfl.mapping.nodes import put_rows, rows_of
 from jaxfl.mapping.shards import AXIS, P, fill, over_shards
 
@@ -22,6 +23,7 @@ sys.path[:0] = sys.argv[1:]
 import test_shards
 print(json.dumps([test_shards.members_on_a_mesh(n, c) for n, c in ((7, 4), (6, 4), (7, 3), (6, 6))]))
 print(json.dumps(test_shards.keys_on_a_mesh(7)))
+print(json.dumps([test_shards.a_log_on_a_mesh(n) for n in (6, 7)]))
 """
 
 
@@ -67,10 +69,30 @@ def keys_on_a_mesh(n):
     return dict(counts(compiled.as_text() or "").collectives)
 
 
-def test_rows_of_members_travel_once_and_keys_stay_where_they_are_made():
+def a_log_on_a_mesh(n):
+    """How often devices meet for the log of a round in which node `i` has the loss `i`, and nodes below 2 no step."""
+
+    def learn(key, data, i, x):
+        steps = (i >= 2).astype(jnp.float32)
+        return x + i, {"loss": i.astype(jnp.float32), "steps": steps, "gradients": 3 * steps}
+
+    def a_round(key, x):
+        env = Env(jnp.int32(0), jnp.float32(0), (), None, None, jnp.zeros(n, bool))
+        got = at(jnp.arange(n), learn)(key, env, x)
+        return fill(got.rows), dict(got.log)
+
+    with jax.set_mesh(node_mesh()):
+        compiled = jax.jit(a_round).lower(jax.random.key(0), jnp.zeros(4)).compile()
+        log = compiled(jax.random.key(0), jnp.zeros(4))[1]
+    assert log == {"loss": np.arange(2, n).mean(), "gradients": 3 * (n - 2)}
+    return dict(counts(compiled.as_text() or "").collectives)
+
+
+def test_rows_of_members_travel_once_keys_stay_where_they_are_made_and_sums_meet_once():
     command = [sys.executable, "-W", "error", "-c", ON_THREE, str(Path(__file__).parent)]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert not ran.returncode, ran.stderr
-    members, keys = map(json.loads, ran.stdout.splitlines())
+    members, keys, logs = map(json.loads, ran.stdout.splitlines())
     assert members == [["all-gather", "reduce-scatter"]] * 4
     assert keys == {}
+    assert logs == [{"all-reduce": 1}] * 2
