@@ -13,7 +13,7 @@ w1   FedAvg, MLP 784-64-10, 1,000 clients x 60 images, 10 / 100 / 1,000 a round,
 w2   FedAvg, CNN of two 3 x 3 convolutions, 500 clients x 120 images, 50 a round, 6 steps of 20
 w3   D-SGD on a ring, the MLP of w1, one step of 20 a round, 16 / 64 / 256 / 1,024 / 4,096 nodes
 w4   robust rules at a server, 64 and 512 messages of 100,000 numbers, f = n / 8
-w5   D-SGD on a random 8-regular graph, MLP 64-32-10 on digits, 10,000 nodes; and with medians
+w5   D-SGD on a random 8-regular graph, MLP 64-32-10 on digits, 10,000 nodes; and with medians, also among liars
 w6   FedBuff, the MLP of w1, 1,000 clients, 100 at work, every 10th arrival a round: against FedAvg with cohorts of 10
 w7   DiLoCo, character transformer on text by author, 16 nodes, 20 AdamW steps and a Nesterov step
 w8   FedAvg of 1,000,000 clients against 1,000, cohort 100, logistic model

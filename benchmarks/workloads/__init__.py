@@ -17,6 +17,7 @@ def _cases(module: str, function: str, *sizes: tuple[Any, ...]) -> tuple[Case, .
 
 
 RULES = ("mean", "median", "trimmed mean", "krum", "geometric median, 3 steps", "centered clipping")
+LIES = ("sign flip", "ALIE")  # of a tenth of the nodes
 # Sizes are clients, members of a round, rounds of a timed block; without members in gossip; in W4 messages, their
 # numbers and the rule. Accuracy is taken after one block.
 CASES: dict[str, tuple[Case, ...]] = {
@@ -24,7 +25,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "w2": _cases("federated", "w2", (500, 50, 4)),
     "w3": _cases("gossip", "w3", (16, 600), (64, 200), (256, 40), (1024, 10), (4096, 4)),
     "w4": _cases("rules", "w4", *((k, 100_000, rule) for k in (64, 512) for rule in RULES)),
-    "w5": _cases("gossip", "w5", (10_000, 4), (10_000, 2, "median")),
+    "w5": _cases("gossip", "w5", (10_000, 4), (10_000, 2, "median"), *((10_000, 2, "median", lie) for lie in LIES)),
     "w6": _cases("federated", "w6", (1000, 100, 10, 40)),
     "w7": _cases("language", "w7", (16, 20)),
     "w8": _cases("federated", "w8", (1_000_000, 1000, 200)),

@@ -12,7 +12,7 @@ from jaxfl import data
 from jaxfl.algorithms.gossip.dsgd import dsgd
 from jaxfl.core import Graph
 from jaxfl.data import partition
-from jaxfl.exchange import rules
+from jaxfl.exchange import attacks, rules
 from jaxfl.exchange.network import Network
 from jaxfl.learn.task import logistic_regression
 from jaxfl.world import graph, mixing
@@ -21,6 +21,8 @@ from workloads import work
 from workloads.work import Cost, Program, Side, Work
 
 MLP, SMALL = (784, 64, 10), (64, 32, 10)
+RULES = {"mean": rules.mean, "median": rules.median()}
+ATTACKS = {"sign flip": attacks.sign_flip(), "ALIE": attacks.alie()}
 LATE = ("pandas", "networkx", "sklearn.datasets")
 BOUND_BYTES = 4e9  # the bound keeps a second state beside ours: above this one does not run
 
@@ -78,18 +80,22 @@ def on_digits(make: Callable, nodes: int, **world: Any) -> Program:
     return Program(make(task), scenario(partition.resampled(known, nodes, alpha=3.0), **world), task, known)
 
 
-def w5(nodes: int, rounds: int, rule: str = "mean") -> Work:
-    """D-SGD on a random 8-regular graph, MLP 64-32-10 on digits, one step of 4."""
-    net = Network(rule=rules.median()) if rule == "median" else Network()
+def w5(nodes: int, rounds: int, rule: str = "mean", attack: str | None = None) -> Work:
+    """D-SGD on a random 8-regular graph, MLP 64-32-10 on digits, one step of 4; under an `attack` a tenth lies.
+
+    The bound has no liars.
+    """
+    net = Network(rule=RULES[rule], attack=None if attack is None else ATTACKS[attack])
+    liars = 0 if attack is None else nodes // 10
     make = lambda task: dsgd(task, net, lr=0.1, steps=1, batch=4)
 
     def cost(program):
         return Cost(work.perceptron(4, SMALL, nodes), work.gossip_round(program, nodes, 4))
 
-    build = lambda: on_digits(make, nodes, topology=regular(nodes))
+    build = lambda: on_digits(make, nodes, topology=regular(nodes), byz=liars)
     rival = lambda program: table_by_hand(program, nodes, rounds, rule)
-    name = "W5" if rule == "mean" else f"W5 {rule}"
-    return Work(name, nodes, None, rounds, build, cost, rival, True, imports=LATE)
+    name = ("W5" if rule == "mean" else f"W5 {rule}") + ("" if attack is None else f", {attack}")
+    return Work(name, nodes, None, rounds, build, cost, rival, attack is None, imports=LATE)
 
 
 def g10k(nodes: int, rounds: int) -> Work:

@@ -3,10 +3,9 @@
     z_i = w_ii x_i + sum_s w_is x_nbr(i,s)
 
 Three formulations, the same result to rounding: shifts round the circle (one contiguous read a slot; a
-collective-permute between devices; on a CPU where they are short), one dense matmul, a loop over rows gathered slot by
-slot. In each a row that is not
-finite reaches those who hear it and nobody else: a weight of 0 is no link, though `0 * nan` is not 0 (graphs with
-`shifts` have no such weight).
+collective-permute between devices; on a CPU only where they are short), one dense matmul, a loop over rows gathered
+slot by slot. In each a row that is not finite reaches those who hear it and nobody else: a weight of 0 is no link,
+though `0 * nan` is not 0 (graphs with `shifts` have no such weight).
 """
 
 from collections.abc import Callable
@@ -24,8 +23,8 @@ from jaxfl.mapping.shards import AXIS, fill, node_shards, over_shards, unfill
 from jaxfl.world.tiers import Tiers
 
 PIECE_BYTES = 128 * 2**20  # what a device gathers of all rows at a time, or a quarter of its own rows if that is more
-DENSE_RATIO = 64  # a matmul over n nodes costs what about n / 64 gathered slots cost on an accelerator
-DENSE_RATIO_CPU = 3  # what n / 8 to n / 2 cost on a CPU, the more nodes the more slots
+DENSE_RATIO = 64  # on an accelerator a matmul over n nodes costs what about n / 64 gathered slots cost
+DENSE_RATIO_CPU = 3  # on a CPU it costs what n / 3 slots cost at some 100 nodes, n / 8 at 1,000
 FEW = 8  # shifts that cost less than a matmul whatever the number of nodes
 TOGETHER = 16  # slots whose rows are added up in one pass
 MANY = 64  # slots above which rows are mixed as differences: a sum of 10,000 weights may be off by 5e-5 in float32

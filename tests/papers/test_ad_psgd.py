@@ -40,12 +40,12 @@ def test_forty_waves_event_by_event_in_float64_where_some_are_down():
     np.testing.assert_allclose(got["read"], read, atol=1e-5)
 
 
-def test_without_meetings_it_is_local_sgd_bit_for_bit():
+def test_without_meetings_it_is_local_sgd():
     _, task, data = quadratics(n=4, d=3)
     alone = scenario(data, topology=poisson(graph.ring(4), call=0.0, act=1.0))
     one = run(ad_psgd(task, lr=0.2, batch=None), alone, jnp.ones(3), 12).state.nodes["x"]
     other = run(dsgd(task, lr=0.2, batch=None), alone, jnp.ones(3), 12).state.nodes
-    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(one, other, rtol=1e-6)  # two programs, which round apart
 
 
 def test_meetings_keep_the_mean_and_agreeing_nodes_stay_at_their_optimum():

@@ -68,7 +68,7 @@ def test_where_all_edges_are_strong_it_is_dsgd():
     ours, theirs = (
         run(make(task, lr=0.1, batch=None), always, jnp.ones(3), 4).state.nodes for make in (multigraph, dsgd)
     )
-    np.testing.assert_array_equal(ours["x"], theirs)
+    np.testing.assert_allclose(ours["x"], theirs, rtol=1e-5)  # two programs, which round apart
 
 
 def test_a_ring_through_all_sites_and_other_overlays():

@@ -38,6 +38,7 @@ from jaxfl.exchange.network import Network
 from jaxfl.exchange.slots import require_whole
 from jaxfl.learn.local import displacement, local_gradient, local_sgd
 from jaxfl.learn.task import Task
+from jaxfl.mapping.sums import count
 from jaxfl.paper import Example, Paper, System
 from jaxfl.world.availability import chain_seen, look, nothing_seen
 
@@ -116,7 +117,7 @@ def allocated(
             before, first = s.shared["loss"], ~s.shared["asked"]
             said = exact.collect(stream(key, "losses"), env, exact.init(env, before[:1]), loss, x)
             value, cost = said.each["value"], said.log
-            mean = jnp.where(c.weight > 0, value, 0).sum() / jnp.maximum((c.weight > 0).sum(), 1)
+            mean = jnp.where(c.weight > 0, value, 0.0).sum() / jnp.maximum(count(c.weight > 0), 1)
             known = jnp.where(first & said.present, mean, before)
             known = known.at[c.ids].set(jnp.where(c.weight > 0, value, known[c.ids]))
             new |= {"loss": known, "asked": ~first | said.present}

@@ -29,6 +29,7 @@ from jaxfl.exchange.network import Network
 from jaxfl.learn import server as servers
 from jaxfl.learn.local import local_sgd, optimizer_state
 from jaxfl.learn.task import Task
+from jaxfl.mapping.sums import count
 from jaxfl.paper import Paper, System
 
 PAPER = Paper(
@@ -123,7 +124,7 @@ def diloco(
         got = via.collect(key, env, s.mail, learn, now["x"], steps=most, memory=memory, cost=cost)
         came, answered, flying = got.mean, got.present, ()
         if delay:
-            each = got.log["up_bits"] / jnp.maximum((env.cohort.weight > 0).sum(), 1)
+            each = got.log["up_bits"] / jnp.maximum(count(env.cohort.weight > 0), 1)
             came, answered = now["flying"].delta[0], now["flying"].answered[0]
             flying = jax.tree.map(_push, now["flying"], Flying(got.mean, each, got.present))
         x, outer = servers.step(tx, came, now["outer"], now["x"], answered)

@@ -32,6 +32,7 @@ from jaxfl.learn.local import displacement, local_sgd, optimizer_state
 from jaxfl.learn.optimizer import require_state
 from jaxfl.learn.server import adagrad_moment, adam_moment, scale_by_moments, yogi_moment
 from jaxfl.learn.task import Task
+from jaxfl.mapping.sums import count
 from jaxfl.paper import Paper, System
 
 PAPER = Paper(
@@ -87,7 +88,7 @@ def fedopt(
             members, scale, _ = counted(stale, turn.members)
             mean, sent = combine(members, turn.rows - x if stale.mixing else turn.rows)
             delta = mean if scale is None else scale * mean
-            x, opt = servers.step(tx, -delta, server["server"], x, (members.weight > 0).any())
+            x, opt = servers.step(tx, -delta, server["server"], x, count(members.weight > 0) > 0)
             return {"x": x, "server": opt, "past": push(server["past"], x) if stale.longest else ()}, (), sent
 
         memory = {"state": s.nodes} if keep_state else None

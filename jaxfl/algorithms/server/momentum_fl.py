@@ -26,6 +26,7 @@ from jaxfl.learn.hooks import blend, drift, storm
 from jaxfl.learn.local import local_sgd
 from jaxfl.learn.optimizer import rate
 from jaxfl.learn.task import Task
+from jaxfl.mapping.sums import count
 from jaxfl.paper import Paper, System
 
 PAPER = Paper(
@@ -99,8 +100,8 @@ def momentum_fl(
             return rate(server_lr, env.t)
         if not epochs:
             return rate(lr, env.t) * steps
-        ran = jnp.where(env.cohort.weight > 0, got.each["steps"], 0)
-        return rate(lr, env.t) * ran.sum() / jnp.maximum((env.cohort.weight > 0).sum(), 1)
+        ran = jnp.where(env.cohort.weight > 0, got.each["steps"], 0.0)
+        return rate(lr, env.t) * ran.sum() / jnp.maximum(count(env.cohort.weight > 0), 1)
 
     return Algorithm(init, round, read=lambda s: s.shared["x"])
 
