@@ -179,8 +179,9 @@ def check_model(model: Any) -> None:
         )
     drawn = model
     if callable(model):
-        if _seen(model):
-            return
+        with contextlib.suppress(TypeError):  # what nobody can refer to weakly is looked at anew
+            if model in _sound:
+                return
         try:
             drawn = jax.eval_shape(once(model), jax.random.key(0))
         except TypeError as error:
@@ -189,15 +190,8 @@ def check_model(model: Any) -> None:
     if not leaves or not all(map(_numbers, leaves)):
         raise InputError(f"model is {_shown(model)}, but must be one or more arrays of numbers, or draw such.")
     if callable(model):
-        with contextlib.suppress(TypeError):  # what nobody can refer to weakly is looked at anew
+        with contextlib.suppress(TypeError):
             _sound.add(model)
-
-
-def _seen(model: Callable) -> bool:
-    try:
-        return model in _sound
-    except TypeError:
-        return False
 
 
 def check_metric(evaluate: Any) -> None:

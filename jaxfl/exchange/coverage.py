@@ -19,6 +19,7 @@ from jaxfl.core import Array, Cohort, Log, Tree, counts, stream
 from jaxfl.errors import InputError
 from jaxfl.learn.submodels import Sub
 from jaxfl.mapping.at import must_take, takes
+from jaxfl.mapping.sums import count
 
 WHOLE = 1e-6  # a number is trained by all if the members who did not count less than this
 
@@ -97,10 +98,10 @@ def combined(
     else:
         total, weight = jnp.float32(1), counts(c._replace(total=None))
         covers = jnp.dot(weight, jnp.where(present[:, None], covers, 0), precision="highest")
-    count = present.sum(dtype=jnp.float32)
+    many = count(present)
     log = Log(
-        coverage_index=count * covers[:d].min() / jnp.maximum(total, 1e-12),
-        reduction_noise=jnp.where(present, each["noise"], 0).sum() / jnp.maximum(count, 1),
+        coverage_index=many * covers[:d].min() / jnp.maximum(total, 1e-12),
+        reduction_noise=jnp.where(present, each["noise"], 0).sum() / jnp.maximum(many, 1),
         work=jnp.where(present, each["gradients"] * each["held"] / d, 0).sum(),
     )
     return covered(total, out, covers), bits * (m // d * each["said"] + m % d) / m, log

@@ -105,8 +105,9 @@ def reported(who: Who, each: dict) -> Log:
     log, present = Log(), _present(who, each)
     if "loss" in each:
         ran = present & (each["steps"] > 0)
-        mean = jnp.where(ran, each["loss"], 0.0).sum() / jnp.maximum(count(ran), 1)
-        log["loss"] = jnp.where(count(ran) > 0, mean, jnp.nan)
+        many = count(ran)
+        mean = jnp.where(ran, each["loss"], 0.0).sum() / jnp.maximum(many, 1)
+        log["loss"] = jnp.where(many > 0, mean, jnp.nan)
     if "gradients" in each:
         selected = who.selected if isinstance(who, Cohort) else None
         log["gradients"] = jnp.where(present if selected is None else selected, each["gradients"], 0.0).sum()
